@@ -1,0 +1,234 @@
+"""The server's settings: one frozen struct, read once from a TOML file and the environment.
+
+`TERRAPOD_…` variables win over the file; `__` goes one level down, so that
+`TERRAPOD_STORAGE__BUCKET` is `bucket` of the table `[storage]`. Every mistake
+is reported at once, unknown names included.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+
+MIB = 1 << 20
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Root of all tables."""
+
+
+class Limits(Section):
+    """Greatest sizes of request bodies, in bytes."""
+
+    json_bytes: int = 2 * MIB
+    configuration_bytes: int = 256 * MIB
+    state_bytes: int = 512 * MIB
+
+
+class Storage(Section):
+    """Where files are kept: on disk below the data folder, or in an S3 bucket."""
+
+    kind: Literal["files", "s3"] = "files"
+    path: str = ""  #: of `files`; default `DATA/store`
+    bucket: str = ""
+    prefix: str = ""
+    region: str = ""
+    endpoint: str = ""  #: of another S3 than Amazon's
+
+
+class Engines(Section):
+    """Where terraform and tofu come from."""
+
+    terraform_url: str = "https://releases.hashicorp.com/terraform"
+    tofu_url: str = "https://github.com/opentofu/opentofu/releases/download"
+    tofu_index_url: str = "https://get.opentofu.org/tofu/api.json"
+    timeout_s: float = 300.0  #: of one download
+
+
+class Tls(Section):
+    """PEM files. Without them `serve` speaks plain HTTP on loopback only."""
+
+    certificate: str = ""
+    key: str = ""
+
+
+class Runs(Section):
+    """Limits of a phase; what a listener is told with its work."""
+
+    plan_s: float = 7200.0
+    apply_s: float = 86400.0
+    cancel_grace_s: float = 120.0
+    log_bytes: int = 1 << 30
+    default_version: str = "latest"  #: of the engine, for workspaces that name none
+
+
+class Config(Section):
+    """All settings of the server."""
+
+    data: str = "/var/lib/terrapod"  #: folder of keys, SQLite database and files
+    host: str = "127.0.0.1"
+    port: int = 8443
+    public_url: str = ""  #: as clients see it; default: made from host and port
+    database_url: str = ""  #: `postgres://…`; default: SQLite below the data folder
+    database_pool: int = 10  #: greatest number of PostgreSQL connections
+    key_file: str = ""  #: of the keys that encrypt at rest; default `DATA/keys`
+    access_log: bool = False
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    http2: bool = False
+    shutdown_s: float = 30.0  #: how long requests under way may take at a stop
+    tls: Tls = Tls()
+    limits: Limits = Limits()
+    storage: Storage = Storage()
+    engines: Engines = Engines()
+    runs: Runs = Runs()
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.data)
+
+    @property
+    def url(self) -> str:
+        """Base of all absolute URLs, without a slash at its end."""
+        if self.public_url:
+            return self.public_url.rstrip("/")
+        scheme = "https" if self.tls.certificate else "http"
+        return f"{scheme}://{self.host}:{self.port}"
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite://{self.folder / 'terrapod.sqlite3'}"
+
+
+class Mistakes(Exception):
+    """What is wrong with the settings, a line each."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+def _convert(text: str, kind: Any) -> Any:
+    if kind is bool:
+        lowered = text.lower()
+        if lowered in {"1", "true", "yes", "on"}:
+            return True
+        if lowered in {"0", "false", "no", "off"}:
+            return False
+        message = f"{text!r} is neither true nor false"
+        raise ValueError(message)
+    if kind in {int, float}:
+        return kind(text)
+    if get_origin(kind) is Literal and text not in get_args(kind):
+        message = f"{text!r} is none of {', '.join(get_args(kind))}"
+        raise ValueError(message)
+    return text
+
+
+def _fields(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    return {field.name: field.type for field in msgspec.structs.fields(struct)}
+
+
+def _from_environment(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, text in sorted(environ.items()):
+        if not name.startswith("TERRAPOD_") or name.startswith(("TERRAPOD_LISTENER_", "TERRAPOD_TEST_")):
+            continue
+        if name == "TERRAPOD_CONFIG":
+            continue
+        path = name.removeprefix("TERRAPOD_").lower().split("__")
+        kind: Any = Config
+        for part in path:
+            is_section = isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+            kind = _fields(kind).get(part) if is_section else None
+            if kind is None:
+                break
+        if kind is None or (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            mistakes.append(f"{name}: there is no such setting")
+            continue
+        try:
+            value = _convert(text, kind)
+        except ValueError as error:
+            mistakes.append(f"{name}: {error}")
+            continue
+        table = found
+        for part in path[:-1]:
+            table = table.setdefault(part, {})
+        table[path[-1]] = value
+    return found
+
+
+def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _unknown(table: Mapping[str, Any], struct: type[msgspec.Struct], at: str, mistakes: list[str]) -> dict[str, Any]:
+    """The known part of a table, each member checked by itself so that all mistakes are told."""
+    fields = _fields(struct)
+    kept: dict[str, Any] = {}
+    for key, value in table.items():
+        kind = fields.get(key)
+        if kind is None:
+            mistakes.append(f"{at}{key}: there is no such setting")
+        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            if isinstance(value, dict):
+                kept[key] = _unknown(value, kind, f"{at}{key}.", mistakes)
+            else:
+                mistakes.append(f"{at}{key}: must be a table")
+        else:
+            try:
+                kept[key] = msgspec.convert(value, kind)
+            except msgspec.ValidationError as error:
+                mistakes.append(f"{at}{key}: {error}")
+    return kept
+
+
+def load(environ: Mapping[str, str], file: Path | None = None, **over: Any) -> Config:
+    """Settings from `file`, then the environment, then `over`; raises `Mistakes` with all of them."""
+    mistakes: list[str] = []
+    table: dict[str, Any] = {}
+    if file is not None:
+        try:
+            table = tomllib.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            mistakes.append(f"{file}: {error.strerror}")
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            mistakes.append(f"{file}: {error}")
+    table = _unknown(table, Config, "", mistakes)
+    table = _merge(table, _from_environment(environ, mistakes))
+    table = _merge(table, over)
+    config: Config | None = None
+    try:
+        config = msgspec.convert(table, Config)
+    except msgspec.ValidationError as error:
+        mistakes.append(str(error))
+    if config is not None:
+        mistakes += _contradictions(config)
+    if mistakes or config is None:
+        raise Mistakes(mistakes)
+    return config
+
+
+def _contradictions(config: Config) -> list[str]:
+    wrong = []
+    if bool(config.tls.certificate) != bool(config.tls.key):
+        wrong.append("tls: certificate and key go together")
+    wrong += [
+        f"tls.{name}: {path} cannot be read"
+        for name, path in (("certificate", config.tls.certificate), ("key", config.tls.key))
+        if path and not Path(path).is_file()
+    ]
+    if config.storage.kind == "s3" and not config.storage.bucket:
+        wrong.append("storage.bucket: needed when storage.kind is s3")
+    if not 0 <= config.port <= 65535:  # noqa: PLR2004
+        wrong.append("port: must be between 0 and 65535")
+    if config.public_url and not config.public_url.startswith(("https://", "http://")):
+        wrong.append("public_url: must begin with https:// or http://")
+    if config.database_url and not config.database_url.startswith(("postgres://", "postgresql://", "asyncpg://", "sqlite://")):
+        wrong.append("database_url: must begin with postgres:// or sqlite://")
+    return wrong

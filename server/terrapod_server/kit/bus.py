@@ -1,0 +1,122 @@
+"""Wake-ups between tasks, and between server processes where the database is PostgreSQL.
+
+A wake-up carries no data: who is woken looks at the database. So a lost one
+costs a waiter its time-out and nothing else. Subscribe first, then look, then
+wait: whatever is published after the subscription is seen.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+from tortoise import connections
+
+log = logging.getLogger(__name__)
+CHANNEL = "terrapod"
+_RETRY_S = 1.0
+
+
+class Subscription:
+    """`wait` answers True once for any number of wake-ups since the last."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def wake(self) -> None:
+        self._event.set()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Whether something was published; False when the time is over."""
+        try:
+            await asyncio.wait_for(self._event.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        self._event.clear()
+        return True
+
+
+class Bus:
+    """In process; `dsn` adds the other processes on the same PostgreSQL."""
+
+    def __init__(self, dsn: str | None = None) -> None:
+        self._dsn = dsn
+        self._waiting: dict[str, set[Subscription]] = defaultdict(set)
+        self._task: asyncio.Task[None] | None = None
+        self.is_closing = False
+
+    async def start(self) -> None:
+        if self._dsn:
+            ready = asyncio.Event()
+            self._task = asyncio.create_task(self._listen(ready))
+            await asyncio.wait_for(ready.wait(), 10)
+
+    async def stop(self) -> None:
+        self.close()
+        if self._task:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def close(self) -> None:
+        """Wakes everybody for good: long polls end with nothing, streams end."""
+        self.is_closing = True
+        for waiting in list(self._waiting.values()):
+            for subscription in list(waiting):
+                subscription.wake()
+
+    async def publish(self, *topics: str) -> None:
+        """Wakes who waits for any of the topics. To be called after the commit."""
+        for topic in topics:
+            self._deliver(topic)
+        if self._dsn and topics:
+            connection = connections.get("default")
+            for topic in topics:
+                await connection.execute_query("SELECT pg_notify($1, $2)", [CHANNEL, topic])
+
+    @contextlib.asynccontextmanager
+    async def subscribe(self, *topics: str) -> AsyncIterator[Subscription]:
+        subscription = Subscription()
+        for topic in topics:
+            self._waiting[topic].add(subscription)
+        if self.is_closing:
+            subscription.wake()
+        try:
+            yield subscription
+        finally:
+            for topic in topics:
+                waiting = self._waiting[topic]
+                waiting.discard(subscription)
+                if not waiting:
+                    del self._waiting[topic]
+
+    def _deliver(self, topic: str) -> None:
+        for subscription in self._waiting.get(topic, ()):
+            subscription.wake()
+
+    def _heard(self, _connection: Any, _pid: int, _channel: str, payload: object) -> None:
+        self._deliver(str(payload))
+
+    async def _listen(self, ready: asyncio.Event) -> None:
+        """Holds one connection that LISTENs; after a break everybody looks once, since wake-ups were missed."""
+        while True:
+            lost = asyncio.Event()
+            try:
+                connection = await asyncpg.connect(self._dsn)
+            except (OSError, asyncpg.PostgresError) as error:
+                log.warning("cannot listen for wake-ups: %s", error)
+                await asyncio.sleep(_RETRY_S)
+                continue
+            connection.add_termination_listener(lambda _c, lost=lost: lost.set())
+            try:
+                await connection.add_listener(CHANNEL, self._heard)
+                for topic in list(self._waiting):
+                    self._deliver(topic)
+                ready.set()
+                await lost.wait()
+            finally:
+                with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    await connection.close(timeout=1)

@@ -1,0 +1,185 @@
+"""One request as a handler sees it, and what the whole server shares."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from starlette.requests import ClientDisconnect, Request
+
+from terrapod_server.kit.jsonapi import Level, Linked, Page
+from terrapod_shared.errors import BadRequest, Invalid, TooLarge
+
+if TYPE_CHECKING:
+    from terrapod_server.config import Config
+    from terrapod_server.kit.bus import Bus
+    from terrapod_server.kit.guard import Guard
+    from terrapod_server.kit.signed import Signer
+    from terrapod_server.store.cipher import KeyRing
+    from terrapod_server.store.port import Store
+
+PAGE_SIZE = 20
+PAGE_SIZE_MAX = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Principal:
+    """Who calls."""
+
+    kind: Literal["user", "run", "listener", "anonymous"] = "anonymous"
+    id: str = ""
+    name: str = ""
+    token_id: str = ""
+    is_admin: bool = False
+    lease: int = 0
+    workspace_id: str = ""
+    phase: str = ""
+    pool_id: str = ""
+
+
+ANONYMOUS = Principal()
+
+
+async def _nothing(*_: Any, **__: Any) -> None:
+    """What a hook does until app.py has put a room's function in its place."""
+
+
+@dataclass(kw_only=True)
+class Services:
+    """What all rooms share. Made once by `app`, which also hands in what lower rooms ask of upper ones."""
+
+    config: "Config"
+    store: "Store"
+    cipher: "KeyRing"
+    bus: "Bus"
+    signer: "Signer"
+    guard: "Guard"
+    on_configuration_uploaded: Callable[..., Awaitable[Any]] = _nothing
+    configuration_in_use: Callable[..., Awaitable[Any]] = _nothing
+    on_state_finalized: Callable[..., Awaitable[Any]] = _nothing
+    on_workspace_unlocked: Callable[..., Awaitable[Any]] = _nothing
+    local_engines: Callable[..., Awaitable[Any]] = _nothing
+    pool_for: Callable[..., Awaitable[Any]] = _nothing
+    #: Asked before a workspace goes; may refuse with Conflict. `(services, workspace_id, force)`.
+    before_workspace_deleted: list[Callable[..., Awaitable[Any]]] = field(default_factory=list)
+    #: Called inside the transaction that deletes a workspace. `(workspace_id)`.
+    on_workspace_deleted: list[Callable[..., Awaitable[Any]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """`asked` tells whether the client named a size: some lists answer in full otherwise."""
+
+    number: int
+    size: int
+    asked: bool
+
+    @property
+    def offset(self) -> int:
+        return (self.number - 1) * self.size
+
+
+def page_of(query: Mapping[str, str]) -> PageRequest:
+    """Reads `page[number]` and `page[size]`; a size over 100 is clamped."""
+    numbers = {}
+    for name, least, default in (("page[number]", 1, 1), ("page[size]", 1, PAGE_SIZE)):
+        text = query.get(name, "")
+        if not text:
+            numbers[name] = default
+            continue
+        if not text.isascii() or not text.isdigit() or int(text[:12]) < least:
+            message = f"{name} must be a whole number from {least}, not {text[:40]!r}"
+            raise Invalid(message)
+        numbers[name] = min(int(text[:12]), 1 << 40)
+    size = min(numbers["page[size]"], PAGE_SIZE_MAX)
+    return PageRequest(min(numbers["page[number]"], (1 << 50) // size), size, bool(query.get("page[size]")))
+
+
+@dataclass(kw_only=True)
+class Call:
+    """One request, handed to every handler."""
+
+    request: Request
+    services: Services
+    path: dict[str, str]
+    principal: Principal = ANONYMOUS
+    level: Level = Level.NONE
+    limit_bytes: int = 0
+    attributes: dict[str, Any] = field(default_factory=dict)
+    relations: dict[str, list[Linked] | Linked | None] = field(default_factory=dict)
+    items: list[Linked] = field(default_factory=list)
+    document: Any = None
+
+    def param(self, name: str, default: str | None = None) -> str | None:
+        """A query parameter; absent or empty ones are `default`."""
+        return self.request.query_params.get(name) or default
+
+    def flag(self, name: str) -> bool:
+        return (self.param(name) or "").lower() in {"1", "true", "yes"}
+
+    @property
+    def page(self) -> PageRequest:
+        return page_of(self.request.query_params)
+
+    async def rows(self, queryset: Any, *, full_unless_asked: bool = False) -> Page:
+        """The page of a Tortoise queryset that the client asked for, with the count of all."""
+        page = self.page
+        if full_unless_asked and not page.asked:
+            return Page(await queryset)
+        total = await queryset.count()
+        if page.offset >= total:
+            return Page([], total)
+        return Page(await queryset.offset(page.offset).limit(page.size), total)
+
+    def cut(self, rows: Sequence[Any]) -> Page:
+        """The page of rows that are all in memory; for lists that are short by nature."""
+        page = self.page
+        return Page(rows[page.offset : page.offset + page.size], len(rows))
+
+    def has_related(self, name: str) -> bool:
+        return name in self.relations
+
+    def related(self, name: str) -> str | None:
+        """The id that a to-one relationship names, or None where it was not sent or is null."""
+        linked = self.relations.get(name)
+        if isinstance(linked, list):
+            message = f"{name} is a to-one relationship"
+            raise Invalid(message, pointer=f"/data/relationships/{name}/data")
+        return linked.id if linked else None
+
+    def related_many(self, name: str) -> list[Linked] | None:
+        """The members of a to-many relationship, or None where it was not sent."""
+        linked = self.relations.get(name)
+        if isinstance(linked, Linked):
+            message = f"{name} is a to-many relationship"
+            raise Invalid(message, pointer=f"/data/relationships/{name}/data")
+        return linked
+
+    def url(self, path: str) -> str:
+        """Absolute URL of a path, as the client reaches us: the setting, else the Host it named."""
+        config = self.services.config
+        if config.public_url:
+            return config.url + path
+        host = self.request.headers.get("host", "")
+        return f"{self.request.url.scheme}://{host}{path}" if host else config.url + path
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """The body's chunks. Raises TooLarge past the endpoint's limit, BadRequest when it is cut off."""
+        seen = 0
+        try:
+            async for chunk in self.request.stream():
+                seen += len(chunk)
+                if self.limit_bytes and seen > self.limit_bytes:
+                    raise too_large(self.limit_bytes)
+                if chunk:
+                    yield chunk
+        except ClientDisconnect:
+            message = f"the body ended after {seen} bytes, before it was whole"
+            raise BadRequest(message) from None
+        length = self.request.headers.get("content-length")
+        if length is not None and length.isdigit() and int(length) != seen:
+            message = f"the body has {seen} bytes and not the {length} of its Content-Length"
+            raise BadRequest(message)
+
+
+def too_large(limit_bytes: int) -> TooLarge:
+    return TooLarge(f"the body is larger than {limit_bytes} bytes")

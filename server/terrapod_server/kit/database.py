@@ -1,0 +1,97 @@
+"""Opening, migrating and asking the database: SQLite in WAL mode, or PostgreSQL."""
+
+import contextlib
+import hashlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from tortoise import Tortoise, connections
+from tortoise.transactions import in_transaction
+
+__all__ = ["clock", "close", "dialect", "in_transaction", "is_postgres", "leadership", "open_", "query"]
+
+#: SQLite knows one writer; a second process waits so long for it.
+_BUSY_MS = 10_000
+
+
+def settings(url: str, modules: Sequence[str], pool: int) -> dict[str, Any]:
+    """Tortoise's configuration; also read by the migration commands."""
+    parts = urlsplit(url)
+    connection: Any
+    if parts.scheme == "sqlite":
+        connection = {
+            "engine": "tortoise.backends.sqlite",
+            "credentials": {
+                "file_path": url.removeprefix("sqlite://"),
+                "journal_mode": "WAL",
+                "synchronous": "FULL",
+                "busy_timeout": _BUSY_MS,
+                "foreign_keys": "ON",
+            },
+        }
+    else:
+        connection = {
+            "engine": "tortoise.backends.asyncpg",
+            "credentials": {"dsn": postgres_dsn(url), "minsize": 1, "maxsize": pool},
+        }
+    return {
+        "connections": {"default": connection},
+        "apps": {
+            "terrapod": {
+                "models": list(modules),
+                "default_connection": "default",
+                "migrations": "terrapod_server.migrations",
+            }
+        },
+        "use_tz": True,
+        "timezone": "UTC",
+    }
+
+
+def postgres_dsn(url: str) -> str:
+    """The URL in the one spelling of its scheme that asyncpg takes."""
+    return "postgresql://" + url.partition("://")[2]
+
+
+async def open_(url: str, modules: Sequence[str], pool: int = 10) -> None:
+    await Tortoise.init(config=settings(url, modules, pool), _enable_global_fallback=True)
+
+
+async def close() -> None:
+    await Tortoise.close_connections()
+
+
+def dialect() -> str:
+    """`postgres` or `sqlite`."""
+    return str(connections.get("default").capabilities.dialect)
+
+
+def is_postgres() -> bool:
+    return dialect() == "postgres"
+
+
+async def query(sql: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    """Rows of a hand-written statement; for those that the ORM cannot say."""
+    return list(await connections.get("default").execute_query_dict(sql, list(values)))
+
+
+async def clock() -> float:
+    """Seconds by the clock that judges leases: the database's, or on SQLite this process's monotonic one."""
+    if not is_postgres():
+        return time.monotonic()
+    rows = await query("SELECT extract(epoch FROM clock_timestamp())::float8 AS now")
+    return float(rows[0]["now"])
+
+
+@contextlib.asynccontextmanager
+async def leadership(name: str) -> AsyncIterator[bool]:
+    """Whether this process alone may do the work of that name now; on SQLite there is only one."""
+    if not is_postgres():
+        yield True
+        return
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+    async with in_transaction() as connection:
+        rows = await connection.execute_query_dict("SELECT pg_try_advisory_xact_lock($1) AS leads", [number])
+        yield bool(rows[0]["leads"])

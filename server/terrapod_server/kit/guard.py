@@ -1,0 +1,74 @@
+"""Who is calling, and may they: 401, 403 and 404 for rights are decided here only.
+
+The guard knows no users and no roles. It asks functions that app.py hands in:
+who a bearer token belongs to, who signed a listener's request, and which
+level a caller has on the thing that a path names.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from terrapod_server.kit.call import ANONYMOUS, Principal, Services
+from terrapod_server.kit.jsonapi import Access, Endpoint, Level, Raw
+from terrapod_shared.errors import Forbidden, NotFound, Unauthorized
+
+
+@dataclass
+class Guard:
+    """`level(principal, parameter, id)` answers NONE where the caller may not even know of it."""
+
+    bearer: Callable[[str], Awaitable[Principal | None]]
+    listener: Callable[[Request, Services], Awaitable[Principal]]
+    level: Callable[[Principal, str, str], Awaitable[Level]]
+
+    async def admit(
+        self, endpoint: Endpoint | Raw, request: Request, path: dict[str, str], services: Services
+    ) -> tuple[Principal, Level]:
+        """The caller and the level on the path's thing. Raises Unauthorized, Forbidden or NotFound."""
+        needs = endpoint.needs
+        if needs is Access.PUBLIC or needs is Access.CAPABILITY:
+            return ANONYMOUS, Level.NONE
+        if needs is Access.LISTENER and (
+            "signature" in request.headers or not request.headers.get("authorization")
+        ):
+            return await self.listener(request, services), Level.NONE
+        principal = await self.identify(request)
+        if principal.kind == "run" and not endpoint.run_token:
+            if isinstance(needs, Level):
+                raise NotFound
+            message = "a run's token cannot be used for this"
+            raise Forbidden(message)
+        if needs is Access.USER:
+            return principal, Level.NONE
+        if isinstance(needs, Access):
+            if needs is Access.LISTENER:
+                message = "only a listener's signed request may do this"
+                raise Forbidden(message)
+            if not principal.is_admin:
+                message = "only a platform admin may do this"
+                raise Forbidden(message)
+            return principal, Level.ADMIN
+        return principal, await self.require(principal, endpoint, path)
+
+    async def require(self, principal: Principal, endpoint: Endpoint | Raw, path: dict[str, str]) -> Level:
+        """The caller's level on what the path names; at least the one that the endpoint needs."""
+        name = endpoint.guards or next((name for name in path if name != "org"), "")
+        level = await self.level(principal, name, path.get(name, ""))
+        if level is Level.NONE:
+            raise NotFound
+        if level < endpoint.needs and principal.kind != "run":
+            message = f"this needs {endpoint.needs.name.lower()}, and you have {level.name.lower()}"  # type: ignore[union-attr]
+            raise Forbidden(message)
+        return level
+
+    async def identify(self, request: Request) -> Principal:
+        """Who the bearer token belongs to. Raises Unauthorized."""
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        principal = await self.bearer(token.strip()) if scheme.lower() == "bearer" and token else None
+        if principal is None:
+            error = Unauthorized("a valid bearer token is needed")
+            error.headers["WWW-Authenticate"] = "Bearer"
+            raise error
+        return principal

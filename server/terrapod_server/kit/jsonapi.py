@@ -1,0 +1,227 @@
+"""Declarations: a resource and its endpoints are values, and all else reads them.
+
+Routing, parsing, rendering, paging, `include` and the OpenAPI document are
+made of the values below. This module holds no behaviour beyond their shape.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum, StrEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+    from terrapod_server.kit.call import Call
+
+Row = Any
+Value = Callable[[Row, "Call"], Any]
+
+
+class Level(IntEnum):
+    """What a caller may do with a workspace, pool, module or provider; higher holds lower."""
+
+    NONE = 0
+    READ = 1
+    PLAN = 2
+    WRITE = 3
+    ADMIN = 4
+
+
+class Access(StrEnum):
+    """Who may call an endpoint that is not about one thing with levels."""
+
+    PUBLIC = "public"  #: anybody, without a credential
+    CAPABILITY = "capability"  #: the URL's own secret is the credential; the handler checks it
+    USER = "user"  #: anybody with a good token; lists show what the caller may read
+    PLATFORM = "platform"  #: platform admins
+    AUDIT = "audit"  #: platform admins and auditors
+    LISTENER = "listener"  #: a listener's signed request
+
+
+Needs = Level | Access
+
+
+class Limit(Enum):
+    """Which setting bounds the request's body."""
+
+    JSON = "json"
+    CONFIGURATION = "configuration"
+    STATE = "state"
+    NONE = "none"  #: the handler streams and bounds by itself
+
+
+@dataclass(frozen=True)
+class Attr:
+    """One attribute. The wire name is written once; the column is its snake case.
+
+    `kind` is `str`, `int`, `float`, `bool`, `dict`, `list`, `datetime` or `object`
+    (anything). A value that is `write`able may be set by clients; one that is
+    `nullable` may be set to null. `value` computes what is shown; without it the
+    column of the same name is read. `parse` turns a checked value into what
+    actions expect and may raise `ValueError(text)`, which becomes a 422.
+    """
+
+    name: str
+    kind: type
+    doc: str
+    write: bool = False
+    nullable: bool = False
+    choices: tuple[str, ...] = ()
+    minimum: int | None = None
+    maximum: int | None = None  #: of a number; for a string its greatest length
+    items: type | None = None  #: of a list: the kind of each item
+    value: Value | None = None
+    parse: Callable[[Any], Any] | None = None
+    only_in: str | None = None  #: shown only by endpoints whose `view` is this
+
+    @property
+    def column(self) -> str:
+        return self.name.replace("-", "_")
+
+
+@dataclass(frozen=True)
+class One:
+    """A to-one relationship; names the other side by its type string.
+
+    `key` gives the other's id (or None) from the row: by default the column
+    `<name>_id`. `type` may be a function of the row where it varies.
+    `write`able ones are parsed: `call.related("name")` is the id or None.
+    """
+
+    name: str
+    type: str | Callable[[Row], str]
+    doc: str = ""
+    key: Value | None = None
+    write: bool = False
+    link: Value | None = None  #: `links.related`
+
+    @property
+    def column(self) -> str:
+        return self.name.replace("-", "_") + "_id"
+
+
+@dataclass(frozen=True)
+class Many:
+    """A to-many relationship. `keys` gives the ids; where absent only the link is shown.
+
+    Written ones are read by `call.related_many("name")`: a list of `Linked`,
+    whose members may carry attributes in place of an id, as the terraform CLI
+    sends tags.
+    """
+
+    name: str
+    type: str
+    doc: str = ""
+    keys: Value | None = None
+    write: bool = False
+    link: Value | None = None
+
+
+class Prepare(Protocol):
+    """Fetches for a whole page at once what `value=` functions read of each row."""
+
+    def __call__(self, rows: Sequence[Row], call: "Call") -> Awaitable[None]: ...
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A JSON:API resource type.
+
+    `load` gives rows by ids (in any order, missing ones left out) for
+    `?include=`; `prepare` is called with the rows of one answer before they
+    are rendered, to avoid a query for each. `id` is the row's column or function.
+    `accepts` are further spellings of the type that clients send.
+    """
+
+    type: str
+    attributes: tuple[Attr, ...] = ()
+    relations: tuple[One | Many, ...] = ()
+    load: Callable[[Sequence[str]], Awaitable[Sequence[Row]]] | None = None
+    prepare: Prepare | None = None
+    links: Mapping[str, Value] = field(default_factory=dict)
+    id: Callable[[Row], str] = lambda row: str(row.id)
+    accepts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A JSON:API endpoint: `do(call)` gives a row, a `Page` (with `many`), or None.
+
+    `status` is the success status; None as result gives 204 unless `status` is
+    202. `guards` names the path parameter whose thing the level is about
+    (default: the first of the path). `takes` is the resource whose attributes
+    the body carries (default: `resource`); `body=False` ignores the body.
+    `run_token` opens it to run tokens; the handler then checks what of it.
+    """
+
+    method: str
+    path: str
+    resource: Resource | None
+    do: Callable[["Call"], Awaitable[Any]]
+    needs: Needs
+    status: int = 200
+    many: bool = False
+    takes: Resource | None = None
+    body: bool = True
+    body_many: bool = False  #: `data` is a list of resources: `call.items`
+    guards: str | None = None
+    limit: Limit = Limit.JSON
+    run_token: bool = False
+    view: str | None = None
+    media: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    filters: tuple[str, ...] = ()  #: query parameters it understands, for the documents
+    doc: str = ""  #: default: the first line of `do`'s docstring
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Uploads, logs, streams, discovery: no JSON:API, but guard, limits and docs all the same."""
+
+    method: str
+    path: str
+    do: Callable[["Call"], Awaitable["Response"]]
+    needs: Needs
+    guards: str | None = None
+    limit: Limit = Limit.NONE
+    run_token: bool = False
+    quiet: bool = False  #: the path holds a secret: blanked in the access log
+    unmetered: bool = False  #: exempt from rate limits (log reads, uploads)
+    doc: str = ""
+
+
+@dataclass(frozen=True)
+class Linked:
+    """A member of a to-many relationship, or of a list body, as it was sent."""
+
+    type: str
+    id: str | None
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some rows of a list. `total` counts all that match; None: this is all there is."""
+
+    rows: Sequence[Row]
+    total: int | None = None
+
+
+__all__ = [
+    "Access",
+    "Attr",
+    "Endpoint",
+    "Level",
+    "Limit",
+    "Linked",
+    "Many",
+    "Needs",
+    "One",
+    "Page",
+    "Prepare",
+    "Raw",
+    "Resource",
+    "Row",
+    "Value",
+]

@@ -1,0 +1,17 @@
+"""What the kit itself keeps: answers to requests that may be repeated."""
+
+from tortoise import fields
+from tortoise.models import Model
+
+
+class Repeat(Model):
+    """The answer to a POST that carried an `Idempotency-Key`; `status` 0 while it is under way."""
+
+    id = fields.CharField(primary_key=True, max_length=64)
+    request = fields.CharField(max_length=64)
+    status = fields.IntField(default=0)
+    body = fields.BinaryField(default=b"")  #: sealed: it may hold a secret that is shown once
+    created_at = fields.DatetimeField(auto_now_add=True, db_index=True)
+
+    class Meta:
+        table = "repeat"

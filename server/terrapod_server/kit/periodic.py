@@ -1,0 +1,56 @@
+"""Work that is done every so often, on one server process where it needs a leader."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from terrapod_server.kit import database
+from terrapod_server.kit.call import Services
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """`leader`: only the process that holds the database's lock of that name runs it."""
+
+    name: str
+    every_s: float
+    do: Callable[[Services], Awaitable[None]]
+    leader: bool = True
+
+
+class Periodic:
+    """Runs jobs until `stop`; a job that fails is logged and tried again at its next turn."""
+
+    def __init__(self, jobs: Iterable[Job], services: Services) -> None:
+        self._jobs = tuple(jobs)
+        self._services = services
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._repeat(job), name=job.name) for job in self._jobs]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _repeat(self, job: Job) -> None:
+        await asyncio.sleep(random.uniform(0, min(job.every_s, 1.0)))  # noqa: S311
+        while True:
+            try:
+                if job.leader:
+                    async with database.leadership(job.name) as leads:
+                        if leads:
+                            await job.do(self._services)
+                else:
+                    await job.do(self._services)
+            except Exception:  # noqa: BLE001  one of the three edges: a job's failure must not end the job
+                log.exception("job %s failed", job.name)
+            await asyncio.sleep(job.every_s)

@@ -1,0 +1,61 @@
+"""`Idempotency-Key` on every POST: the first answer is given again, the work is done once."""
+
+import hashlib
+from datetime import timedelta
+
+from tortoise.exceptions import IntegrityError
+
+from terrapod_server.kit.call import Call, Services
+from terrapod_server.kit.model import Repeat
+from terrapod_server.kit.periodic import Job
+from terrapod_shared import clock
+from terrapod_shared.errors import Conflict, Invalid
+
+HEADER = "idempotency-key"
+KEPT = timedelta(hours=24)
+_LONGEST = 255
+
+
+class Attempt:
+    """One keyed request: `begin` gives an earlier answer, or claims the key; then `end` or `forget`."""
+
+    def __init__(self, call: Call, raw: bytes) -> None:
+        key = call.request.headers[HEADER]
+        if not 0 < len(key) <= _LONGEST:
+            message = f"Idempotency-Key must have 1 to {_LONGEST} characters"
+            raise Invalid(message)
+        who = call.principal.token_id or call.principal.id
+        scope = f"{who}\n{call.request.url.path}\n{key}"
+        self._id = hashlib.sha256(scope.encode()).hexdigest()
+        self._request = hashlib.sha256(raw).hexdigest()
+        self._cipher = call.services.cipher
+
+    async def begin(self) -> tuple[int, bytes] | None:
+        """Raises Invalid for another body under the same key, Conflict while the first is under way."""
+        try:
+            await Repeat.create(id=self._id, request=self._request)
+        except IntegrityError:
+            first = await Repeat.get_or_none(id=self._id)
+        else:
+            return None
+        if first is None or first.request != self._request:
+            message = "this Idempotency-Key was used for another request"
+            raise Invalid(message) from None
+        if first.status == 0:
+            message = "the first request with this Idempotency-Key is still under way"
+            raise Conflict(message) from None
+        return first.status, self._cipher.unseal(first.body, self._id)
+
+    async def end(self, status: int, body: bytes) -> None:
+        await Repeat.filter(id=self._id).update(status=status, body=self._cipher.seal(body, self._id))
+
+    async def forget(self) -> None:
+        """Nothing was done, so the key may be used again."""
+        await Repeat.filter(id=self._id).delete()
+
+
+async def purge(_services: Services) -> None:
+    await Repeat.filter(created_at__lt=clock.now() - KEPT).delete()
+
+
+JOBS = (Job("purge repeats", 3600, purge),)

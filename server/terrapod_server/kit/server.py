@@ -1,0 +1,213 @@
+"""The ASGI application: finds the endpoint, asks the guard, reads, calls, renders.
+
+Every answer leaves through here, so every error has the one form, every
+answer its request id and headers, and every body its limit.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from terrapod_server.kit import parse, repeats
+from terrapod_server.kit.call import Call, Services, too_large
+from terrapod_server.kit.documents import Registry, encode
+from terrapod_server.kit.jsonapi import Endpoint, Limit, Page, Raw
+from terrapod_server.kit.routes import Routes
+from terrapod_shared import errors, ids
+
+log = logging.getLogger(__name__)
+access_log = logging.getLogger("terrapod.access")
+
+JSON = "application/json"
+_ACCEPTED = frozenset({"application/vnd.api+json", JSON})
+#: A body of this size and more is decoded in a thread.
+_LARGE_JSON = 256 << 10
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "strict-origin-when-cross-origin",
+    "Cache-Control": "no-store",
+    "TFP-API-Version": "2.6",
+    "TFP-AppName": "Terrapod",
+}
+
+
+class Server:
+    """`start` and `stop` are awaited at the ends of the ASGI lifespan."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        registry: Registry,
+        services: Services,
+        start: Callable[[], Awaitable[None]],
+        stop: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.routes, self.registry, self.services = routes, registry, services
+        self._start, self._stop = start, stop
+        limits = services.config.limits
+        self._limits = {
+            Limit.JSON: limits.json_bytes,
+            Limit.CONFIGURATION: limits.configuration_bytes,
+            Limit.STATE: limits.state_bytes,
+            Limit.NONE: 0,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self._start()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self._stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        begun = time.perf_counter()
+        asked_id = request.headers.get("x-request-id", "")
+        request_id = asked_id if asked_id.isascii() and 0 < len(asked_id) <= 64 and asked_id.isprintable() else ids.tail()  # noqa: PLR2004
+        headers = {"X-Request-ID": request_id}
+        endpoint: Endpoint | Raw | None = None
+        status = 0
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            raw_path = scope.get("raw_path") or scope["path"].encode()
+            endpoint, path = self.routes.find(request.method, raw_path.partition(b"?")[0].decode("ascii", "replace"))
+            response = await self._answer(endpoint, request, path)
+            await self._send(response, headers, scope, receive, counted)
+        except errors.TerrapodError as error:
+            if status == 0:
+                await self._send(_error_response(error), headers, scope, receive, counted)
+            else:
+                log.warning("request %s broke off: %s", request_id, error.detail)
+                raise
+        except ClientDisconnect:
+            log.debug("request %s: the client left", request_id)
+        except Exception:  # one of the three edges: a handler's failure is a 500, never a dead server
+            log.exception("request %s failed", request_id)
+            if status == 0:
+                await self._send(_error_response(errors.Internal()), headers, scope, receive, counted)
+            else:
+                raise
+        finally:
+            if self.services.config.access_log:
+                shown = endpoint.path if isinstance(endpoint, Raw) and endpoint.quiet else scope["path"]
+                access_log.info(
+                    "%s %s %s %.1f ms %s", request.method, shown, status, (time.perf_counter() - begun) * 1e3, request_id
+                )
+
+    @staticmethod
+    async def _send(response: ASGIApp, headers: Mapping[str, str], scope: Scope, receive: Receive, send: Send) -> None:
+        if isinstance(response, Response):
+            for name, value in (*_HEADERS.items(), *headers.items()):
+                response.headers.setdefault(name, value)
+        await response(scope, receive, send)
+
+    async def _answer(self, endpoint: Endpoint | Raw, request: Request, path: dict[str, str]) -> Response:
+        if path.get("org", "default") != "default":
+            raise errors.NotFound
+        principal, level = await self.services.guard.admit(endpoint, request, path, self.services)
+        call = Call(
+            request=request,
+            services=self.services,
+            path=path,
+            principal=principal,
+            level=level,
+            limit_bytes=self._limits[endpoint.limit],
+        )
+        length = request.headers.get("content-length", "")
+        if call.limit_bytes and length.isdigit() and int(length) > call.limit_bytes:
+            raise too_large(call.limit_bytes)
+        if isinstance(endpoint, Raw):
+            return await endpoint.do(call)
+        return await self._document(endpoint, call)
+
+    async def _document(self, endpoint: Endpoint, call: Call) -> Response:
+        raw = await self._read(endpoint, call) if endpoint.method not in {"GET", "HEAD"} else b""
+        if endpoint.method != "POST" or repeats.HEADER not in call.request.headers:
+            return await self._render(endpoint, call, await endpoint.do(call))
+        attempt = repeats.Attempt(call, raw)
+        earlier = await attempt.begin()
+        if earlier is not None:
+            status, body = earlier
+            return Response(body, status, media_type=endpoint.media if body else None)
+        try:
+            response = await self._render(endpoint, call, await endpoint.do(call))
+        except BaseException:
+            await asyncio.shield(attempt.forget())
+            raise
+        await attempt.end(response.status_code, bytes(response.body))
+        return response
+
+    async def _read(self, endpoint: Endpoint, call: Call) -> bytes:
+        """Decodes the body into `call`; the bytes are given back for the repeat check."""
+        raw = b"".join([chunk async for chunk in call.stream()])
+        if not endpoint.body and not raw:
+            return raw
+        media = call.request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if raw and media and media not in _ACCEPTED:
+            message = f"the body must be application/vnd.api+json or application/json, not {media[:80]}"
+            raise errors.UnsupportedMedia(message)
+        large = len(raw) >= _LARGE_JSON
+        call.document = await asyncio.to_thread(parse.decode, raw) if large else parse.decode(raw)
+        if not endpoint.body:
+            return raw
+        resource = endpoint.takes or endpoint.resource
+        if endpoint.body_many:
+            data = call.document.get("data") if isinstance(call.document, Mapping) else None
+            if not isinstance(data, list):
+                message = "data must be a list of resource identifiers"
+                raise errors.Invalid(message, pointer="/data")
+            call.items = [parse.linked(item, f"/data/{index}") for index, item in enumerate(data)]
+        elif resource is not None:
+            required = endpoint.status == 201 or endpoint.method == "PATCH"  # noqa: PLR2004
+            data = parse.resource_object(call.document, required=required)
+            parse.check_type(data, resource)
+            call.attributes = parse.attributes(data, resource)
+            call.relations = parse.relations(data, resource)
+        return raw
+
+    async def _render(self, endpoint: Endpoint, call: Call, result: Any) -> Response:
+        if isinstance(result, Response):
+            return result
+        if result is None:
+            return Response(status_code=endpoint.status if endpoint.status == 202 else 204, headers=dict(endpoint.headers))  # noqa: PLR2004
+        if endpoint.resource is None:
+            document = result
+        elif endpoint.many:
+            page = result if isinstance(result, Page) else Page(list(result))
+            document = await self.registry.many(endpoint.resource, page, call, endpoint.view)
+        else:
+            document = await self.registry.one(endpoint.resource, result, call, endpoint.view)
+        return Response(encode(document), endpoint.status, dict(endpoint.headers), endpoint.media)
+
+
+def _error_response(error: errors.TerrapodError) -> Response:
+    media = error.headers.pop("Content-Type", JSON)
+    return Response(encode(errors.document(error)), error.status, error.headers, media)
+
+
+

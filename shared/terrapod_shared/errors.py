@@ -1,0 +1,172 @@
+"""Every error that a user or another program may see, at both ends of the wire.
+
+TerrapodError                 never raised itself
+ ├─ BadRequest           400  cannot be read
+ ├─ Unauthorized         401  no credential, or none that is good
+ │   └─ ClockSkew        401  a signature's time is off; carries the server's
+ ├─ Forbidden            403  may see it, may not do this
+ ├─ NotFound             404  is not there, or may not be seen
+ ├─ MethodNotAllowed     405
+ ├─ Conflict             409  is in a state in which this cannot be
+ │   ├─ IllegalTransition
+ │   └─ LeaseEnded            a write that carries an old lease number
+ ├─ TooLarge             413
+ ├─ UnsupportedMedia     415
+ ├─ Invalid              422  read, and wrong; carries a pointer to the member
+ ├─ ProtocolMismatch     426  a listener of another protocol version
+ ├─ TooManyRequests      429
+ ├─ Internal             500
+ ├─ BadGateway           502  somebody upstream failed us
+ └─ Unavailable          503
+
+The server renders them in one function (`document`); a client turns the
+document back into the same class (`from_document`).
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class TerrapodError(Exception):
+    """Root of the tree; never raised itself."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "internal server error"
+
+    def __init__(self, detail: str = "", *, pointer: str | None = None) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+        self.pointer = pointer
+        #: Further members of the error object's `meta`, for programs.
+        self.meta: dict[str, Any] = {}
+        #: Further headers of the answer.
+        self.headers: dict[str, str] = {}
+
+
+class BadRequest(TerrapodError):
+    status = 400
+    title = "bad request"
+
+
+class Unauthorized(TerrapodError):
+    status = 401
+    title = "unauthorized"
+
+
+class ClockSkew(Unauthorized):
+    """The request's time is not ours; `meta["server-time"]` is, in unix seconds."""
+
+    title = "clock skew"
+
+
+class Forbidden(TerrapodError):
+    status = 403
+    title = "forbidden"
+
+
+class NotFound(TerrapodError):
+    status = 404
+    title = "not found"
+
+
+class MethodNotAllowed(TerrapodError):
+    status = 405
+    title = "method not allowed"
+
+
+class Conflict(TerrapodError):
+    status = 409
+    title = "conflict"
+
+
+class IllegalTransition(Conflict):
+    title = "illegal transition"
+
+
+class LeaseEnded(Conflict):
+    """The lease number that came with the write is not the newest."""
+
+    title = "lease-ended"
+
+
+class TooLarge(TerrapodError):
+    status = 413
+    title = "content too large"
+
+
+class UnsupportedMedia(TerrapodError):
+    status = 415
+    title = "unsupported media type"
+
+
+class Invalid(TerrapodError):
+    """`pointer` is a JSON pointer into the request, such as `/data/attributes/name`."""
+
+    status = 422
+    title = "invalid"
+
+
+class ProtocolMismatch(TerrapodError):
+    status = 426
+    title = "upgrade required"
+
+
+class TooManyRequests(TerrapodError):
+    status = 429
+    title = "too many requests"
+
+
+class Internal(TerrapodError):
+    status = 500
+    title = "internal server error"
+
+
+class BadGateway(TerrapodError):
+    status = 502
+    title = "bad gateway"
+
+
+class Unavailable(TerrapodError):
+    status = 503
+    title = "service unavailable"
+
+
+def _leaves(cls: type[TerrapodError]) -> list[type[TerrapodError]]:
+    return [cls, *(leaf for sub in cls.__subclasses__() for leaf in _leaves(sub))]
+
+
+def document(error: TerrapodError) -> dict[str, Any]:
+    """The JSON:API form: `{"errors": [{"status", "title", "detail", "source", "meta"}]}`."""
+    entry: dict[str, Any] = {
+        "status": str(error.status),
+        "title": error.title,
+        "detail": error.detail,
+    }
+    if error.pointer:
+        entry["source"] = {"pointer": error.pointer}
+    if error.meta:
+        entry["meta"] = error.meta
+    return {"errors": [entry]}
+
+
+def from_document(status: int, body: object) -> TerrapodError:
+    """The error that a server rendered; an answer of no known form becomes its status' class."""
+    classes = _leaves(TerrapodError)[1:]
+    title, detail, pointer, meta = "", "", None, {}
+    if isinstance(body, Mapping):
+        entries = body.get("errors")
+        first = entries[0] if isinstance(entries, list) and entries else None
+        if isinstance(first, Mapping):
+            title, detail = str(first.get("title", "")), str(first.get("detail", ""))
+            source = first.get("source")
+            pointer = str(source["pointer"]) if isinstance(source, Mapping) and "pointer" in source else None
+            meta = dict(first["meta"]) if isinstance(first.get("meta"), Mapping) else {}
+        elif isinstance(first, str):
+            detail = first
+    same = [cls for cls in classes if cls.status == status]
+    cls = next((c for c in same if c.title == title), same[0] if same else None)
+    if cls is None:
+        cls = BadRequest if status < 500 else Internal  # noqa: PLR2004
+    error = cls(detail or f"the server answered {status}", pointer=pointer)
+    error.meta = meta
+    return error

@@ -1,0 +1,276 @@
+"""The listener protocol as messages, free of transport. Version 1.
+
+The order of one listener's life; the listener begins every exchange:
+
+ 1. `Join` -> `Joined`             once; the token is spent, keys are pinned
+ 2. `Renew` -> `Renewed`           at half of the certificate's life
+ 3. `Beat` -> `Pulse`              every 10 s while it works; by long poll then
+ 4. (GET runs/next) -> `Work`      an offer of 15 s; 204 after `wait` seconds
+ 5. `Report(planning|applying)`    accepts the offer: it is a lease from then on
+ 6. log chunks, artifacts          each write carries the lease's number
+ 7. `Report(planned|applied|errored|canceled)`  ends the phase
+
+Members are snake_case. Times are unix seconds, lengths are seconds, sizes
+bytes, digests lower-case hex of SHA-256 unless named otherwise, keys and
+sealed values base64 (RFC 4648, padded).
+
+Who breaks if a member changes: every listener in the field. Add members with
+defaults only; unknown ones are ignored by both sides.
+"""
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+PROTOCOL: Final = 1
+PROTOCOL_HEADER: Final = "Terrapod-Protocol"
+LEASE_HEADER: Final = "Terrapod-Lease"  #: the lease's number; `0` where none is meant
+DIGEST_HEADER: Final = "Terrapod-SHA256"  #: of an artifact, in answers and uploads
+WORK_SIGNATURE_HEADER: Final = "Terrapod-Work-Signature"  #: by the server's key, over a work answer
+SIGNED_COMPONENTS: Final = (
+    "@method",
+    "@path",
+    "@query",
+    "content-digest",
+    "terrapod-lease",
+    "terrapod-protocol",
+)
+SIGNATURE_LABEL: Final = "terrapod"
+SIGNATURE_TAG: Final = "terrapod-listener"
+SIGNATURE_AGE_S: Final = 60
+OFFER_S: Final = 15
+LEASE_S: Final = 40
+BEAT_S: Final = 10
+POLL_S: Final = 30
+
+Phase = Literal["plan", "apply"]
+Artifact = Literal["plan-file", "lock-file", "plan-json", "schemas", "state"]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Root of all messages."""
+
+
+class Join(Message):
+    """POST agent-pools/join. A known name of the same pool also needs the old key's signature."""
+
+    join_token: str
+    name: str
+    csr: str = ""  #: PEM; only its public key (Ed25519) is taken
+    sealing_key: str = ""  #: X25519 public key, raw, base64
+    version: str = ""
+    runner_definitions: list[str] = []  #: of the reference; kept, not used
+
+
+class Joined(Message):
+    """Answer to `Join`, under `data`."""
+
+    listener_id: str
+    pool_id: str
+    certificate: str  #: PEM
+    ca_certificate: str  #: PEM
+    server_key: str  #: Ed25519 public key that signs work, raw, base64; to be pinned
+    private_key: str = ""  #: only where the pool allows server-made keys
+
+
+class Renew(Message):
+    """POST listeners/{id}/renew, signed with the key that is being replaced."""
+
+    csr: str
+    sealing_key: str = ""
+
+
+class Renewed(Message):
+    """Answer to `Renew`, under `data`."""
+
+    certificate: str
+    ca_certificate: str
+
+
+class HeldLease(Message):
+    """A lease as its holder sees it."""
+
+    run_id: str
+    phase: Phase
+    number: int
+    step: str = ""  #: where in its phase it is: `init`, `plan`, `show`, `apply`, `upload` ...
+
+
+class LocalEngine(Message):
+    """A binary that the host's owner vouches for."""
+
+    tool: Literal["terraform", "tofu"]
+    version: str
+    sha256: str
+
+
+class Beat(Message):
+    """POST listeners/{id}/heartbeat?wait=SECONDS."""
+
+    leases: list[HeldLease] = []
+    free_slots: int = 0
+    capacity: int = 1
+    local_engines: list[LocalEngine] = []
+    isolation: str = "none"
+    version: str = ""
+    os: str = "linux"
+    arch: str = "amd64"
+    draining: bool = False
+    spooled: list[dict[str, Any]] = []  #: states not delivered yet: run_id, serial, lineage, md5
+
+
+class LeaseVerdict(Message):
+    """What became of a lease: prolonged by `seconds`, held, taken up again, or lost."""
+
+    run_id: str
+    phase: Phase
+    number: int
+    verdict: Literal["ok", "held", "resumed", "lost"]
+    seconds: float = 0.0
+
+
+class Pulse(Message):
+    """Answer to `Beat`."""
+
+    server_time: float
+    leases: list[LeaseVerdict] = []
+    cancels: dict[str, Literal["cancel", "force-cancel"]] = {}  #: by run id
+    drain: bool = False
+    renew: bool = False
+    status: str = "ok"
+
+
+class Lease(Message):
+    number: int
+    seconds: float  #: how long it holds once accepted
+    offer_seconds: float = OFFER_S  #: how long the offer stands
+
+
+class Options(Message):
+    """How the run was asked for."""
+
+    is_destroy: bool = False
+    refresh: bool = True
+    refresh_only: bool = False
+    target_addrs: list[str] = []
+    replace_addrs: list[str] = []
+    allow_empty_apply: bool = False
+    allow_config_generation: bool = False
+    plan_only: bool = False
+    save_plan: bool = False
+    structured: bool = False  #: JSON lines in the log
+    message: str = ""
+
+
+class Engine(Message):
+    """The binary to run. `local`: the listener's own of exactly that version and digest."""
+
+    tool: Literal["terraform", "tofu"]
+    version: str
+    sha256: str  #: of the release's zip, or of the local engine
+    local: bool = False
+
+
+class Variable(Message):
+    """`value` is text, or HCL where `hcl`; sensitive ones come in `sealed` alone.
+
+    `sealed` is HPKE (X25519, HKDF-SHA256, AES-256-GCM) to the listener's key, with
+    info `terrapod|<run>|<phase>|<lease number>` and aad `<category>|<key>`, base64.
+    """
+
+    key: str
+    category: Literal["terraform", "env"]
+    value: str = ""
+    sealed: str = ""
+    hcl: bool = False
+    sensitive: bool = False
+    from_run: bool = False  #: a run variable
+
+
+class StateRef(Message):
+    serial: int
+    lineage: str
+    md5: str
+
+
+class Link(Message):
+    """A path on the server, to be asked for with a signed GET that carries the lease."""
+
+    path: str
+    sha256: str = ""
+    size: int = 0
+
+
+class Limits(Message):
+    log_bytes: int = 1 << 30
+    plan_s: float = 7200.0
+    apply_s: float = 86400.0
+    cancel_grace_s: float = 120.0
+    unpacked_bytes: int = 4 << 30
+    unpacked_entries: int = 100_000
+    cpu: str = ""
+    memory: str = ""
+
+
+class Work(Message):
+    """One phase of a run. The answer's bytes are signed by the server's key."""
+
+    listener_id: str
+    run_id: str
+    phase: Phase
+    lease: Lease
+    workspace_id: str
+    workspace_name: str
+    engine: Engine
+    organization: str = "default"
+    project_name: str = "Default Project"
+    configuration_version_id: str = ""
+    working_directory: str = ""
+    options: Options = Options()
+    variables: list[Variable] = []
+    run_token: str = ""
+    state: StateRef | None = None
+    links: dict[str, Link] = {}  #: `configuration state plan lock-file engine`
+    limits: Limits = Limits()
+    issued_at: float = 0.0
+
+
+class Report(Message):
+    """PATCH listeners/{id}/runs/{run}."""
+
+    phase: Phase
+    status: Literal["planning", "applying", "refused", "planned", "applied", "errored", "canceled"]
+    reason: str = ""  #: of a refusal
+    error_message: str = ""
+    exit_code: int | None = None
+    has_changes: bool | None = None
+    resource_additions: int = 0
+    resource_changes: int = 0
+    resource_destructions: int = 0
+    resource_imports: int = 0
+    generated_configuration: bool = False
+    digests: dict[str, str] = {}  #: of the artifacts that were uploaded
+    log_bytes: int = 0  #: of the phase's raw log, all of which has been sent
+    state: Literal["", "unchanged", "uploaded", "spooled"] = ""
+
+
+class Reported(Message):
+    """Answer to `Report`. `kept` says that the server has what the spool holds."""
+
+    status: str  #: the run's
+    kept: bool = True
+    seconds: float = 0.0
+
+
+class LogAnswer(Message):
+    next_offset: int
+    cancel: Literal["", "cancel", "force-cancel"] = ""
+
+
+def work_signature_base(listener_id: str, body_sha256: str) -> bytes:
+    """What the server's key signs: a work answer cannot be shown to another listener."""
+    return f"terrapod-work-1\n{listener_id}\n{body_sha256}\n".encode()
+
+
+def seal_info(run_id: str, phase: str, number: int) -> bytes:
+    return f"terrapod|{run_id}|{phase}|{number}".encode()

@@ -53,12 +53,14 @@ class Services:
     bus: "Bus"
     signer: "Signer"
     guard: "Guard"
+    authenticator: Any  #: of identity: makes run tokens, forgets what it knew of tokens
     on_configuration_uploaded: Callable[..., Awaitable[Any]] = _nothing
     configuration_in_use: Callable[..., Awaitable[Any]] = _nothing
     on_state_finalized: Callable[..., Awaitable[Any]] = _nothing
     on_workspace_unlocked: Callable[..., Awaitable[Any]] = _nothing
     local_engines: Callable[..., Awaitable[Any]] = _nothing
     pool_for: Callable[..., Awaitable[Any]] = _nothing
+    runs_with_status: Callable[..., Awaitable[Any]] = _nothing
     #: Asked before a workspace goes; may refuse with Conflict. `(services, workspace_id, force)`.
     before_workspace_deleted: list[Callable[..., Awaitable[Any]]] = field(default_factory=list)
     #: Called inside the transaction that deletes a workspace. `(workspace_id)`.

@@ -7,11 +7,16 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import asyncpg
 from tortoise import Tortoise, connections
+from tortoise.migrations.executor import MigrationExecutor, MigrationTarget
 from tortoise.transactions import in_transaction
 
-__all__ = ["clock", "close", "dialect", "in_transaction", "is_postgres", "leadership", "open_", "query"]
+__all__ = ["clock", "close", "dialect", "in_transaction", "is_postgres", "leadership", "migrate", "open_", "query"]
 
+MIGRATIONS = "terrapod_server.migrations"
+#: Where the open PostgreSQL is, for connections that no pool lends.
+_opened: dict[str, str] = {}
 #: SQLite knows one writer; a second process waits so long for it.
 _BUSY_MS = 10_000
 
@@ -42,7 +47,7 @@ def settings(url: str, modules: Sequence[str], pool: int) -> dict[str, Any]:
             "terrapod": {
                 "models": list(modules),
                 "default_connection": "default",
-                "migrations": "terrapod_server.migrations",
+                "migrations": MIGRATIONS,
             }
         },
         "use_tz": True,
@@ -56,7 +61,34 @@ def postgres_dsn(url: str) -> str:
 
 
 async def open_(url: str, modules: Sequence[str], pool: int = 10) -> None:
+    _opened["dsn"] = postgres_dsn(url)
     await Tortoise.init(config=settings(url, modules, pool), _enable_global_fallback=True)
+
+
+async def migrate() -> None:
+    """Brings the schema to this release's, forward only; one process at a time on PostgreSQL.
+
+    Raises what the database raises. Each migration is one transaction, so
+    none is half done.
+    """
+    client = connections.get("default")
+    executor = MigrationExecutor(client, {"terrapod": {"migrations": MIGRATIONS, "models": []}})
+    async with _one_at_a_time("migrate"):
+        await executor.migrate([MigrationTarget("terrapod", "__latest__")], direction="forward")
+
+
+@contextlib.asynccontextmanager
+async def _one_at_a_time(name: str) -> AsyncIterator[None]:
+    """Holds the database's lock of that name on a connection of its own; SQLite has one process."""
+    if not is_postgres():
+        yield
+        return
+    connection = await asyncpg.connect(_opened["dsn"])
+    try:
+        await connection.execute("SELECT pg_advisory_lock($1)", _lock_number(name))
+        yield
+    finally:
+        await connection.close()
 
 
 async def close() -> None:
@@ -91,7 +123,12 @@ async def leadership(name: str) -> AsyncIterator[bool]:
     if not is_postgres():
         yield True
         return
-    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
     async with in_transaction() as connection:
-        rows = await connection.execute_query_dict("SELECT pg_try_advisory_xact_lock($1) AS leads", [number])
+        rows = await connection.execute_query_dict(
+            "SELECT pg_try_advisory_xact_lock($1) AS leads", [_lock_number(name)]
+        )
         yield bool(rows[0]["leads"])
+
+
+def _lock_number(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)

@@ -51,6 +51,8 @@ class Server:
     ) -> None:
         self.routes, self.registry, self.services = routes, registry, services
         self._start, self._stop = start, stop
+        #: Called once the start is done.
+        self.on_started: list[Callable[[], object]] = []
         limits = services.config.limits
         self._limits = {
             Limit.JSON: limits.json_bytes,
@@ -73,6 +75,8 @@ class Server:
             if message["type"] == "lifespan.startup":
                 await self._start()
                 await send({"type": "lifespan.startup.complete"})
+                for tell in self.on_started:
+                    tell()
             else:
                 await self._stop()
                 await send({"type": "lifespan.shutdown.complete"})

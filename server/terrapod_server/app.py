@@ -1,0 +1,251 @@
+"""The composition root: picks adapters, collects declarations and jobs, checks them, and hands functions upward.
+
+Nothing else knows all rooms. What a lower room needs of a higher one (a
+configuration was uploaded: which runs wait for it?) is a function that is put
+into `Services` here.
+"""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+from starlette.responses import Response
+
+from terrapod_server.agents import actions as agents
+from terrapod_server.agents import api as agents_api
+from terrapod_server.agents import auth as listener_auth
+from terrapod_server.agents import jobs as agents_jobs
+from terrapod_server.config import Config
+from terrapod_server.configs import actions as configs
+from terrapod_server.configs import api as configs_api
+from terrapod_server.identity import actions as identity
+from terrapod_server.identity import api as identity_api
+from terrapod_server.identity.model import User
+from terrapod_server.kit import database, openapi, repeats
+from terrapod_server.kit.bus import Bus
+from terrapod_server.kit.call import Call, Principal, Services
+from terrapod_server.kit.documents import Registry, encode
+from terrapod_server.kit.guard import Guard
+from terrapod_server.kit.jsonapi import Access, Endpoint, Level, Raw, Resource
+from terrapod_server.kit.periodic import Job, Periodic
+from terrapod_server.kit.routes import Routes
+from terrapod_server.kit.server import Server
+from terrapod_server.kit.signed import Signer
+from terrapod_server.mirror import api as mirror_api
+from terrapod_server.runs import actions as runs
+from terrapod_server.runs import api as runs_api
+from terrapod_server.runs import jobs as runs_jobs
+from terrapod_server.runs import queue
+from terrapod_server.states import actions as states
+from terrapod_server.states import api as states_api
+from terrapod_server.store.cipher import EncryptedStore, KeyRing
+from terrapod_server.store.select import open_store
+from terrapod_server.variables import actions as variables
+from terrapod_server.variables import api as variables_api
+from terrapod_server.workspaces import api as workspaces_api
+from terrapod_server.workspaces import organization
+
+log = logging.getLogger(__name__)
+
+#: Every module that declares tables, for the ORM and for migrations.
+MODELS = tuple(
+    f"terrapod_server.{room}.model"
+    for room in ("kit", "identity", "workspaces", "variables", "configs", "states", "mirror", "runs", "agents")
+)
+_DISCOVERY = {
+    "modules.v1": "/api/v2/registry/modules/",
+    "providers.v1": "/api/v2/registry/providers/",
+    "tfe.v2": "/api/v2/",
+    "tfe.v2.1": "/api/v2/",
+    "tfe.v2.2": "/api/v2/",
+    "state.v2": "/api/v2/",
+}
+ADMIN_EMAIL = "admin@localhost"
+
+
+async def health(_call: Call) -> Response:
+    """Whether the process runs; asks nothing else."""
+    return Response(encode({"status": "healthy"}), media_type="application/json")
+
+
+async def ready(call: Call) -> Response:
+    """Whether the database and the store answer."""
+    checks = {}
+    for name, check in (("database", _database_answers), ("storage", call.services.store.healthy)):
+        try:
+            checks[name] = "healthy" if await check() else "unhealthy"
+        except Exception:  # noqa: BLE001  whatever the reason, the answer is 503
+            log.warning("%s is not healthy", name, exc_info=True)
+            checks[name] = "unhealthy"
+    healthy = all(state == "healthy" for state in checks.values()) and not call.services.bus.is_closing
+    body = encode({"status": "ready" if healthy else "not ready", "checks": checks})
+    return Response(body, 200 if healthy else 503, media_type="application/json")
+
+
+async def _database_answers() -> bool:
+    return bool(await database.query("SELECT 1 AS one"))
+
+
+async def discovery(_call: Call) -> Response:
+    """Which services this host has; only what is served is named."""
+    return Response(encode(_DISCOVERY), media_type="application/json")
+
+
+async def ping(_call: Call) -> Response:
+    """The version handshake: terraform reads the headers and nothing else, so no token is asked for."""
+    return Response(status_code=204, headers={"X-TFE-Version": "v202505-1"})
+
+
+class _Documents:
+    """The OpenAPI document, made once it is asked for."""
+
+    def __init__(self) -> None:
+        self.endpoints: tuple[Endpoint | Raw, ...] = ()
+        self._bytes = b""
+
+    async def show(self, _call: Call) -> Response:
+        """This API as an OpenAPI 3.1 document."""
+        self._bytes = self._bytes or encode(openapi.document(self.endpoints))
+        return Response(self._bytes, media_type="application/json")
+
+
+_documents = _Documents()
+
+OWN: tuple[Endpoint | Raw, ...] = (
+    Raw("GET", "/health", health, Access.PUBLIC),
+    Raw("GET", "/ready", ready, Access.PUBLIC),
+    Raw("GET", "/.well-known/terraform.json", discovery, Access.PUBLIC),
+    Raw("GET", "/api/v2/ping", ping, Access.PUBLIC),
+    Raw("GET", "/api/v2/openapi.json", _documents.show, Access.PUBLIC),
+)
+ENDPOINTS: tuple[Endpoint | Raw, ...] = (
+    *OWN,
+    *organization.ENDPOINTS,
+    *identity_api.ENDPOINTS,
+    *workspaces_api.ENDPOINTS,
+    *variables_api.ENDPOINTS,
+    *configs_api.ENDPOINTS,
+    *states_api.ENDPOINTS,
+    *mirror_api.ENDPOINTS,
+    *runs_api.ENDPOINTS,
+    *agents_api.ENDPOINTS,
+)
+_documents.endpoints = ENDPOINTS
+RESOURCES: tuple[Resource, ...] = (
+    *organization.RESOURCES,
+    *identity_api.RESOURCES,
+    *workspaces_api.RESOURCES,
+    *variables_api.RESOURCES,
+    *configs_api.RESOURCES,
+    *states_api.RESOURCES,
+    *mirror_api.RESOURCES,
+    *runs_api.RESOURCES,
+    *agents_api.RESOURCES,
+)
+JOBS: tuple[Job, ...] = (*repeats.JOBS, *runs_jobs.JOBS, *agents_jobs.JOBS)
+
+
+async def level_of(principal: Principal, _parameter: str, _id: str) -> Level:
+    """The one function that the guard asks: every user may do everything; a run's token reads."""
+    return Level.READ if principal.kind == "run" else Level.ADMIN
+
+
+@dataclass
+class App:
+    """A server that is made and not yet started."""
+
+    config: Config
+    services: Services
+    asgi: Server
+
+
+def build(config: Config) -> App:
+    """Puts all parts together. Opens nothing but the key file, which it makes where there is none."""
+    folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key_file = Path(config.key_file) if config.key_file else folder / "keys"
+    keyring = KeyRing.load(key_file) if key_file.exists() else KeyRing.create(key_file)
+    signer = Signer(*_signing_keys(keyring))
+    dsn = database.postgres_dsn(config.database) if not config.database.startswith("sqlite:") else None
+    authenticator = identity.Authenticator(signer, queue.lease_is_live)
+    services = Services(
+        config=config,
+        store=EncryptedStore(open_store(config), keyring),
+        cipher=keyring,
+        bus=Bus(dsn),
+        signer=signer,
+        guard=Guard(authenticator.bearer, listener_auth.authenticate, level_of),
+        authenticator=authenticator,
+        on_configuration_uploaded=runs.on_configuration_uploaded,
+        configuration_in_use=runs.configuration_in_use,
+        on_state_finalized=runs.on_state_finalized,
+        on_workspace_unlocked=runs.on_workspace_unlocked,
+        runs_with_status=runs.runs_with_status,
+        local_engines=agents.local_engines,
+        pool_for=agents.pool_for,
+        before_workspace_deleted=[runs.before_workspace_deleted],
+        on_workspace_deleted=[
+            runs.delete_for_workspace,
+            states.delete_for_workspace,
+            configs.delete_for_workspace,
+            variables.delete_for_workspace,
+            agents.delete_for_workspace,
+        ],
+    )
+    registry = Registry(RESOURCES)
+    if wrong := registry.check():
+        raise RuntimeError("; ".join(wrong))
+    life = _Life(config, services)
+    return App(config, services, Server(Routes(ENDPOINTS), registry, services, life.start, life.stop))
+
+
+def _signing_keys(keyring: KeyRing) -> tuple[bytes, tuple[bytes, ...]]:
+    current, *older = keyring.derive("signed urls")
+    return current, tuple(older)
+
+
+class _Life:
+    """What begins and ends with the server."""
+
+    def __init__(self, config: Config, services: Services) -> None:
+        self._config, self._services = config, services
+        self._periodic = Periodic(JOBS, services)
+
+    async def start(self) -> None:
+        await database.open_(self._config.database, MODELS, self._config.database_pool)
+        await database.migrate()
+        await self._services.bus.start()
+        await agents.ensure_default_pool()
+        self._periodic.start()
+
+    async def stop(self) -> None:
+        await self._periodic.stop()
+        await self._services.bus.stop()
+        await database.close()
+
+
+@contextlib.asynccontextmanager
+async def opened(config: Config) -> AsyncIterator[App]:
+    """An app with its database open and migrated, for commands that serve nothing."""
+    app = build(config)
+    await database.open_(config.database, MODELS, config.database_pool)
+    try:
+        await database.migrate()
+        yield app
+    finally:
+        await database.close()
+
+
+async def ensure_admin(description: str) -> str | None:
+    """The token of a first administrator, or None where there is one already."""
+    if await User.exists(is_admin=True):
+        return None
+    admin = await identity.create_user(ADMIN_EMAIL, is_admin=True)
+    _, token = await identity.create_token(admin.id, description)
+    return token
+
+
+__all__ = ["ENDPOINTS", "JOBS", "MODELS", "RESOURCES", "App", "build", "ensure_admin", "opened"]

@@ -1,0 +1,121 @@
+"""A certificate authority for one host, so that `up` can speak TLS without anybody's help."""
+
+import ipaddress
+import os
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from terrapod_shared import clock
+
+_CA_LIFE = timedelta(days=3650)
+_LEAF_LIFE = timedelta(days=397)  # what clients accept at most
+_RENEW_BEFORE = timedelta(days=30)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Writes a file that nobody else may read, whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def ensure(folder: Path, host: str) -> tuple[Path, Path]:
+    """Certificate and key for `host`, made or renewed where needed; the authority is `ca.pem`."""
+    ca_file, ca_key_file = folder / "ca.pem", folder / "ca-key.pem"
+    if not ca_file.exists() or not ca_key_file.exists():
+        _make_ca(ca_file, ca_key_file)
+    certificate, key = folder / "server.pem", folder / "server-key.pem"
+    names = _names(host)
+    if not key.exists() or not _still_good(certificate, names):
+        _issue(ca_file, ca_key_file, certificate, key, names)
+    return certificate, key
+
+
+def _make_ca(ca_file: Path, key_file: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Terrapod authority of {socket.gethostname()}"[:64])])
+    now = clock.now()
+    usage = x509.KeyUsage(
+        digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False, key_encipherment=False,
+        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + _CA_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    write_private(key_file, _pem(key))
+    ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _issue(ca_file: Path, ca_key_file: Path, certificate_file: Path, key_file: Path, names: list[x509.GeneralName]) -> None:
+    ca = x509.load_pem_x509_certificate(ca_file.read_bytes())
+    ca_key = serialization.load_pem_private_key(ca_key_file.read_bytes(), None)
+    if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
+        message = f"{ca_key_file} is not a key of this program"
+        raise TypeError(message)
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = clock.now()
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "terrapod-server")]))
+        .issuer_name(ca.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + _LEAF_LIFE)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
+        .sign(ca_key, hashes.SHA256())
+    )
+    write_private(key_file, _pem(key))
+    certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _names(host: str) -> list[x509.GeneralName]:
+    names: list[x509.GeneralName] = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+                                     x509.IPAddress(ipaddress.ip_address("::1"))]  # fmt: skip
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        names.append(x509.DNSName(host))
+    else:
+        if address.is_unspecified:
+            names.append(x509.DNSName(socket.gethostname()))
+        else:
+            names.append(x509.IPAddress(address))
+    return list(dict.fromkeys(names))
+
+
+def _still_good(file: Path, names: list[x509.GeneralName]) -> bool:
+    if not file.exists():
+        return False
+    certificate = x509.load_pem_x509_certificate(file.read_bytes())
+    have = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return set(names) <= set(have) and certificate.not_valid_after_utc - _RENEW_BEFORE > clock.now()
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )

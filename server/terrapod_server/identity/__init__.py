@@ -1,0 +1,1 @@
+"""Users and their tokens: who a request comes from."""

@@ -1,0 +1,75 @@
+"""Hypercorn around the application, in this process: signals, TLS, logs, a clean end."""
+
+import asyncio
+import contextlib
+import gc
+import ipaddress
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+
+import uvloop
+from hypercorn.asyncio import serve
+from hypercorn.config import Config as Hypercorn
+
+from terrapod_server import app
+from terrapod_server.config import Config
+
+log = logging.getLogger("terrapod")
+
+
+class Refused(Exception):
+    """The settings are good by themselves, and yet serving by them would be unsafe."""
+
+
+def run(config: Config) -> None:
+    """Serves until SIGTERM or SIGINT. Raises SystemExit where it may not."""
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if not config.tls.certificate and not is_loopback(config.host):
+        message = f"error: {config.host} is not loopback: set tls.certificate and tls.key, or listen on 127.0.0.1 behind a proxy"
+        raise SystemExit(message)
+    uvloop.run(until_signalled(lambda stop: serve_until(config, stop)))
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+async def until_signalled(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Runs `work` with an event that SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await work(stop)
+
+
+async def serve_until(config: Config, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
+    """Serves until `stop` is set; then requests under way finish, and long polls end with nothing."""
+    built = app.build(config)
+    hypercorn = Hypercorn()
+    hypercorn.bind = [f"[{config.host}]:{config.port}" if ":" in config.host else f"{config.host}:{config.port}"]
+    hypercorn.alpn_protocols = ["h2", "http/1.1"] if config.http2 else ["http/1.1"]
+    hypercorn.graceful_timeout = config.shutdown_s
+    hypercorn.shutdown_timeout = config.shutdown_s + 5
+    hypercorn.keep_alive_timeout = 75
+    hypercorn.accesslog = None
+    hypercorn.errorlog = logging.getLogger("hypercorn.error")
+    hypercorn.include_server_header = False
+    if config.tls.certificate:
+        hypercorn.certfile, hypercorn.keyfile = config.tls.certificate, config.tls.key
+
+    async def stopping() -> None:
+        await stop.wait()
+        built.services.bus.close()
+
+    if ready is not None:
+        started = built.asgi.on_started
+        started.append(ready.set)
+    gc.freeze()
+    task = asyncio.create_task(serve(built.asgi, hypercorn, shutdown_trigger=stopping, mode="asgi"))  # type: ignore[arg-type]
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,44 @@
+"""Where each object lies. All of a workspace's begin with `workspaces/<id>/`: it goes as one."""
+
+
+def workspace(workspace_id: str) -> str:
+    return f"workspaces/{workspace_id}/"
+
+
+def state(workspace_id: str, version_id: str) -> str:
+    return f"workspaces/{workspace_id}/states/{version_id}"
+
+
+def json_state(workspace_id: str, version_id: str) -> str:
+    return f"workspaces/{workspace_id}/states/{version_id}.json"
+
+
+def late_state(workspace_id: str, run_id: str, number: int) -> str:
+    return f"workspaces/{workspace_id}/late/{run_id}-{number}"
+
+
+def configuration(workspace_id: str, version_id: str) -> str:
+    return f"workspaces/{workspace_id}/configurations/{version_id}"
+
+
+def artifact(workspace_id: str, run_id: str, name: str) -> str:
+    """`plan-file`, `lock-file`, `plan-json`, `schemas` or `redacted` of a run."""
+    return f"workspaces/{workspace_id}/runs/{run_id}/{name}"
+
+
+def log(workspace_id: str, run_id: str, phase: str) -> str:
+    """The sealed log of a phase that is over."""
+    return f"workspaces/{workspace_id}/runs/{run_id}/{phase}.log"
+
+
+def log_parts(workspace_id: str, run_id: str, phase: str) -> str:
+    return f"workspaces/{workspace_id}/runs/{run_id}/{phase}.parts/"
+
+
+def log_part(workspace_id: str, run_id: str, phase: str, offset: int) -> str:
+    """Part names sort by offset."""
+    return f"{log_parts(workspace_id, run_id, phase)}{offset:016d}"
+
+
+def engine(tool: str, version: str, system: str, arch: str) -> str:
+    return f"engines/{tool}/{version}/{system}_{arch}.zip"

@@ -1,0 +1,163 @@
+"""`terrapod-server up`: server and one listener on one host, from nothing, in one command.
+
+The listener is a process of its own, joined through the API as any other: this
+program imports nothing of it.
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import uvloop
+
+from terrapod_server import app, authority, serving
+from terrapod_server.agents import actions as agents
+from terrapod_server.config import Config, load
+
+log = logging.getLogger("terrapod")
+_LISTENER_STOP_S = 60.0
+
+
+class Refused(Exception):
+    """Why it cannot start, for the user."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    data: Path
+    host: str
+    port: int
+    plain_http: bool
+    with_listener: bool
+
+
+def run(options: Options) -> None:
+    """Serves until SIGTERM or SIGINT."""
+    if options.plain_http and not serving.is_loopback(options.host):
+        message = f"--plain-http is for loopback only, and {options.host} is not"
+        raise Refused(message)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    config = prepare(options)
+    uvloop.run(serving.until_signalled(lambda stop: _run(config, options, stop)))
+
+
+def prepare(options: Options) -> Config:
+    """The data folder with authority and certificate, and the settings by it."""
+    options.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    port = options.port or _free_port(options.host)
+    over: dict[str, Any] = {"data": str(options.data), "host": options.host, "port": port}
+    if not options.plain_http:
+        certificate, key = authority.ensure(options.data, options.host)
+        over["tls"] = {"certificate": str(certificate), "key": str(key)}
+    environ = {name: value for name, value in os.environ.items() if name.startswith("TERRAPOD_")}
+    file = options.data / "server.toml"
+    return load(environ, file if file.exists() else None, **over)
+
+
+def shown_host(host: str) -> str:
+    """The name to put into a URL; terraform wants no address in brackets."""
+    return "localhost" if serving.is_loopback(host) or host in {"0.0.0.0", "::"} else host  # noqa: S104
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
+        return int(server.getsockname()[1])
+
+
+async def _run(config: Config, options: Options, stop: asyncio.Event) -> None:
+    ready = asyncio.Event()
+    server = asyncio.create_task(serving.serve_until(config, stop, ready))
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait({server, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    if not ready.is_set():
+        waiting.cancel()
+        await server
+        return
+    await _first_token(options.data)
+    listener: asyncio.Task[None] | None = None
+    if options.with_listener:
+        listener = asyncio.create_task(_keep_listener(config, options, stop))
+    _welcome(config, options)
+    try:
+        await server
+    finally:
+        stop.set()
+        if listener:
+            await listener
+
+
+async def _first_token(data: Path) -> None:
+    token = await app.ensure_admin("made by terrapod-server up")
+    if token:
+        authority.write_private(data / "admin-token", token.encode())
+
+
+def _welcome(config: Config, options: Options) -> None:
+    name = f"{shown_host(config.host)}:{config.port}"
+    data = options.data
+    click.echo(f"Terrapod is ready at {config.url.replace(config.host, shown_host(config.host), 1)}\n")
+    if options.plain_http:
+        click.echo("The terraform CLI speaks https only: use this for the API, or start without --plain-http.\n")
+    variable = "TF_TOKEN_" + name.replace(".", "_").replace("-", "__").replace(":", "_")
+    click.echo("In your configuration:\n")
+    click.echo(f'  terraform {{\n    cloud {{\n      hostname     = "{name}"\n      organization = "default"')
+    click.echo('      workspaces { name = "my-workspace" }\n    }\n  }\n')
+    click.echo("In your shell:\n")
+    if not options.plain_http:
+        click.echo(f"  export SSL_CERT_FILE={data / 'ca.pem'}")
+    credentials = data / "terraform.rc"
+    authority.write_private(
+        credentials, f'credentials "{name}" {{\n  token = "{(data / "admin-token").read_text().strip()}"\n}}\n'.encode()
+    ) if (data / "admin-token").exists() else None
+    del variable
+    click.echo(f"  export TF_CLI_CONFIG_FILE={credentials}")
+    click.echo(f'  export TERRAPOD_TOKEN="$(cat {data / "admin-token"})"      # for curl and scripts\n', nl=True)
+    sys.stdout.flush()
+
+
+async def _keep_listener(config: Config, options: Options, stop: asyncio.Event) -> None:
+    """A listener process that is started again when it ends; joined at its first start."""
+    if importlib.util.find_spec("terrapod_listener") is None:
+        log.warning("the listener is not installed, so none is started")
+        return
+    home = options.data / "listener"
+    url = config.url.replace(config.host, shown_host(config.host), 1)
+    command = [sys.executable, "-m", "terrapod_listener"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TERRAPOD_") or name.startswith("TERRAPOD_LISTENER_")}
+    while not stop.is_set():
+        if not (home / "identity.json").exists():
+            token = await agents.make_join_token("default", "terrapod-server up")
+            join = [*command, "join", "--server", url, "--token", token, "--name", f"local-{socket.gethostname()}", "--home", str(home)]
+            join += [] if options.plain_http else ["--ca", str(options.data / "ca.pem")]
+            joined = await asyncio.create_subprocess_exec(*join, env=environment, start_new_session=True)
+            if await joined.wait() != 0:
+                log.warning("the listener could not join; trying again")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), 5)
+                continue
+        process = await asyncio.create_subprocess_exec(
+            *command, "run", "--home", str(home), env=environment, start_new_session=True
+        )
+        ended, stopping = asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())
+        await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not ended.done():
+            process.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(ended), _LISTENER_STOP_S)
+            if not ended.done():
+                process.kill()
+        await ended
+        if not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 1)

@@ -1,0 +1,1 @@
+"""Workspaces: settings, labels, locks, and the one organization and project they are in."""

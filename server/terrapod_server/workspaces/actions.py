@@ -1,0 +1,239 @@
+"""The verbs of workspaces. Each is one transaction and tells others after it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tortoise.exceptions import IntegrityError
+from tortoise.expressions import Subquery
+from tortoise.queryset import QuerySet
+
+from terrapod_server.kit.call import Principal, Services
+from terrapod_server.kit.database import in_transaction
+from terrapod_server.workspaces import rules
+from terrapod_server.workspaces.model import RemoteStateConsumer, Workspace, WorkspaceLabel
+from terrapod_shared import clock, ids
+from terrapod_shared.errors import Conflict, Invalid, NotFound
+
+
+async def get(workspace_id: str) -> Workspace:
+    """Raises NotFound, also for a text that could be no id."""
+    found = await Workspace.get_or_none(id=workspace_id) if ids.is_valid(workspace_id, "ws") else None
+    if found is None:
+        raise NotFound
+    return found
+
+
+async def by_name(name: str) -> Workspace:
+    found = await Workspace.get_or_none(name=name)
+    if found is None:
+        raise NotFound
+    return found
+
+
+async def by_ids(workspace_ids: Iterable[str]) -> list[Workspace]:
+    return await Workspace.filter(id__in=list(workspace_ids))
+
+
+def search(query: Mapping[str, str]) -> QuerySet[Workspace]:
+    """The workspaces that a list's parameters ask for, in the order asked for."""
+    found = Workspace.all()
+    if text := query.get("search[name]"):
+        found = found.filter(name__icontains=text)
+    if wildcard := query.get("search[wildcard-name]"):
+        found = found.filter(name__in=Subquery(_like(wildcard)))
+    for key in filter(None, query.get("search[tags]", "").split(",")):
+        found = found.filter(id__in=Subquery(WorkspaceLabel.filter(key=key).values("workspace_id")))
+    for key in filter(None, query.get("search[exclude-tags]", "").split(",")):
+        found = found.exclude(id__in=Subquery(WorkspaceLabel.filter(key=key).values("workspace_id")))
+    for key, value in rules.tagged(query):
+        labels = WorkspaceLabel.filter(key=key) if value is None else WorkspaceLabel.filter(key=key, value=value)
+        found = found.filter(id__in=Subquery(labels.values("workspace_id")))
+    order = query.get("sort", "name")
+    return found.order_by(order if order in {"name", "-name"} else "name")
+
+
+def _like(wildcard: str) -> Any:
+    """Names that match `*` patterns; what is between the stars must come in that order."""
+    parts = wildcard.split("*")
+    names = Workspace.all()
+    if parts[0]:
+        names = names.filter(name__istartswith=parts[0])
+    if len(parts) > 1 and parts[-1]:
+        names = names.filter(name__iendswith=parts[-1])
+    if len(parts) == 1:
+        names = names.filter(name__iexact=wildcard)
+    for part in filter(None, parts[1:-1]):
+        names = names.filter(name__icontains=part)
+    return names.values("name")
+
+
+async def create(services: Services, principal: Principal, values: Mapping[str, Any]) -> Workspace:
+    """Raises Invalid for a name that is taken, or a pool that may not be used."""
+    workspace = Workspace(
+        id=ids.make("ws"), owner_id=principal.id, owner_email=principal.name, **_settled(values)
+    )
+    await _check_pool(services, workspace)
+    try:
+        async with in_transaction():
+            await workspace.save(force_create=True)
+            await _write_labels(workspace.id, workspace.labels)
+    except IntegrityError:
+        raise _taken(workspace.name) from None
+    return workspace
+
+
+async def update(services: Services, workspace: Workspace, values: Mapping[str, Any]) -> Workspace:
+    """Changes what is named and nothing else."""
+    settled = _settled(values)
+    for column, value in settled.items():
+        setattr(workspace, column, value)
+    if settled.keys() & {"execution_mode", "agent_pool_id"}:
+        await _check_pool(services, workspace)
+    workspace.updated_at = clock.now()
+    try:
+        async with in_transaction():
+            await workspace.save(update_fields=[*settled, "updated_at"])
+            if "labels" in settled:
+                await _write_labels(workspace.id, workspace.labels)
+    except IntegrityError:
+        raise _taken(workspace.name) from None
+    return workspace
+
+
+async def add_labels(services: Services, workspace: Workspace, labels: Mapping[str, str | None]) -> Workspace:
+    """Adds labels; one without a value never overwrites one that has one."""
+    merged = dict(workspace.labels)
+    for key, value in labels.items():
+        if value is not None or key not in merged:
+            merged[key] = value or ""
+    return await set_labels(services, workspace, merged)
+
+
+async def set_labels(services: Services, workspace: Workspace, labels: Mapping[str, str]) -> Workspace:
+    try:
+        checked = rules.labels(labels)
+    except ValueError as error:
+        message = f"labels: {error}"
+        raise Invalid(message) from None
+    return await update(services, workspace, {"labels": checked})
+
+
+async def lock(workspace: Workspace, principal: Principal, reason: str) -> Workspace:
+    """Raises Conflict where it is locked, by whomever: a lock has no other key than its holder."""
+    values = {
+        "locked": True,
+        "lock_reason": reason[:1024],
+        "locked_by_id": principal.id,
+        "locked_by_name": principal.name,
+        "locked_at": clock.now(),
+    }
+    if not await Workspace.filter(id=workspace.id, locked=False, run_lock_id=None).update(**values):
+        raise locked(await get(workspace.id), "lock")
+    return await get(workspace.id)
+
+
+async def unlock(services: Services, workspace: Workspace, principal: Principal, *, force: bool = False) -> Workspace:
+    """Raises Conflict for a lock of somebody else (without `force`) or of a run, and where there is none."""
+    held = Workspace.filter(id=workspace.id, locked=True)
+    if not force:
+        held = held.filter(locked_by_id=principal.id)
+    freed = {"locked": False, "lock_reason": "", "locked_by_id": None, "locked_by_name": "", "locked_at": None}
+    if not await held.update(**freed):
+        now = await get(workspace.id)
+        if not now.locked and not now.run_lock_id:
+            message = f"workspace {now.name} is already unlocked"
+            raise Conflict(message)
+        raise locked(now, "unlock")
+    await services.on_workspace_unlocked(services, workspace.id)
+    return await get(workspace.id)
+
+
+def locked(workspace: Workspace, verb: str) -> Conflict:
+    """Why a lock stands in the way; go-tfe reads `is locked by Run` and `is locked by User`."""
+    if workspace.locked:
+        return Conflict(f"cannot {verb}: workspace {workspace.name} is locked by User {workspace.locked_by_name}")
+    return Conflict(f"cannot {verb}: workspace {workspace.name} is locked by Run {workspace.run_lock_id}")
+
+
+async def delete(services: Services, workspace: Workspace, *, force: bool) -> None:
+    """Removes the workspace, all rows about it and its files. Raises Conflict while a run is active."""
+    for ask in services.before_workspace_deleted:
+        await ask(services, workspace.id, force)
+    async with in_transaction():
+        for tell in services.on_workspace_deleted:
+            await tell(workspace.id)
+        await WorkspaceLabel.filter(workspace_id=workspace.id).delete()
+        await RemoteStateConsumer.filter(workspace_id=workspace.id).delete()
+        await RemoteStateConsumer.filter(consumer_id=workspace.id).delete()
+        await Workspace.filter(id=workspace.id).delete()
+    await services.store.delete_prefix(f"workspaces/{workspace.id}/")
+
+
+async def safe_delete(services: Services, workspace: Workspace) -> None:
+    """Deletes only what holds nothing: raises Conflict while locked or while the state has resources."""
+    now = await get(workspace.id)
+    if now.locked or now.run_lock_id:
+        raise locked(now, "delete")
+    if now.resource_count:
+        message = f"workspace {now.name} still manages {now.resource_count} resources"
+        raise Conflict(message)
+    await delete(services, now, force=False)
+
+
+async def consumers(workspace_id: str) -> list[Workspace]:
+    rows = await RemoteStateConsumer.filter(workspace_id=workspace_id)
+    return await by_ids(row.consumer_id for row in rows)
+
+
+async def change_consumers(workspace_id: str, *, add: Iterable[str] = (), remove: Iterable[str] | None = ()) -> None:
+    """`remove` None removes all first: the list is replaced."""
+    wanted = list(dict.fromkeys(add))
+    known = {row.id for row in await by_ids(wanted)}
+    for consumer in wanted:
+        if consumer not in known:
+            message = f"there is no workspace {consumer}"
+            raise Invalid(message)
+    async with in_transaction():
+        gone = RemoteStateConsumer.filter(workspace_id=workspace_id)
+        await (gone if remove is None else gone.filter(consumer_id__in=[*remove, *wanted])).delete()
+        await RemoteStateConsumer.bulk_create(
+            [RemoteStateConsumer(workspace_id=workspace_id, consumer_id=consumer) for consumer in wanted]
+        )
+
+
+async def shares_state_with(workspace_id: str, consumer_id: str) -> bool:
+    """Whether a run of `consumer_id` may read the state of `workspace_id`."""
+    if workspace_id == consumer_id:
+        return True
+    if await Workspace.exists(id=workspace_id, global_remote_state=True):
+        return True
+    return await RemoteStateConsumer.exists(workspace_id=workspace_id, consumer_id=consumer_id)
+
+
+def _settled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Both spellings of a setting become one column."""
+    settled = dict(values)
+    if (operations := settled.pop("operations", None)) is not None:
+        settled.setdefault("execution_mode", "remote" if operations else "local")
+    if (folder := settled.pop("vcs_working_directory", None)) is not None:
+        settled.setdefault("working_directory", folder)
+    return settled
+
+
+async def _check_pool(services: Services, workspace: Workspace) -> None:
+    if workspace.execution_mode == "agent" and not workspace.agent_pool_id:
+        message = "execution-mode agent needs an agent-pool-id"
+        raise Invalid(message, pointer="/data/attributes/agent-pool-id")
+    if workspace.agent_pool_id:
+        await services.pool_for(workspace)
+
+
+async def _write_labels(workspace_id: str, labels: Mapping[str, str]) -> None:
+    await WorkspaceLabel.filter(workspace_id=workspace_id).delete()
+    await WorkspaceLabel.bulk_create(
+        [WorkspaceLabel(workspace_id=workspace_id, key=key, value=value) for key, value in labels.items()]
+    )
+
+
+def _taken(name: str) -> Invalid:
+    return Invalid(f"the name {name} has already been taken", pointer="/data/attributes/name")

@@ -1,0 +1,396 @@
+"""Workspaces, by id and by name, with their locks, labels and consumers."""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from terrapod_server.kit.call import Call
+from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Linked, Many, One, Page, Raw, Resource
+from terrapod_server.workspaces import actions, rules
+from terrapod_server.workspaces.model import Workspace
+from terrapod_server.workspaces.organization import PROJECT_ID
+from terrapod_shared.errors import Invalid
+
+BY_ID = "/api/v2/workspaces/{workspace}"
+BY_NAME = "/api/v2/organizations/{org}/workspaces/{workspace_name}"
+LIST = "/api/v2/organizations/{org}/workspaces"
+
+
+def permissions(level: Level) -> dict[str, bool]:
+    """The flags that terraform, go-tfe and pytfe look at, from a level alone."""
+    read, plan, write, admin = (level >= least for least in (Level.READ, Level.PLAN, Level.WRITE, Level.ADMIN))
+    return {
+        "can-update": admin,
+        "can-destroy": admin,
+        "can-queue-run": plan,
+        "can-queue-apply": write,
+        "can-queue-destroy": write,
+        "can-read-state-versions": read,
+        "can-create-state-versions": write,
+        "can-read-variable": read,
+        "can-update-variable": write,
+        "can-lock": plan,
+        "can-unlock": plan,
+        "can-force-unlock": admin,
+        "can-force-delete": admin,
+        "can-read-settings": read,
+        "can-manage-run-tasks": False,
+    }
+
+
+def _level(workspace: Workspace, call: Call) -> Level:
+    return getattr(workspace, "level", call.level)
+
+
+def _locked_by(workspace: Workspace, _call: Call) -> str | None:
+    return workspace.locked_by_id if workspace.locked else workspace.run_lock_id
+
+
+WORKSPACE = Resource(
+    type="workspaces",
+    attributes=(
+        Attr("name", str, "unique name", write=True, parse=rules.name),
+        Attr("description", str, "what it is for", write=True, nullable=True, value=lambda w, _: w.description or ""),
+        Attr("environment", str, "always default", value=lambda *_: "default"),
+        Attr(
+            "execution-mode",
+            str,
+            "where runs happen: on listeners of the pool default, of a named pool, or at the user's",
+            write=True,
+            choices=("remote", "agent", "local"),
+        ),
+        Attr(
+            "operations",
+            bool,
+            "the old form of execution-mode",
+            write=True,
+            value=lambda w, _: w.execution_mode != "local",
+        ),
+        Attr("execution-backend", str, "which engine runs", write=True, choices=("terraform", "tofu")),
+        Attr(
+            "terraform-version",
+            str,
+            "exact, partial (1.11), a constraint, or latest",
+            write=True,
+            minimum=1,
+            maximum=40,
+        ),
+        Attr("working-directory", str, "folder of the root module", write=True, nullable=True, parse=rules.folder,
+             value=lambda w, _: w.working_directory or ""),
+        Attr("vcs-working-directory", str, "the same, in another spelling", write=True, parse=rules.folder,
+             value=lambda w, _: w.working_directory or ""),
+        Attr("auto-apply", bool, "whether the server confirms runs by itself", write=True),
+        Attr("auto-apply-run-trigger", bool, "the same for runs that another run began", write=True),
+        Attr("agent-pool-id", str, "the pool of execution-mode agent", write=True, nullable=True),
+        Attr("allow-destroy-plan", bool, "whether destroy plans may be queued", write=True),
+        Attr("assessments-enabled", bool, "go-tfe's word for drift detection", write=True),
+        Attr("file-triggers-enabled", bool, "whether changed files narrow VCS runs", write=True),
+        Attr("global-remote-state", bool, "whether every workspace's runs may read the state", write=True),
+        Attr("queue-all-runs", bool, "whether the first VCS commit begins a run", write=True),
+        Attr("speculative-enabled", bool, "whether pull requests are planned", write=True),
+        Attr("structured-run-output-enabled", bool, "whether logs of the cloud block are JSON lines", write=True),
+        Attr("source", str, "who made it"),
+        Attr("source-name", str, "the maker's name", write=True, maximum=254),
+        Attr("source-url", str, "the maker's address", write=True, maximum=1024),
+        Attr("trigger-prefixes", list, "folders whose changes begin VCS runs", write=True, items=str, maximum=100),
+        Attr("trigger-patterns", list, "patterns of the same", write=True, items=str, maximum=100),
+        Attr("resource-cpu", str, "cores that a run may use", write=True, maximum=20),
+        Attr("resource-memory", str, "memory that a run may use", write=True, maximum=20),
+        Attr("labels", dict, "key and value pairs; they decide rights", write=True, parse=rules.labels),
+        Attr("tag-names", list, "the keys of the labels", value=lambda w, _: sorted(w.labels)),
+        Attr("vcs-repo", dict, "none without VCS", value=lambda *_: None),
+        Attr("vcs-repo-url", str, "address of the repository", write=True, maximum=1024),
+        Attr("vcs-branch", str, "its branch", write=True, maximum=254),
+        Attr("drift-detection-enabled", bool, "whether drift is looked for", write=True),
+        Attr(
+            "drift-detection-interval-seconds", int, "how often", write=True, minimum=3600, maximum=31_536_000
+        ),
+        Attr("drift-last-checked-at", str, "when drift was last looked for", value=lambda *_: None),
+        Attr("drift-status", str, "what was found", value=lambda *_: ""),
+        Attr("locked", bool, "by a person or by a run", value=lambda w, _: w.locked or w.run_lock_id is not None),
+        Attr("lock-reason", str, "why it was locked by hand"),
+        Attr("owner-email", str, "who made it"),
+        Attr("resource-count", int, "resources in the current state"),
+        Attr("apply-duration-average", int, "seconds; not measured", value=lambda *_: 0),
+        Attr("plan-duration-average", int, "seconds; not measured", value=lambda *_: 0),
+        Attr("can-queue-destroy-plan", bool, "whether a destroy plan may be queued now",
+             value=lambda w, call: w.allow_destroy_plan and _level(w, call) >= Level.WRITE),
+        Attr("setting-overwrites", dict, "settings of its own",
+             value=lambda *_: {"execution-mode": True, "agent-pool": True}),
+        Attr("created-at", str, "when it was made"),
+        Attr("updated-at", str, "when a setting was last changed"),
+        Attr("actions", dict, "what may be done now", value=lambda w, _: {"is-destroyable": True}),
+        Attr("permissions", dict, "what the caller may do", value=lambda w, call: permissions(_level(w, call))),
+    ),
+    relations=(
+        One("organization", "organizations", key=lambda *_: "default"),
+        One("project", "projects", key=lambda *_: PROJECT_ID, write=True),
+        One("current-run", "runs"),
+        One("current-state-version", "state-versions"),
+        One("agent-pool", "agent-pools"),
+        One("locked-by", lambda w: "users" if w.locked else "runs", key=_locked_by),
+        Many("outputs", "state-version-outputs", link=lambda w, _: f"{BY_ID.format(workspace=w.id)}/current-state-version-outputs"),
+        Many("tags", "tags", write=True, link=lambda w, _: f"{BY_ID.format(workspace=w.id)}/relationships/tags"),
+        Many("tag-bindings", "tag-bindings", write=True,
+             link=lambda w, _: f"{BY_ID.format(workspace=w.id)}/tag-bindings"),
+        Many("remote-state-consumers", "workspaces",
+             link=lambda w, _: f"{BY_ID.format(workspace=w.id)}/relationships/remote-state-consumers"),
+    ),
+    links={
+        "self": lambda w, _: f"/api/v2/organizations/default/workspaces/{w.name}",
+        "self-html": lambda w, _: f"/app/default/workspaces/{w.name}",
+    },
+    load=actions.by_ids,
+)
+
+
+class Label:
+    """One label of a workspace, as tags and tag bindings show it."""
+
+    def __init__(self, key: str, value: str) -> None:
+        digest = base64.b32encode(hashlib.sha256(key.encode()).digest()).decode().lower()
+        self.id, self.key, self.value = f"tag-{digest[:24]}", key, value
+
+
+TAG = Resource(
+    type="tags",
+    attributes=(
+        Attr("name", str, "the label's key", write=True, value=lambda label, _: label.key),
+        Attr("instance-count", int, "not counted", value=lambda *_: 1),
+    ),
+)
+BINDING = Resource(
+    type="tag-bindings",
+    attributes=(
+        Attr("key", str, "the label's key", write=True),
+        Attr("value", str, "its value, or empty", write=True),
+    ),
+)
+EFFECTIVE_BINDING = Resource(type="effective-tag-bindings", attributes=BINDING.attributes)
+
+
+async def find(call: Call) -> Workspace:
+    """The workspace that the path names, by id or by name."""
+    if "workspace" in call.path:
+        return await actions.get(call.path["workspace"])
+    return await actions.by_name(call.path["workspace_name"])
+
+
+def _sent_labels(call: Call) -> dict[str, str | None]:
+    """Labels of a new workspace, in any of the three ways that clients send them."""
+    labels: dict[str, str | None] = dict(call.attributes.get("labels", {}))
+    for tag in call.related_many("tags") or ():
+        labels.setdefault(_text(tag, "name"), None)
+    for binding in call.related_many("tag-bindings") or ():
+        labels[_text(binding, "key")] = binding.attributes.get("value")
+    return labels
+
+
+def _text(linked: Linked, name: str) -> str:
+    value = linked.attributes.get(name)
+    if not isinstance(value, str) or not value:
+        message = f"{name} must be a string"
+        raise Invalid(message, pointer=f"/data/attributes/{name}")
+    return value
+
+
+def _check_project(call: Call) -> None:
+    project = call.related("project")
+    if project not in (None, PROJECT_ID):
+        message = f"there is no project {project}"
+        raise Invalid(message, pointer="/data/relationships/project")
+
+
+async def index(call: Call) -> Page:
+    """The workspaces that the caller may read, by name."""
+    found = actions.search(call.request.query_params)
+    if statuses := call.param("filter[current-run][status]"):
+        found = found.filter(current_run_id__in=await call.services.runs_with_status(statuses.split(",")))
+    project = call.param("filter[project][id]")
+    if project not in (None, PROJECT_ID):
+        return Page([], 0)
+    return await call.rows(found)
+
+
+async def create(call: Call) -> Workspace:
+    """Make a workspace; the caller becomes its owner."""
+    values = {**call.attributes, "labels": _checked(_sent_labels(call))}
+    if "name" not in values:
+        message = "a workspace needs a name"
+        raise Invalid(message, pointer="/data/attributes/name")
+    _check_project(call)
+    call.level = Level.ADMIN
+    return await actions.create(call.services, call.principal, values)
+
+
+def _checked(labels: Mapping[str, str | None]) -> dict[str, str]:
+    try:
+        return rules.labels(labels)
+    except ValueError as error:
+        message = f"labels: {error}"
+        raise Invalid(message, pointer="/data/attributes/labels") from None
+
+
+async def show(call: Call) -> Workspace:
+    """One workspace."""
+    return await find(call)
+
+
+async def update(call: Call) -> Workspace:
+    """Change settings; what is not sent stays."""
+    workspace = await find(call)
+    values: dict[str, Any] = dict(call.attributes)
+    _check_project(call)
+    if call.has_related("tags") or call.has_related("tag-bindings"):
+        values["labels"] = _checked({**values.get("labels", workspace.labels), **_sent_labels(call)})
+    if values.get("description", "") is None:
+        values["description"] = ""
+    if values.get("working_directory", "") is None:
+        values["working_directory"] = ""
+    return await actions.update(call.services, workspace, values)
+
+
+async def delete(call: Call) -> None:
+    """Remove the workspace with its state; 409 while a run is active."""
+    await actions.delete(call.services, await find(call), force=call.flag("force"))
+
+
+async def safe_delete(call: Call) -> None:
+    """Remove the workspace if its state holds nothing."""
+    await actions.safe_delete(call.services, await find(call))
+
+
+async def lock(call: Call) -> Workspace:
+    """Lock by hand; runs that could apply wait."""
+    document = call.document if isinstance(call.document, Mapping) else {}
+    attributes = document.get("data", {})
+    attributes = attributes.get("attributes", {}) if isinstance(attributes, Mapping) else {}
+    reason = document.get("reason") or (attributes.get("reason") if isinstance(attributes, Mapping) else "") or ""
+    if not isinstance(reason, str):
+        message = "the reason must be a string"
+        raise Invalid(message, pointer="/data/attributes/reason")
+    return await actions.lock(await find(call), call.principal, reason)
+
+
+async def unlock(call: Call) -> Workspace:
+    """Free one's own lock."""
+    return await actions.unlock(call.services, await find(call), call.principal)
+
+
+async def force_unlock(call: Call) -> Workspace:
+    """Free anybody's lock; one's own needs only plan."""
+    workspace = await find(call)
+    own = workspace.locked_by_id == call.principal.id
+    if not own:
+        await call.services.guard.require(call.principal, _FORCE, {"workspace": workspace.id})
+    return await actions.unlock(call.services, workspace, call.principal, force=True)
+
+
+async def labels(call: Call) -> Page:
+    """The workspace's labels."""
+    workspace = await find(call)
+    rows = [Label(key, value) for key, value in sorted(workspace.labels.items())]
+    return call.cut(rows) if call.page.asked else Page(rows)
+
+
+async def add_bindings(call: Call) -> Page:
+    """Add labels; those that are not named stay."""
+    sent = {_text(item, "key"): item.attributes.get("value") for item in call.items}
+    await actions.add_labels(call.services, await find(call), sent)
+    return await labels(call)
+
+
+async def replace_bindings(call: Call) -> Page:
+    """Set the labels to exactly these."""
+    sent = {_text(item, "key"): item.attributes.get("value") for item in call.items}
+    await actions.set_labels(call.services, await find(call), _checked(sent))
+    return await labels(call)
+
+
+async def add_tags(call: Call) -> None:
+    """Add labels without a value."""
+    sent: dict[str, str | None] = {_tag_key(item): None for item in call.items}
+    await actions.add_labels(call.services, await find(call), sent)
+
+
+async def remove_tags(call: Call) -> None:
+    """Take labels away, by name or by tag id."""
+    workspace = await find(call)
+    ids = {Label(key, "").id: key for key in workspace.labels}
+    gone = {ids.get(item.id or "") or _tag_key(item) for item in call.items}
+    await actions.set_labels(
+        call.services, workspace, {key: value for key, value in workspace.labels.items() if key not in gone}
+    )
+
+
+def _tag_key(item: Linked) -> str:
+    return item.id if item.id and not item.attributes else _text(item, "name")
+
+
+async def consumers(call: Call) -> Page:
+    """Workspaces whose runs may read this one's state."""
+    return call.cut(await actions.consumers((await find(call)).id))
+
+
+def _ids(items: Sequence[Linked]) -> list[str]:
+    return [item.id or "" for item in items]
+
+
+async def add_consumers(call: Call) -> None:
+    """Let more workspaces read the state."""
+    await actions.change_consumers((await find(call)).id, add=_ids(call.items))
+
+
+async def replace_consumers(call: Call) -> None:
+    """Let exactly these workspaces read the state."""
+    await actions.change_consumers((await find(call)).id, add=_ids(call.items), remove=None)
+
+
+async def remove_consumers(call: Call) -> None:
+    """Let these workspaces read the state no more."""
+    await actions.change_consumers((await find(call)).id, remove=_ids(call.items))
+
+
+_FORCE = Endpoint("POST", BY_ID + "/actions/force-unlock", WORKSPACE, force_unlock, Level.ADMIN, body=False)
+RESOURCES = (WORKSPACE, TAG, BINDING, EFFECTIVE_BINDING)
+_FILTERS = (
+    "search[name]",
+    "search[tags]",
+    "search[exclude-tags]",
+    "search[wildcard-name]",
+    "filter[tagged][0][key]",
+    "filter[tagged][0][value]",
+    "filter[current-run][status]",
+    "filter[project][id]",
+    "sort",
+)
+
+
+def _both(method: str, rest: str, **more: Any) -> tuple[Endpoint, Endpoint]:
+    """The same endpoint by id and by name: go-tfe and the terraform CLI use both."""
+    return (Endpoint(method, BY_ID + rest, **more), Endpoint(method, BY_NAME + rest, **more))
+
+
+ENDPOINTS: tuple[Endpoint | Raw, ...] = (
+    Endpoint("GET", LIST, WORKSPACE, index, Access.USER, many=True, filters=_FILTERS),
+    Endpoint("POST", LIST, WORKSPACE, create, Access.USER, status=201),
+    *_both("GET", "", resource=WORKSPACE, do=show, needs=Level.READ, run_token=True),
+    *_both("PATCH", "", resource=WORKSPACE, do=update, needs=Level.ADMIN),
+    *_both("DELETE", "", resource=WORKSPACE, do=delete, needs=Level.ADMIN, body=False),
+    *_both("POST", "/actions/safe-delete", resource=None, do=safe_delete, needs=Level.ADMIN, body=False),
+    *_both("POST", "/actions/lock", resource=WORKSPACE, do=lock, needs=Level.PLAN, body=False),
+    *_both("POST", "/actions/unlock", resource=WORKSPACE, do=unlock, needs=Level.PLAN, body=False),
+    Endpoint("POST", BY_ID + "/actions/force-unlock", WORKSPACE, force_unlock, Level.PLAN, body=False),
+    Endpoint("GET", BY_ID + "/tag-bindings", BINDING, labels, Level.READ, many=True),
+    Endpoint("PATCH", BY_ID + "/tag-bindings", BINDING, add_bindings, Level.ADMIN, many=True, body_many=True),
+    Endpoint("PUT", BY_ID + "/tag-bindings", BINDING, replace_bindings, Level.ADMIN, many=True, body_many=True),
+    Endpoint("GET", BY_ID + "/effective-tag-bindings", EFFECTIVE_BINDING, labels, Level.READ, many=True),
+    Endpoint("GET", BY_ID + "/relationships/tags", TAG, labels, Level.READ, many=True),
+    Endpoint("POST", BY_ID + "/relationships/tags", TAG, add_tags, Level.ADMIN, body_many=True),
+    Endpoint("DELETE", BY_ID + "/relationships/tags", TAG, remove_tags, Level.ADMIN, body_many=True),
+    Endpoint("GET", BY_ID + "/relationships/remote-state-consumers", WORKSPACE, consumers, Level.READ, many=True),
+    Endpoint("POST", BY_ID + "/relationships/remote-state-consumers", None, add_consumers, Level.ADMIN, body_many=True),
+    Endpoint("PATCH", BY_ID + "/relationships/remote-state-consumers", None, replace_consumers, Level.ADMIN, body_many=True),
+    Endpoint("DELETE", BY_ID + "/relationships/remote-state-consumers", None, remove_consumers, Level.ADMIN, body_many=True),
+)

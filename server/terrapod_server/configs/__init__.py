@@ -1,0 +1,1 @@
+"""Configuration versions: what a run is run with."""

@@ -1,0 +1,109 @@
+"""The verbs of configuration versions."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from terrapod_server.configs.archive import Checker, Unfit
+from terrapod_server.configs.model import ConfigurationVersion
+from terrapod_server.kit.call import Services
+from terrapod_server.store import keys
+from terrapod_server.store.port import gathered
+from terrapod_shared import clock, ids
+from terrapod_shared.errors import Conflict, Invalid, NotFound
+
+
+async def get(version_id: str) -> ConfigurationVersion:
+    row = await ConfigurationVersion.get_or_none(id=version_id)
+    if row is None:
+        raise NotFound
+    return row
+
+
+async def by_ids(version_ids: Sequence[str]) -> list[ConfigurationVersion]:
+    return await ConfigurationVersion.filter(id__in=list(version_ids))
+
+
+async def latest(workspace_id: str) -> ConfigurationVersion | None:
+    """The newest that is uploaded and was meant to be applied."""
+    return (
+        await ConfigurationVersion.filter(
+            workspace_id=workspace_id, status="uploaded", speculative=False, provisional=False
+        )
+        .order_by("-id")
+        .first()
+    )
+
+
+async def create(workspace_id: str, user_id: str, values: Mapping[str, Any]) -> ConfigurationVersion:
+    return await ConfigurationVersion.create(
+        id=ids.make("cv"), workspace_id=workspace_id, created_by_id=user_id, **values
+    )
+
+
+async def upload(services: Services, version_id: str, chunks: AsyncIterator[bytes]) -> ConfigurationVersion:
+    """Takes the archive. The same bytes again are no error; others are, once a run uses the first.
+
+    Raises Invalid for what is no archive, Conflict; nothing is kept then.
+    """
+    row = await get(version_id)
+    if row.status == "archived":
+        message = "this configuration version is archived"
+        raise Conflict(message)
+    key = keys.configuration(row.workspace_id, row.id)
+    fresh = f"{key}.{ids.tail()}"
+    stored = await services.store.put(fresh, _checked(chunks))
+    try:
+        if row.status == "uploaded":
+            if stored.sha256 == row.sha256:
+                return row
+            if await services.configuration_in_use(row.id):
+                message = "a run uses this configuration version already; make a new one"
+                raise Conflict(message)
+    except BaseException:
+        await services.store.delete(fresh)
+        raise
+    old = row.stored_key
+    await ConfigurationVersion.filter(id=row.id).update(
+        status="uploaded",
+        size=stored.size,
+        sha256=stored.sha256,
+        stored_key=fresh,
+        status_timestamps={**row.status_timestamps, "uploaded-at": clock.stamp(clock.now())},
+    )
+    if old:
+        await services.store.delete(old)
+    row = await get(row.id)
+    await services.on_configuration_uploaded(services, row)
+    return row
+
+
+async def _checked(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    checker, empty = Checker(), True
+    try:
+        async for chunk in gathered(chunks):
+            empty = False
+            await asyncio.to_thread(checker.feed, chunk)
+            yield chunk
+        if empty:
+            message = "the body is empty; it must be a gzip tar"
+            raise Invalid(message)
+        await asyncio.to_thread(checker.end)
+    except Unfit as error:
+        message = f"the configuration is refused: {error}"
+        raise Invalid(message) from None
+
+
+async def archive(services: Services, row: ConfigurationVersion) -> ConfigurationVersion:
+    """Removes the bytes of a version that no run uses. Raises Conflict."""
+    if await services.configuration_in_use(row.id, unfinished=True):
+        message = "a run that is not over uses this configuration version"
+        raise Conflict(message)
+    await ConfigurationVersion.filter(id=row.id).update(status="archived", stored_key="")
+    if row.stored_key:
+        await services.store.delete(row.stored_key)
+    return await get(row.id)
+
+
+async def delete_for_workspace(workspace_id: str) -> None:
+    await ConfigurationVersion.filter(workspace_id=workspace_id).delete()

@@ -1,0 +1,1 @@
+"""State versions: the one thing that must never be lost."""

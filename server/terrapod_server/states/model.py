@@ -1,0 +1,55 @@
+"""Tables of state versions and of the outputs that were read from them."""
+
+from typing import Any
+
+from tortoise import fields
+from tortoise.models import Model
+
+
+class StateVersion(Model):
+    """A state. `pending` until its bytes are here; the newest `finalized` one is the current."""
+
+    id = fields.CharField(primary_key=True, max_length=40)
+    workspace_id = fields.CharField(max_length=40)
+    status = fields.CharField(max_length=12, default="pending")  #: pending, finalized, discarded
+    serial = fields.BigIntField()
+    lineage = fields.CharField(max_length=255, default="")
+    md5 = fields.CharField(max_length=32)
+    sha256 = fields.CharField(max_length=64, default="")
+    key = fields.CharField(max_length=200, default="")  #: of the bytes in the store
+    size = fields.BigIntField(default=0)
+    forced = fields.BooleanField(default=False)
+    run_id = fields.CharField(max_length=40, null=True)
+    created_by_id = fields.CharField(max_length=40, default="")
+    terraform_version = fields.CharField(max_length=40, default="")
+    resources: Any = fields.JSONField(default=list)
+    modules: Any = fields.JSONField(default=dict)
+    providers: Any = fields.JSONField(default=dict)
+    resource_count = fields.IntField(default=0)
+    intermediate = fields.BooleanField(default=False)
+    has_json = fields.BooleanField(default=False)
+    created_at = fields.DatetimeField(auto_now_add=True)
+    finalized_at = fields.DatetimeField(null=True)
+
+    class Meta:
+        table = "state_version"
+        indexes = (("workspace_id", "status", "id"), ("workspace_id", "id"))
+
+
+class StateOutput(Model):
+    """An output of a state. `value` is JSON, sealed under `output <id>`."""
+
+    id = fields.CharField(primary_key=True, max_length=40)
+    state_version_id = fields.CharField(max_length=40, db_index=True)
+    workspace_id = fields.CharField(max_length=40, db_index=True)
+    name = fields.CharField(max_length=255)
+    type = fields.CharField(max_length=20)
+    detailed_type: Any = fields.JSONField(null=True)
+    sensitive = fields.BooleanField(default=False)
+    value = fields.BinaryField()
+
+    #: The value in clear, or None where it may not be shown; set by `actions.opened`.
+    shown: Any = None
+
+    class Meta:
+        table = "state_output"

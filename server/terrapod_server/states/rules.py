@@ -1,0 +1,43 @@
+"""May this state follow that one? Pure."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Verdict(Enum):
+    """What becomes of a state that somebody sends."""
+
+    ACCEPT = "accept"
+    REPEAT = "repeat"
+    CONFLICT = "conflict"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What tells states apart."""
+
+    serial: int
+    lineage: str
+    md5: str
+
+
+def judge(current: Mark | None, sent: Mark, *, force: bool = False) -> tuple[Verdict, str]:
+    """The verdict and, for a conflict, the reason. `force` lets go of serial and lineage.
+
+    Equal serial and md5 is a repeat, so that an upload whose answer was lost
+    can be sent again; it is one even with `force`.
+    """
+    if current is None:
+        return Verdict.ACCEPT, ""
+    same_lineage = not sent.lineage or not current.lineage or sent.lineage == current.lineage
+    if same_lineage and sent.serial == current.serial and sent.md5 == current.md5:
+        return Verdict.REPEAT, ""
+    if force:
+        return Verdict.ACCEPT, ""
+    if not same_lineage:
+        return Verdict.CONFLICT, f"the lineage {sent.lineage} is not that of the current state, {current.lineage}"
+    if sent.serial == current.serial:
+        return Verdict.CONFLICT, f"the serial {sent.serial} is there already, with other content"
+    if sent.serial < current.serial:
+        return Verdict.CONFLICT, f"the serial {sent.serial} is lower than that of the current state, {current.serial}"
+    return Verdict.ACCEPT, ""

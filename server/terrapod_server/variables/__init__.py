@@ -1,0 +1,1 @@
+"""Variables of workspaces, and which of several of one name counts."""

@@ -1,0 +1,1 @@
+"""The cache of engines: terraform and tofu binaries, fetched once and verified."""

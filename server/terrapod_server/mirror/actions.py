@@ -1,0 +1,238 @@
+"""Resolving versions, and fetching each engine once."""
+
+import asyncio
+import hashlib
+import time
+import zipfile
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import aiofiles
+import httpx
+import msgspec
+from tortoise.exceptions import IntegrityError
+
+from terrapod_server.config import Engines
+from terrapod_server.kit.call import Services
+from terrapod_server.mirror import rules
+from terrapod_server.mirror.model import EngineFile
+from terrapod_server.store import keys
+from terrapod_shared.errors import BadGateway, Invalid, NotFound
+
+_INDEX_KEPT_S = 3600.0
+_INDEX_MOST = 64 << 20
+_SUMS_MOST = 1 << 20
+_ZIP_MOST = 1 << 30
+_BINARY_MOST = 2 << 30
+
+#: Released versions by tool and the site's address, with the time when they were read.
+_indexes: dict[tuple[str, str], tuple[float, list[str]]] = {}
+#: One fetch at a time of each engine.
+_fetching: dict[tuple[str, ...], asyncio.Lock] = {}
+
+
+async def resolve(services: Services, tool: str, wanted: str, local: Iterable[tuple[str, str]] = ()) -> str:
+    """The exact version that `wanted` means now. `local` are engines that listeners offer.
+
+    Raises Invalid where no release, cached file or local engine fits.
+    """
+    if not rules.is_sensible(wanted):
+        message = f"{wanted[:40]!r} is no version of {tool}"
+        raise Invalid(message, pointer="/data/attributes/terraform-version")
+    here = [version for name, version in local if name == tool]
+    rows = await EngineFile.filter(tool=tool).values("version")
+    here += [row["version"] for row in rows]
+    if rules.is_exact(wanted) and wanted in here:
+        return wanted
+    reason = ""
+    try:
+        known = await _released(services.config.engines, tool)
+    except BadGateway as error:
+        known, reason = [], f" ({error.detail})"
+    found = rules.choose(wanted, [*known, *here])
+    if found is None:
+        message = f"there is no {tool} that fits {wanted[:40]!r}{reason}"
+        raise Invalid(message, pointer="/data/attributes/terraform-version")
+    return found
+
+
+async def _released(engines: Engines, tool: str) -> list[str]:
+    url = f"{engines.terraform_url}/index.json" if tool == "terraform" else engines.tofu_index_url
+    known = _indexes.get((tool, url))
+    if known and time.monotonic() - known[0] < _INDEX_KEPT_S:
+        return known[1]
+    try:
+        document = msgspec.json.decode(await _small(engines, url, _INDEX_MOST))
+        # HashiCorp: {"versions": {"1.2.3": {...}}}; OpenTofu: {"versions": [{"id": "1.2.3"}]}
+        listed = document["versions"]
+        versions = [entry["id"] for entry in listed] if isinstance(listed, list) else list(listed)
+    except (msgspec.DecodeError, KeyError, TypeError) as error:
+        message = f"the list of releases at {url} cannot be read: {error}"
+        raise BadGateway(message) from None
+    _indexes[tool, url] = (time.monotonic(), versions)
+    return versions
+
+
+async def _small(engines: Engines, url: str, most: int) -> bytes:
+    async with httpx.AsyncClient(timeout=min(30.0, engines.timeout_s), follow_redirects=True) as client:
+        try:
+            async with client.stream("GET", url) as answer:
+                _expect(answer, url)
+                body = bytearray()
+                async for chunk in answer.aiter_bytes():
+                    body += chunk
+                    if len(body) > most:
+                        message = f"{url} is larger than {most} bytes"
+                        raise BadGateway(message)
+                return bytes(body)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            message = f"{url} cannot be reached: {error or type(error).__name__}"
+            raise BadGateway(message) from None
+
+
+def _expect(answer: httpx.Response, url: str) -> None:
+    if answer.status_code == 404:  # noqa: PLR2004
+        message = f"there is nothing at {url}"
+        raise NotFound(message)
+    if answer.status_code != 200:  # noqa: PLR2004
+        message = f"{url} answered {answer.status_code}"
+        raise BadGateway(message)
+
+
+def check_names(tool: str, version: str, system: str, arch: str) -> None:
+    """Raises Invalid for what could be no engine."""
+    for name, value, known in (("tool", tool, rules.TOOLS), ("os", system, rules.SYSTEMS), ("arch", arch, rules.ARCHES)):
+        if value not in known:
+            message = f"{name} must be one of {', '.join(known)}, not {value[:40]!r}"
+            raise Invalid(message)
+    if not rules.is_exact(version):
+        message = f"{version[:40]!r} is no exact version"
+        raise Invalid(message)
+
+
+async def ensure(services: Services, tool: str, version: str, system: str, arch: str) -> EngineFile:
+    """The engine in the cache; fetched and verified first where it is not there.
+
+    However many ask at once, one fetches. Raises NotFound where the publisher
+    has no such release, BadGateway where the site cannot be reached or its
+    file does not have the checksum that it lists.
+    """
+    check_names(tool, version, system, arch)
+    name = {"tool": tool, "version": version, "os": system, "arch": arch}
+    row = await EngineFile.get_or_none(**name)
+    if row is not None:
+        return row
+    lock = _fetching.setdefault((tool, version, system, arch), asyncio.Lock())
+    try:
+        async with lock:
+            row = await EngineFile.get_or_none(**name)
+            return row or await _fetch(services, tool, version, system, arch)
+    finally:
+        _fetching.pop((tool, version, system, arch), None)
+
+
+async def _fetch(services: Services, tool: str, version: str, system: str, arch: str) -> EngineFile:
+    engines = services.config.engines
+    base = f"{engines.terraform_url}/{version}" if tool == "terraform" else f"{engines.tofu_url}/v{version}"
+    file = rules.filename(tool, version, system, arch)
+    sums = await _small(engines, f"{base}/{tool}_{version}_SHA256SUMS", _SUMS_MOST)
+    wanted = rules.checksum(sums.decode("utf-8", "replace"), file)
+    if wanted is None:
+        message = f"the checksums of {tool} {version} list no {file}"
+        raise NotFound(message)
+    return await _keep(services, (tool, version, system, arch), wanted, _download(engines, f"{base}/{file}"), "fetched")
+
+
+async def _download(engines: Engines, url: str) -> AsyncIterator[bytes]:
+    size = 0
+    async with httpx.AsyncClient(timeout=httpx.Timeout(30.0), follow_redirects=True) as client:
+        try:
+            async with asyncio.timeout(engines.timeout_s), client.stream("GET", url) as answer:
+                _expect(answer, url)
+                async for chunk in answer.aiter_bytes(256 << 10):
+                    size += len(chunk)
+                    if size > _ZIP_MOST:
+                        message = f"{url} is larger than {_ZIP_MOST} bytes"
+                        raise BadGateway(message)
+                    yield chunk
+        except (httpx.HTTPError, TimeoutError) as error:
+            message = f"{url} broke off after {size} bytes: {error or type(error).__name__}"
+            raise BadGateway(message) from None
+
+
+async def _keep(
+    services: Services, name: tuple[str, str, str, str], wanted: str, chunks: AsyncIterator[bytes], source: str
+) -> EngineFile:
+    """Stores under a name that the digest is part of, so that a wrong file never takes a right one's place."""
+    tool, version, system, arch = name
+    key = keys.engine(tool, version, system, arch)
+
+    async def verified() -> AsyncIterator[bytes]:
+        digest = hashlib.sha256()
+        async for chunk in chunks:
+            await asyncio.to_thread(digest.update, chunk)
+            yield chunk
+        if digest.hexdigest() != wanted:
+            message = f"{tool} {version} has the SHA-256 {digest.hexdigest()}, and its publisher lists {wanted}"
+            raise BadGateway(message)
+
+    stored = await services.store.put(key, verified())
+    try:
+        return await EngineFile.create(
+            tool=tool, version=version, os=system, arch=arch, sha256=wanted, size=stored.size, source=source
+        )
+    except IntegrityError:  # another server process was quicker with the same file
+        return await EngineFile.get(tool=tool, version=version, os=system, arch=arch)
+
+
+async def import_zip(services: Services, path: Path) -> EngineFile:
+    """Takes a release's zip from disk. Raises Invalid; its owner vouches for it, so no site is asked."""
+    name = rules.from_filename(path.name)
+    if name is None:
+        message = f"{path.name} is not named as a release, such as terraform_1.15.5_linux_amd64.zip"
+        raise Invalid(message)
+    digest = await asyncio.to_thread(_inspect, path, name[0])
+    old = await EngineFile.get_or_none(tool=name[0], version=name[1], os=name[2], arch=name[3])
+    if old is not None:
+        if old.sha256 == digest:
+            return old
+        message = f"{name[0]} {name[1]} is in the cache with another SHA-256, {old.sha256}; purge it first"
+        raise Invalid(message)
+    return await _keep(services, name, digest, _read(path), "imported")
+
+
+def _inspect(path: Path, tool: str) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            binaries = [entry for entry in archive.infolist() if entry.filename in (tool, f"{tool}.exe")]
+            if len(binaries) != 1 or binaries[0].file_size > _BINARY_MOST:
+                message = f"{path.name} must hold one file {tool}, of at most {_BINARY_MOST >> 30} GiB"
+                raise Invalid(message)
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        message = f"{path.name} is no zip archive: {error}"
+        raise Invalid(message) from None
+    if broken:
+        message = f"{path.name} is damaged at {broken}"
+        raise Invalid(message)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+async def _read(path: Path) -> AsyncIterator[bytes]:
+    async with aiofiles.open(path, "rb") as file:
+        while chunk := await file.read(256 << 10):
+            yield chunk
+
+
+async def purge(services: Services, tool: str, version: str) -> int:
+    """Removes a version from the cache; how many files went."""
+    rows = await EngineFile.filter(tool=tool, version=version)
+    for row in rows:
+        await row.delete()
+        await services.store.delete(keys.engine(row.tool, row.version, row.os, row.arch))
+    return len(rows)
+
+
+def key_of(row: EngineFile) -> str:
+    return keys.engine(row.tool, row.version, row.os, row.arch)

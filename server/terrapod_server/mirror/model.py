@@ -1,0 +1,23 @@
+"""Table of the engines in the cache."""
+
+from tortoise import fields
+from tortoise.models import Model
+
+
+class EngineFile(Model):
+    """A release's zip. `sha256` is of the zip, as its publisher lists it."""
+
+    id = fields.BigIntField(primary_key=True, generated=True)
+    tool = fields.CharField(max_length=10)
+    version = fields.CharField(max_length=40)
+    os = fields.CharField(max_length=10)
+    arch = fields.CharField(max_length=10)
+    sha256 = fields.CharField(max_length=64)
+    size = fields.BigIntField()
+    source = fields.CharField(max_length=20, default="fetched")  #: or imported
+    cached_at = fields.DatetimeField(auto_now_add=True)
+    last_used_at = fields.DatetimeField(null=True)
+
+    class Meta:
+        table = "engine_file"
+        unique_together = (("tool", "version", "os", "arch"),)

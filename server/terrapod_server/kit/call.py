@@ -110,6 +110,7 @@ class Call:
     relations: dict[str, list[Linked] | Linked | None] = field(default_factory=dict)
     items: list[Linked] = field(default_factory=list)
     document: Any = None
+    raw: bytes = b""  #: of a JSON:API request, as it was sent
 
     def param(self, name: str, default: str | None = None) -> str | None:
         """A query parameter; absent or empty ones are `default`."""

@@ -55,11 +55,18 @@ class Guard:
     async def require(self, principal: Principal, endpoint: Endpoint | Raw, path: dict[str, str]) -> Level:
         """The caller's level on what the path names; at least the one that the endpoint needs."""
         name = endpoint.guards or next((name for name in path if name != "org"), "")
-        level = await self.level(principal, name, path.get(name, ""))
+        if principal.kind == "run":  # the handler checks which things a run's token may read
+            return Level.READ
+        needs = endpoint.needs if isinstance(endpoint.needs, Level) else Level.READ
+        return await self.demand(principal, needs, name, path.get(name, ""))
+
+    async def demand(self, principal: Principal, needs: Level, parameter: str, identity: str) -> Level:
+        """The caller's level on a thing. Raises NotFound where it may not know of it, Forbidden where it is too low."""
+        level = await self.level(principal, parameter, identity)
         if level is Level.NONE:
             raise NotFound
-        if level < endpoint.needs and principal.kind != "run":
-            message = f"this needs {endpoint.needs.name.lower()}, and you have {level.name.lower()}"  # type: ignore[union-attr]
+        if level < needs:
+            message = f"this needs {needs.name.lower()}, and you have {level.name.lower()}"
             raise Forbidden(message)
         return level
 

@@ -168,7 +168,7 @@ class Server:
 
     async def _read(self, endpoint: Endpoint, call: Call) -> bytes:
         """Decodes the body into `call`; the bytes are given back for the repeat check."""
-        raw = b"".join([chunk async for chunk in call.stream()])
+        call.raw = raw = b"".join([chunk async for chunk in call.stream()])
         if not endpoint.body and not raw:
             return raw
         media = call.request.headers.get("content-type", "").partition(";")[0].strip().lower()

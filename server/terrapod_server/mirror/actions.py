@@ -27,6 +27,9 @@ _BINARY_MOST = 2 << 30
 
 #: Released versions by tool and the site's address, with the time when they were read.
 _indexes: dict[tuple[str, str], tuple[float, list[str]]] = {}
+#: When a site could not be reached, by address, so that not every run waits for it.
+_unreachable: dict[str, tuple[float, str]] = {}
+_UNREACHABLE_KEPT_S = 60.0
 #: One fetch at a time of each engine.
 _fetching: dict[tuple[str, ...], asyncio.Lock] = {}
 
@@ -61,8 +64,15 @@ async def _released(engines: Engines, tool: str) -> list[str]:
     known = _indexes.get((tool, url))
     if known and time.monotonic() - known[0] < _INDEX_KEPT_S:
         return known[1]
+    failed = _unreachable.get(url)
+    if failed and time.monotonic() - failed[0] < _UNREACHABLE_KEPT_S:
+        raise BadGateway(failed[1])
     try:
         document = msgspec.json.decode(await _small(engines, url, _INDEX_MOST))
+    except (BadGateway, NotFound) as error:
+        _unreachable[url] = (time.monotonic(), error.detail)
+        raise BadGateway(error.detail) from None
+    try:
         # HashiCorp: {"versions": {"1.2.3": {...}}}; OpenTofu: {"versions": [{"id": "1.2.3"}]}
         listed = document["versions"]
         versions = [entry["id"] for entry in listed] if isinstance(listed, list) else list(listed)
@@ -74,7 +84,7 @@ async def _released(engines: Engines, tool: str) -> list[str]:
 
 
 async def _small(engines: Engines, url: str, most: int) -> bytes:
-    async with httpx.AsyncClient(timeout=min(30.0, engines.timeout_s), follow_redirects=True) as client:
+    async with httpx.AsyncClient(timeout=httpx.Timeout(min(30.0, engines.timeout_s), connect=5.0), follow_redirects=True) as client:
         try:
             async with client.stream("GET", url) as answer:
                 _expect(answer, url)
@@ -236,3 +246,13 @@ async def purge(services: Services, tool: str, version: str) -> int:
 
 def key_of(row: EngineFile) -> str:
     return keys.engine(row.tool, row.version, row.os, row.arch)
+
+
+async def is_published(services: Services, tool: str, version: str) -> bool:
+    """Whether the cache has it for some platform, or its publisher lists it."""
+    if await EngineFile.exists(tool=tool, version=version):
+        return True
+    try:
+        return version in await _released(services.config.engines, tool)
+    except BadGateway:
+        return False

@@ -283,7 +283,7 @@ async def force_unlock(call: Call) -> Workspace:
     workspace = await find(call)
     own = workspace.locked_by_id == call.principal.id
     if not own:
-        await call.services.guard.require(call.principal, _FORCE, {"workspace": workspace.id})
+        await call.services.guard.demand(call.principal, Level.ADMIN, "workspace", workspace.id)
     return await actions.unlock(call.services, workspace, call.principal, force=True)
 
 
@@ -352,7 +352,6 @@ async def remove_consumers(call: Call) -> None:
     await actions.change_consumers((await find(call)).id, remove=_ids(call.items))
 
 
-_FORCE = Endpoint("POST", BY_ID + "/actions/force-unlock", WORKSPACE, force_unlock, Level.ADMIN, body=False)
 RESOURCES = (WORKSPACE, TAG, BINDING, EFFECTIVE_BINDING)
 _FILTERS = (
     "search[name]",

@@ -1,0 +1,1 @@
+"""Runs: their life, their queue, their leases, their logs. Nothing below `api` and `events` knows HTTP."""

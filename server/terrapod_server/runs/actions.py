@@ -1,0 +1,527 @@
+"""The verbs of runs. `Change.fire` is the one writer of a run's status in the program."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+from tortoise.queryset import QuerySet
+
+from terrapod_server.configs import actions as configs
+from terrapod_server.configs.model import ConfigurationVersion
+from terrapod_server.kit.call import Principal, Services
+from terrapod_server.kit.database import in_transaction, is_postgres
+from terrapod_server.mirror import actions as mirror
+from terrapod_server.runs import states
+from terrapod_server.runs.model import Phase, Run, RunEvent
+from terrapod_server.runs.states import Event, Status
+from terrapod_server.workspaces import actions as workspaces
+from terrapod_server.workspaces.model import Workspace
+from terrapod_shared import clock, ids
+from terrapod_shared.errors import Conflict, Invalid, NotFound
+
+#: Within this time the same request is a repeat: go-tfe sends a POST again after a 5xx or a lost answer.
+REPEAT = timedelta(seconds=60)
+_PHASE_STAMPS = {
+    "queued": "queued-at",
+    "running": "started-at",
+    "finished": "finished-at",
+    "errored": "errored-at",
+    "canceled": "canceled-at",
+}
+
+
+class Change:
+    """One transaction on the runs of one workspace, under its row's lock; wakes others after the commit.
+
+    async with Change(services, workspace_id) as change:
+        await change.fire(run, Event.CONFIRM)
+    """
+
+    def __init__(self, services: Services, workspace_id: str) -> None:
+        self._services, self._workspace_id = services, workspace_id
+        self._topics: set[str] = set()
+        self._transaction = in_transaction()
+        self.workspace: Workspace
+
+    async def __aenter__(self) -> "Change":
+        connection = await self._transaction.__aenter__()
+        try:
+            if is_postgres():  # SQLite runs one transaction at a time
+                await connection.execute_query_dict("SELECT id FROM workspace WHERE id = $1 FOR UPDATE", [self._workspace_id])
+            self.workspace = await workspaces.get(self._workspace_id)
+        except BaseException as error:
+            await self._transaction.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            try:
+                await self._settle()
+            except BaseException as late:
+                await self._transaction.__aexit__(type(late), late, late.__traceback__)
+                raise
+        await self._transaction.__aexit__(kind, error, trace)
+        if error is None:
+            await self._services.bus.publish(*sorted(self._topics))
+
+    def wake(self, topic: str) -> None:
+        """Publishes a topic after the commit."""
+        self._topics.add(topic)
+
+    async def fire(self, run: Run, event: Event, *, user_id: str = "", description: str = "", **also: Any) -> Run:
+        """Moves a run along its table, once, however many callers try; the row given is brought up to date.
+
+        The UPDATE names the status it read: of two callers one moves the row.
+        Raises IllegalTransition, or Conflict for who lost.
+        """
+        status = states.after(run.status, event)
+        stamp = clock.stamp(clock.now())
+        values: dict[str, Any] = {
+            "status": status,
+            "status_timestamps": {**run.status_timestamps, states.timestamp_name(status): stamp},
+            "holds_queue": self._holds(run, status),
+            **also,
+        }
+        if not await Run.filter(id=run.id, status=run.status).update(**values):
+            message = f"run {run.id} was changed by somebody else meanwhile"
+            raise Conflict(message)
+        plan, apply = states.phases_after(run.status, event)
+        for phase_id, word in ((run.plan_id, plan), (run.apply_id, apply)):
+            if word is not None:
+                await self._phase(phase_id, word, stamp)
+        await RunEvent.create(
+            run_id=run.id,
+            workspace_id=run.workspace_id,
+            event=event.value,
+            status=status.value,
+            user_id=user_id,
+            description=description,
+        )
+        for name, value in values.items():
+            setattr(run, name, value)
+        await self._lock(run)
+        self.wake(f"workspace:{run.workspace_id}")
+        if event in (Event.QUEUE, Event.QUEUE_APPLY, Event.LOSE):
+            self.wake(f"pool:{run.pool_id}")
+        return run
+
+    @staticmethod
+    def _holds(run: Run, status: Status) -> bool:
+        if run.plan_only or status in states.FINAL or status is Status.PLANNED_AND_SAVED:
+            return False
+        waits = status is Status.CONFIRMED and run.status is Status.PLANNED_AND_SAVED
+        return not waits and status is not Status.PENDING
+
+    @staticmethod
+    async def _phase(phase_id: str, word: str, stamp: str) -> None:
+        phase = await Phase.get(id=phase_id)
+        values: dict[str, Any] = {"status": word}
+        if word in _PHASE_STAMPS:
+            values["status_timestamps"] = {**phase.status_timestamps, _PHASE_STAMPS[word]: stamp}
+        if word == "queued":
+            values |= {"lease_state": "ready", "lease_listener_id": None}
+        elif word != "running":
+            values |= {"lease_state": "ended" if phase.lease_number else "none"}
+            if phase.lease_state in ("ready", "offered"):
+                values["lease_number"] = phase.lease_number + 1  # whoever still holds the offer is fenced off
+        await Phase.filter(id=phase_id).update(**values)
+
+    async def _lock(self, run: Run) -> None:
+        """The run's lock: from the confirmation of the run that holds the queue to its end."""
+        if run.status in states.LOCKING and run.holds_queue:
+            await Workspace.filter(id=run.workspace_id, run_lock_id=None).update(run_lock_id=run.id)
+        elif run.is_final:
+            await Workspace.filter(id=run.workspace_id, run_lock_id=run.id).update(run_lock_id=None)
+
+    async def confirm(self, run: Run, *, user_id: str = "", **also: Any) -> None:
+        """Confirms, and queues the apply unless something holds it."""
+        await self.fire(run, Event.CONFIRM, user_id=user_id, **also)
+        if run.holds_queue:
+            await self.fire(run, Event.QUEUE_APPLY)
+
+    async def advance(self) -> None:
+        """Lets the next runs go: what may run beside others at once, of the others the first in line."""
+        workspace = await workspaces.get(self._workspace_id)
+        waiting = Run.filter(workspace_id=workspace.id)
+        for run in await waiting.filter(status=Status.PENDING, plan_only=True).order_by("id"):
+            await self._begin(run)
+        if workspace.locked:
+            return
+        holder = await waiting.filter(holds_queue=True).first()
+        if holder is not None:
+            if holder.status is Status.PLANNED and holder.auto_apply:
+                await self.confirm(holder)
+            return
+        for run in await waiting.filter(
+            status__in=[Status.PENDING, Status.CONFIRMED], plan_only=False
+        ).order_by("id"):
+            if run.status is Status.CONFIRMED:
+                await self.fire(run, Event.QUEUE_APPLY)
+                return
+            if await self._begin(run):
+                return
+
+    async def _begin(self, run: Run) -> bool:
+        """Queues a pending run whose configuration is there."""
+        if not await ConfigurationVersion.exists(id=run.configuration_version_id, status="uploaded"):
+            return False
+        await self.fire(run, Event.QUEUE)
+        return True
+
+    async def _settle(self) -> None:
+        """Brings the workspace's `current-run` up to date: the oldest that is unfinished, else the newest."""
+        runs = Run.filter(workspace_id=self._workspace_id)
+        found = await runs.filter(plan_only=False, status__in=list(states.UNFINISHED)).order_by("id").first().values("id")
+        if not found:
+            found = await runs.order_by("-id").first().values("id")
+        await Workspace.filter(id=self._workspace_id).update(current_run_id=found["id"] if found else None)
+
+
+async def get(run_id: str) -> Run:
+    """Raises NotFound."""
+    run = await Run.get_or_none(id=run_id)
+    if run is None:
+        raise NotFound
+    return run
+
+
+async def by_ids(run_ids: Sequence[str]) -> list[Run]:
+    return await Run.filter(id__in=list(run_ids))
+
+
+async def phases(phase_ids: Sequence[str]) -> list[Phase]:
+    """Plans or applies by id, with what they show of their runs."""
+    found = await Phase.filter(id__in=list(phase_ids))
+    runs = {run.id: run for run in await by_ids([phase.run_id for phase in found])}
+    for phase in found:
+        phase.has_changes = runs[phase.run_id].has_changes
+    return found
+
+
+async def phase(phase_id: str) -> Phase:
+    """Raises NotFound."""
+    found = await phases([phase_id])
+    if not found:
+        raise NotFound
+    return found[0]
+
+
+async def events_of(run_id: str) -> QuerySet[RunEvent]:
+    return RunEvent.filter(run_id=run_id).order_by("id")
+
+
+def is_plan_only(values: Mapping[str, Any], version: ConfigurationVersion | None) -> bool:
+    return bool(values.get("plan_only")) or (version is not None and version.speculative)
+
+
+async def configuration_for(workspace: Workspace, version_id: str | None) -> ConfigurationVersion:
+    """The configuration that a run names, or the newest that was meant to be applied. Raises Invalid."""
+    if version_id is None:
+        version = await configs.latest(workspace.id)
+        if version is None:
+            message = f"workspace {workspace.name} has no uploaded configuration"
+            raise Invalid(message, pointer="/data/relationships/configuration-version")
+        return version
+    try:
+        version = await configs.get(version_id)
+    except NotFound:
+        version = None
+    if version is None or version.workspace_id != workspace.id:
+        message = f"there is no configuration version {version_id} in this workspace"
+        raise Invalid(message, pointer="/data/relationships/configuration-version")
+    if version.status not in ("uploaded", "pending"):
+        message = f"the configuration version {version_id} is {version.status}"
+        raise Invalid(message, pointer="/data/relationships/configuration-version")
+    return version
+
+
+async def create(
+    services: Services,
+    workspace: Workspace,
+    principal: Principal,
+    version: ConfigurationVersion,
+    values: Mapping[str, Any],
+    *,
+    request: bytes = b"",
+) -> Run:
+    """Makes a run and lets it go as far as it may. Raises Invalid.
+
+    The same request of the same token within a minute, while the first run
+    has not begun, gives the first run.
+    """
+    if workspace.execution_mode == "local":
+        message = f"workspace {workspace.name} has execution-mode local: runs happen at the user's"
+        raise Invalid(message)
+    values = dict(values)
+    _check(values, workspace)
+    digest = hashlib.sha256(b"\0".join((workspace.id.encode(), version.id.encode(), request))).hexdigest() if request else ""
+    run_id = ids.make("run")
+    pool_id = await services.pool_for(workspace)
+    tool = values.pop("engine_tool", workspace.execution_backend)
+    wanted = values.pop("terraform_version", None) or workspace.terraform_version
+    local = await services.local_engines(pool_id)
+    engine = await mirror.resolve(services, tool, wanted, local)
+    sealed = services.cipher.seal(json.dumps(values.pop("variables", [])).encode(), f"run {run_id}")
+    plan_only = is_plan_only(values, version)
+    values["plan_only"] = plan_only
+    if values.get("auto_apply") is None:
+        values["auto_apply"] = workspace.auto_apply
+    values["auto_apply"] = values["auto_apply"] and not plan_only
+    async with Change(services, workspace.id) as change:
+        first = await _repeated(principal, digest)
+        if first is not None:
+            return first
+        run = await Run.create(
+            id=run_id,
+            workspace_id=workspace.id,
+            configuration_version_id=version.id,
+            pool_id=pool_id,
+            variables=sealed,
+            engine_tool=tool,
+            engine_version=engine,
+            engine_is_local=(tool, engine) in set(local) and not await mirror.is_published(services, tool, engine),
+            working_directory=workspace.working_directory,
+            resource_cpu=workspace.resource_cpu,
+            resource_memory=workspace.resource_memory,
+            created_by_id=principal.id,
+            created_by_token=principal.token_id,
+            request_hash=digest,
+            status_timestamps={"plan-queueable-at": clock.stamp(clock.now())},
+            **values,
+        )
+        for kind in ("plan", "apply"):
+            await Phase.create(
+                id=f"{kind}-{run.tail}", run_id=run.id, workspace_id=workspace.id, pool_id=pool_id, kind=kind
+            )
+        await RunEvent.create(
+            run_id=run.id, workspace_id=workspace.id, event="create", status=run.status.value, user_id=principal.id
+        )
+        change.wake(f"workspace:{workspace.id}")
+        await change.advance()
+    return await get(run.id)
+
+
+def _check(values: Mapping[str, Any], workspace: Workspace) -> None:
+    if values.get("is_destroy") and not workspace.allow_destroy_plan:
+        message = f"workspace {workspace.name} does not allow destroy plans"
+        raise Invalid(message, pointer="/data/attributes/is-destroy")
+    if values.get("is_destroy") and values.get("refresh_only"):
+        message = "a run cannot be both is-destroy and refresh-only"
+        raise Invalid(message, pointer="/data/attributes/refresh-only")
+    for variable in values.get("variables", ()):
+        key, value = variable.get("key"), variable.get("value")
+        if not isinstance(key, str) or not key or not isinstance(value, str):
+            message = "each of variables must be an object with the strings key and value"
+            raise Invalid(message, pointer="/data/attributes/variables")
+
+
+async def _repeated(principal: Principal, digest: str) -> Run | None:
+    if not digest:
+        return None
+    return await Run.filter(
+        request_hash=digest,
+        created_by_token=principal.token_id,
+        created_at__gt=clock.now() - REPEAT,
+        status__in=[Status.PENDING, Status.PLAN_QUEUED],
+    ).first()
+
+
+def run_variables(services: Services, run: Run) -> list[dict[str, str]]:
+    """The run's own variables, `[{key, value}]`; values are HCL."""
+    if not run.variables:
+        return []
+    found: list[dict[str, str]] = json.loads(services.cipher.unseal(run.variables, f"run {run.id}"))
+    return found
+
+
+async def confirm(services: Services, run_id: str, principal: Principal) -> Run:
+    """Lets a planned run be applied. A second one by the same token within a minute is no error."""
+    run = await get(run_id)
+    async with Change(services, run.workspace_id) as change:
+        run = await get(run_id)
+        repeated = run.confirmed_at is not None and run.confirmed_at > clock.now() - REPEAT
+        if repeated and run.confirmed_by_token == principal.token_id and run.status in states.LOCKING:
+            return run
+        states.after(run.status, Event.CONFIRM)
+        if change.workspace.locked:
+            raise workspaces.locked(change.workspace, "apply")
+        await change.confirm(
+            run,
+            user_id=principal.id,
+            confirmed_by_id=principal.id,
+            confirmed_by_token=principal.token_id,
+            confirmed_at=clock.now(),
+        )
+        await change.advance()
+    return await get(run_id)
+
+
+async def discard(services: Services, run_id: str, principal: Principal, comment: str = "") -> Run:
+    """Ends a run that waits, unapplied."""
+    run = await get(run_id)
+    async with Change(services, run.workspace_id) as change:
+        await change.fire(await get(run_id), Event.DISCARD, user_id=principal.id, description=comment)
+        await change.advance()
+    return await get(run_id)
+
+
+async def cancel(services: Services, run_id: str, principal: Principal, comment: str = "") -> Run:
+    """Ends a run that has not begun; asks the listener to interrupt one that has, and waits for its word."""
+    run = await get(run_id)
+    async with Change(services, run.workspace_id) as change:
+        run = await get(run_id)
+        states.after(run.status, Event.CANCEL)
+        now = clock.now()
+        if run.status in states.RUNNING:
+            if not run.cancel_requested:
+                grace = timedelta(seconds=services.config.runs.cancel_grace_s)
+                await Run.filter(id=run.id).update(
+                    cancel_requested="cancel", canceled_at=now, force_cancel_available_at=now + grace
+                )
+                await _asked(change, run, "cancel_requested", principal.id, comment)
+        else:
+            await change.fire(run, Event.CANCEL, user_id=principal.id, description=comment, canceled_at=now)
+            await change.advance()
+    return await get(run_id)
+
+
+async def force_cancel(services: Services, run_id: str, principal: Principal, comment: str = "") -> Run:
+    """Asks the listener to kill a process that an interrupt did not end. Raises Conflict before its time."""
+    run = await get(run_id)
+    async with Change(services, run.workspace_id) as change:
+        run = await get(run_id)
+        available = run.force_cancel_available_at
+        if run.status not in states.RUNNING or available is None:
+            message = f"cannot force-cancel a run that is {run.status.value} and was not canceled first"
+            raise Conflict(message)
+        if clock.now() < available:
+            message = f"the run was canceled and has until {clock.stamp(available)} to end by itself"
+            raise Conflict(message)
+        await Run.filter(id=run.id).update(cancel_requested="force-cancel")
+        await _asked(change, run, "force_cancel_requested", principal.id, comment)
+    return await get(run_id)
+
+
+async def _asked(change: Change, run: Run, event: str, user_id: str, comment: str) -> None:
+    await RunEvent.create(
+        run_id=run.id,
+        workspace_id=run.workspace_id,
+        event=event,
+        status=run.status.value,
+        user_id=user_id,
+        description=comment,
+    )
+    change.wake(f"workspace:{run.workspace_id}")
+    running = await Phase.filter(run_id=run.id, status="running").first()
+    if running is not None and running.lease_listener_id:
+        change.wake(f"listener:{running.lease_listener_id}")
+
+
+async def retry(services: Services, run_id: str, principal: Principal) -> Run:
+    """A new run with everything of one that is over. Raises Conflict."""
+    old = await get(run_id)
+    if not old.is_final:
+        message = f"cannot retry a run that is {old.status.value}"
+        raise Conflict(message)
+    workspace = await workspaces.get(old.workspace_id)
+    version = await configuration_for(workspace, old.configuration_version_id)
+    copied = (
+        "is_destroy", "plan_only", "save_plan", "auto_apply", "refresh", "refresh_only", "allow_empty_apply",
+        "allow_config_generation", "target_addrs", "replace_addrs", "structured", "engine_tool", "source",
+    )  # fmt: skip
+    values: dict[str, Any] = {name: getattr(old, name) for name in copied}
+    values |= {
+        "variables": run_variables(services, old),
+        "terraform_version": old.engine_version,
+        "message": f"Retry of {old.id}: {old.message}" if old.message else f"Retry of {old.id}",
+    }
+    return await create(services, workspace, principal, version, values)
+
+
+async def release(services: Services, run_id: str, principal: Principal) -> Run:
+    """Gives up an apply whose listener is lost: the run is errored and the workspace free. Raises Conflict."""
+    run = await get(run_id)
+    async with Change(services, run.workspace_id) as change:
+        run = await get(run_id)
+        held = await Phase.filter(id=run.apply_id, lease_state="held").first()
+        if held is None:
+            message = f"run {run.id} is not held: its listener is not lost"
+            raise Conflict(message)
+        await Phase.filter(id=held.id).update(lease_number=held.lease_number + 1, lease_listener_id=None)
+        text = f"released by {principal.name}: the listener was lost while it applied, and the state may be behind"
+        await change.fire(run, Event.FAIL, user_id=principal.id, error_message=text, status_message="")
+        await change.advance()
+    return await get(run_id)
+
+
+
+
+
+async def on_configuration_uploaded(services: Services, version: ConfigurationVersion) -> None:
+    """Lets the runs go that waited for the bytes; makes one where the version asks for it."""
+    waiting = await Run.exists(configuration_version_id=version.id)
+    if waiting:
+        async with Change(services, version.workspace_id) as change:
+            await change.advance()
+    elif version.auto_queue_runs:
+        workspace = await workspaces.get(version.workspace_id)
+        if workspace.execution_mode == "local":
+            return
+        maker = Principal(kind="user", id=version.created_by_id)
+        values = {"source": "tfe-configuration-version", "message": "Queued by the upload of a configuration"}
+        await create(services, workspace, maker, version, values)
+
+
+async def configuration_in_use(version_id: str, *, unfinished: bool = False) -> bool:
+    """Whether a run uses a configuration; `unfinished`: one that is not over."""
+    runs = Run.filter(configuration_version_id=version_id)
+    if unfinished:
+        runs = runs.filter(status__in=list(states.UNFINISHED))
+    else:
+        runs = runs.exclude(status=Status.PENDING)
+    return await runs.exists()
+
+
+async def on_state_finalized(services: Services, workspace_id: str) -> None:
+    """A newer state makes saved plans stale: they are discarded."""
+    if not await Run.filter(workspace_id=workspace_id, status=Status.PLANNED_AND_SAVED).exists():
+        return
+    async with Change(services, workspace_id) as change:
+        for run in await Run.filter(workspace_id=workspace_id, status=Status.PLANNED_AND_SAVED):
+            await change.fire(run, Event.DISCARD, description="the workspace has a newer state")
+
+
+async def on_workspace_unlocked(services: Services, workspace_id: str) -> None:
+    async with Change(services, workspace_id) as change:
+        await change.advance()
+
+
+async def runs_with_status(statuses: Iterable[str]) -> list[str]:
+    """Ids of the runs that have one of the statuses and are some workspace's current one."""
+    known = [status for status in statuses if status in {member.value for member in Status}]
+    current = Workspace.exclude(current_run_id=None).values_list("current_run_id", flat=True)
+    found = await Run.filter(status__in=known, id__in=await current).values_list("id", flat=True)
+    return [str(run_id) for run_id in found]
+
+
+async def before_workspace_deleted(services: Services, workspace_id: str, force: bool) -> None:
+    """Raises Conflict while a run is active; `force` cancels what no listener works on."""
+    async with Change(services, workspace_id) as change:
+        for run in await Run.filter(workspace_id=workspace_id, status__in=list(states.UNFINISHED)).order_by("-id"):
+            if not force or run.status in states.RUNNING:
+                message = f"workspace {change.workspace.name} is still being processed by run {run.id}, which is {run.status.value}"
+                raise Conflict(message)
+            event = Event.CANCEL if states.is_cancelable(run.status) else Event.DISCARD
+            await change.fire(run, event, description="the workspace is deleted")
+
+
+async def delete_for_workspace(workspace_id: str) -> None:
+    await RunEvent.filter(workspace_id=workspace_id).delete()
+    await Phase.filter(workspace_id=workspace_id).delete()
+    await Run.filter(workspace_id=workspace_id).delete()

@@ -1,0 +1,407 @@
+"""Runs, plans, applies, their logs and their actions."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+
+from terrapod_server.kit.call import Call
+from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Many, One, Page, Raw, Resource, Row
+from terrapod_server.runs import actions, events, logs, redact, states
+from terrapod_server.runs.model import Phase, Run, RunEvent
+from terrapod_server.runs.states import Event, Status
+from terrapod_server.store import keys
+from terrapod_server.store.port import once, whole
+from terrapod_server.workspaces import actions as workspaces
+from terrapod_shared.errors import Conflict, Invalid, NotFound
+
+#: A log's URL outlives its phase by a day; each read of the plan or apply gives a new one.
+LOG_URL_S = 86_400 * 2
+_LOG = "log"
+_READ_MOST = 4 << 20
+#: Plans whose JSON is larger are not redacted but refused: that needs the whole document.
+_PLAN_JSON_MOST = 256 << 20
+
+
+def _actions(run: Run) -> dict[str, bool]:
+    waits = run.status in states.RUNNING and bool(run.cancel_requested)
+    return {
+        "is-cancelable": states.is_cancelable(run.status) and not waits,
+        "is-confirmable": states.allows(run.status, Event.CONFIRM) and not run.plan_only,
+        "is-discardable": states.allows(run.status, Event.DISCARD),
+        "is-force-cancelable": waits and run.cancel_requested != "force-cancel",
+        "is-retryable": run.is_final,
+    }
+
+
+def _permissions(level: Level) -> dict[str, bool]:
+    write = level >= Level.WRITE
+    return {
+        "can-apply": write,
+        "can-cancel": write,
+        "can-discard": write,
+        "can-force-cancel": level >= Level.ADMIN,
+        "can-force-execute": write,
+        "can-override-policy-check": False,
+    }
+
+
+RUN = Resource(
+    type="runs",
+    attributes=(
+        Attr("status", str, "where in its life it is"),
+        Attr("status-message", str, "why it waits, in words"),
+        Attr("error-message", str, "what went wrong", value=lambda r, _: r.error_message or None),
+        Attr("message", str, "why it was begun", write=True, nullable=True, maximum=10_000),
+        Attr("source", str, "by what it was begun"),
+        Attr("trigger-reason", str, "manual", value=lambda *_: "manual"),
+        Attr("is-destroy", bool, "whether it destroys everything", write=True),
+        Attr("plan-only", bool, "whether it can never be applied", write=True),
+        Attr("save-plan", bool, "whether it waits without holding the queue", write=True),
+        Attr("auto-apply", bool, "whether the server confirms it", write=True),
+        Attr("refresh", bool, "whether resources are read first", write=True),
+        Attr("refresh-only", bool, "whether it only updates the state", write=True),
+        Attr("allow-empty-apply", bool, "whether a plan without changes is applied", write=True),
+        Attr("allow-config-generation", bool, "whether import blocks may generate configuration", write=True),
+        Attr("target-addrs", list, "resources to be planned alone", write=True, items=str, nullable=True,
+             value=lambda r, _: r.target_addrs or []),
+        Attr("replace-addrs", list, "resources to be replaced", write=True, items=str, nullable=True,
+             value=lambda r, _: r.replace_addrs or []),
+        Attr("variables", list, "key and HCL value, of this run alone", write=True, items=dict, nullable=True, maximum=1000,
+             value=lambda r, call: actions.run_variables(call.services, r) if call.level >= Level.PLAN else []),
+        Attr("terraform-version", str, "the engine's exact version", write=True, minimum=1, maximum=40,
+             value=lambda r, _: r.engine_version),
+        Attr("execution-backend", str, "the engine", value=lambda r, _: r.engine_tool),
+        Attr("has-changes", bool, "whether the plan changes anything"),
+        Attr("is-drift-detection", bool, "whether it only looks for drift", value=lambda *_: False),
+        Attr("position-in-queue", int, "how many are before it", value=lambda r, _: getattr(r, "position", 0)),
+        Attr("status-timestamps", dict, "when it came into each status"),
+        Attr("created-at", str, "when it was asked for"),
+        Attr("canceled-at", str, "when somebody canceled it"),
+        Attr("force-cancel-available-at", str, "from when it may be killed"),
+        Attr("force-canceled-at", str, "when it was killed"),
+        Attr("actions", dict, "what may be done now", value=lambda r, _: _actions(r)),
+        Attr("permissions", dict, "what the caller may do", value=lambda r, call: _permissions(call.level)),
+    ),
+    relations=(
+        One("workspace", "workspaces", write=True),
+        One("configuration-version", "configuration-versions", write=True),
+        One("plan", "plans", key=lambda r, _: r.plan_id),
+        One("apply", "applies", key=lambda r, _: r.apply_id),
+        One("created-by", "users", key=lambda r, _: r.created_by_id or None),
+        One("confirmed-by", "users", key=lambda r, _: r.confirmed_by_id or None),
+        Many("run-events", "run-events", link=lambda r, _: f"/api/v2/runs/{r.id}/run-events"),
+    ),
+    load=actions.by_ids,
+    prepare=lambda rows, _call: _positions(rows),
+    links={"self": lambda r, _: f"/api/v2/runs/{r.id}"},
+)
+
+
+def _log_url(phase: Phase, call: Call) -> str:
+    return call.url(f"/api/v2/logs/{call.services.signer.sign(_LOG, phase.id, LOG_URL_S)}")
+
+
+_PHASE = (
+    Attr("status", str, "pending, queued, running, finished, errored, canceled or unreachable"),
+    Attr("status-timestamps", dict, "when it came into each status"),
+    Attr("log-read-url", str, "where its log is; the URL is the right to read it", value=_log_url),
+    Attr("resource-additions", int, "resources to be made"),
+    Attr("resource-changes", int, "resources to be changed"),
+    Attr("resource-destructions", int, "resources to be destroyed"),
+    Attr("resource-imports", int, "resources to be imported"),
+)
+PLAN = Resource(
+    type="plans",
+    attributes=(
+        *_PHASE,
+        Attr("has-changes", bool, "whether it changes anything"),
+        Attr("generated-configuration", bool, "whether configuration was generated"),
+    ),
+    load=actions.phases,
+    links={
+        "self": lambda p, _: f"/api/v2/plans/{p.id}",
+        "json-output": lambda p, _: f"/api/v2/plans/{p.id}/json-output",
+        "json-output-redacted": lambda p, _: f"/api/v2/plans/{p.id}/json-output-redacted",
+    },
+)
+APPLY = Resource(type="applies", attributes=_PHASE, load=actions.phases)
+RUN_EVENT = Resource(
+    type="run-events",
+    id=lambda row: f"re-{row.run_id.partition('-')[2]}{row.id}",
+    attributes=(
+        Attr("action", str, "what happened", value=lambda e, _: e.event),
+        Attr("description", str, "in words"),
+        Attr("status", str, "of the run, after it"),
+        Attr("created-at", str, "when", value=lambda e, _: e.at),
+    ),
+    relations=(One("run", "runs"), One("actor", "users", key=lambda e, _: e.user_id or None)),
+)
+CAPACITY = Resource(
+    type="organization-capacity",
+    id=lambda _row: "default",
+    attributes=(
+        Attr("pending", int, "runs that wait for their turn", value=lambda row, _: row["pending"]),
+        Attr("running", int, "runs that are under way", value=lambda row, _: row["running"]),
+    ),
+)
+
+
+async def _positions(rows: Sequence[Run]) -> None:
+    """How many apply-capable runs of the workspace are before each that waits."""
+    for run in rows:
+        if run.status in (Status.PENDING, Status.PLAN_QUEUED, Status.CONFIRMED):
+            before = Run.filter(workspace_id=run.workspace_id, id__lt=run.id, plan_only=False)
+            run.position = await before.filter(status__in=list(states.UNFINISHED)).count()  # type: ignore[attr-defined]
+
+
+async def create(call: Call) -> Run:
+    """Begin a run."""
+    workspace_id = call.related("workspace")
+    if not workspace_id:
+        message = "a run needs a workspace"
+        raise Invalid(message, pointer="/data/relationships/workspace")
+    call.level = await call.services.guard.demand(call.principal, Level.PLAN, "workspace", workspace_id)
+    workspace = await workspaces.get(workspace_id)
+    version = await actions.configuration_for(workspace, call.related("configuration-version"))
+    values = {name: value for name, value in call.attributes.items() if value is not None}
+    if not actions.is_plan_only(values, version):
+        await call.services.guard.demand(call.principal, Level.WRITE, "workspace", workspace_id)
+    headers = call.request.headers
+    is_cloud = headers.get("x-terraform-integration") == "cloud"
+    values["structured"] = is_cloud and workspace.structured_run_output_enabled
+    values["source"] = "terraform+cloud" if is_cloud else "tfe-api"
+    if headers.get("user-agent", "").startswith("OpenTofu"):
+        values["engine_tool"] = "tofu"
+    named = call.raw if call.related("configuration-version") else b""
+    return await actions.create(call.services, workspace, call.principal, version, values, request=named)
+
+
+async def show(call: Call) -> Run:
+    """One run."""
+    return await actions.get(call.path["run"])
+
+
+def _filtered(call: Call, runs: Any) -> Any:
+    if status := call.param("filter[status]"):
+        known = {member.value for member in Status}
+        runs = runs.filter(status__in=[word for word in status.split(",") if word in known])
+    if source := call.param("filter[source]"):
+        runs = runs.filter(source__in=source.split(","))
+    if operation := call.param("filter[operation]"):
+        runs = _operations(runs, operation.split(","))
+    if text := call.param("search[basic]"):
+        runs = runs.filter(message__icontains=text)
+    if call.param("search[commit]"):
+        runs = runs.filter(id="")
+    return runs
+
+
+def _operations(runs: Any, wanted: Sequence[str]) -> Any:
+    """go-tfe's words: plan_only, plan_and_apply, save_plan, refresh_only, destroy, empty_apply."""
+    columns = {
+        "plan_only": {"plan_only": True},
+        "plan_and_apply": {"plan_only": False, "save_plan": False, "refresh_only": False, "is_destroy": False},
+        "save_plan": {"save_plan": True},
+        "refresh_only": {"refresh_only": True},
+        "destroy": {"is_destroy": True},
+        "empty_apply": {"allow_empty_apply": True},
+    }
+    known = [columns[word] for word in wanted if word in columns]
+    return runs.filter(**known[0]) if len(known) == 1 else runs
+
+
+async def index(call: Call) -> Page:
+    """The workspace's runs, newest first."""
+    workspace = await workspaces.get(call.path["workspace"])
+    return await call.rows(_filtered(call, Run.filter(workspace_id=workspace.id)).order_by("-id"))
+
+
+async def index_all(call: Call) -> Page:
+    """All runs that the caller may read, newest first."""
+    return await call.rows(_filtered(call, Run.all()).order_by("-id"))
+
+
+async def queue(call: Call) -> Page:
+    """Runs that wait or are under way, in order."""
+    return await call.rows(Run.filter(status__in=list(_QUEUED)).order_by("id"))
+
+
+_QUEUED = frozenset({Status.PENDING, Status.PLAN_QUEUED, Status.PLANNING, Status.CONFIRMED, Status.APPLY_QUEUED, Status.APPLYING})
+
+
+async def capacity(_call: Call) -> Row:
+    """How many runs wait and how many are under way."""
+    return {
+        "pending": await Run.filter(status=Status.PENDING).count(),
+        "running": await Run.filter(status__in=list(_QUEUED - {Status.PENDING})).count(),
+    }
+
+
+def _comment(call: Call) -> str:
+    comment = call.document.get("comment") if isinstance(call.document, Mapping) else None
+    if comment is not None and not isinstance(comment, str):
+        message = "the comment must be a string"
+        raise Invalid(message, pointer="/comment")
+    return comment or ""
+
+
+async def confirm(call: Call) -> Run:
+    """Let a planned run be applied."""
+    return await actions.confirm(call.services, call.path["run"], call.principal)
+
+
+async def discard(call: Call) -> Run:
+    """End a run that waits, unapplied."""
+    return await actions.discard(call.services, call.path["run"], call.principal, _comment(call))
+
+
+async def cancel(call: Call) -> Run:
+    """End a run, or ask the listener that works on it to interrupt it."""
+    return await actions.cancel(call.services, call.path["run"], call.principal, _comment(call))
+
+
+async def force_cancel(call: Call) -> Run:
+    """Kill a run that an interrupt did not end."""
+    return await actions.force_cancel(call.services, call.path["run"], call.principal, _comment(call))
+
+
+async def force_execute(call: Call) -> Run:
+    """Refused: a run's place in the queue is kept."""
+    run = await show(call)
+    message = f"run {run.id} is {run.status.value}; a run cannot be put before others: discard or cancel those"
+    raise Conflict(message)
+
+
+async def retry(call: Call) -> Run:
+    """Begin a run that is over once more."""
+    old = await show(call)
+    if not old.plan_only:
+        await call.services.guard.demand(call.principal, Level.WRITE, "run", old.id)
+    return await actions.retry(call.services, old.id, call.principal)
+
+
+async def release(call: Call) -> Run:
+    """Give up an apply whose listener is lost."""
+    return await actions.release(call.services, call.path["run"], call.principal)
+
+
+async def run_events(call: Call) -> Page:
+    """What happened to the run."""
+    run = await show(call)
+    found = RunEvent.filter(run_id=run.id).order_by("id")
+    return await call.rows(found, full_unless_asked=True)
+
+
+async def _phase(call: Call, kind: str) -> Phase:
+    if kind in call.path:
+        return await actions.phase(call.path[kind])
+    run = await show(call)
+    return await actions.phase(run.plan_id if kind == "plan" else run.apply_id)
+
+
+async def show_plan(call: Call) -> Phase:
+    """A run's plan."""
+    phase = await _phase(call, "plan")
+    if phase.kind != "plan":
+        raise NotFound
+    return phase
+
+
+async def show_apply(call: Call) -> Phase:
+    """A run's apply."""
+    phase = await _phase(call, "apply")
+    if phase.kind != "apply":
+        raise NotFound
+    return phase
+
+
+async def json_output(call: Call) -> Response:
+    """The plan as `terraform show -json` prints it; holds secrets."""
+    plan = await show_plan(call)
+    if "plan-json" not in plan.digests:
+        return Response(status_code=204)
+    key = keys.artifact(plan.workspace_id, plan.run_id, "plan-json")
+    size = await call.services.store.size(key)
+    return StreamingResponse(
+        call.services.store.get(key), media_type="application/json", headers={"Content-Length": str(size)}
+    )
+
+
+async def json_output_redacted(call: Call) -> Response:
+    """The plan as the terraform CLI shows it, without secrets."""
+    plan = await show_plan(call)
+    if "plan-json" not in plan.digests:
+        return Response(status_code=204)
+    store = call.services.store
+    key = keys.artifact(plan.workspace_id, plan.run_id, "redacted")
+    try:
+        body = await whole(store, key, _PLAN_JSON_MOST)
+    except NotFound:
+        parts = [b"", b""]
+        for place, name in enumerate(("plan-json", "schemas")):
+            if name in plan.digests:
+                parts[place] = await whole(store, keys.artifact(plan.workspace_id, plan.run_id, name), _PLAN_JSON_MOST)
+        body = await asyncio.to_thread(redact.compose, *parts)
+        await store.put(key, once(body), durable=False)
+    return Response(body, media_type="application/json")
+
+
+async def read_log(call: Call) -> Response:
+    """A part of a log, framed by STX and ETX; the URL is the right to read it."""
+    phase = await Phase.get_or_none(id=call.services.signer.check(_LOG, call.path["token"]))
+    run = await Run.get_or_none(id=phase.run_id) if phase else None
+    if phase is None or run is None:
+        raise NotFound
+    offset, limit = _number(call, "offset", 0), min(_number(call, "limit", 65_536) or 65_536, _READ_MOST)
+    body = await logs.read(call.services, phase, run, offset, limit)
+    return Response(body, media_type="application/octet-stream")
+
+
+def _number(call: Call, name: str, default: int) -> int:
+    text = call.request.query_params.get(name, "")
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 15:  # noqa: PLR2004
+        message = f"{name} must be a whole number"
+        raise Invalid(message)
+    return int(text)
+
+
+RESOURCES = (RUN, PLAN, APPLY, RUN_EVENT, CAPACITY)
+_ONE = "/api/v2/runs/{run}"
+_LIST = "/api/v2/workspaces/{workspace}/runs"
+_ORG = "/api/v2/organizations/{org}"
+_MANY: dict[str, Any] = {
+    "many": True,
+    "filters": ("filter[status]", "filter[source]", "filter[operation]", "search[basic]", "search[commit]"),
+}
+_ACT: dict[str, Any] = {"status": 202, "body": False}
+ENDPOINTS: tuple[Endpoint | Raw, ...] = (
+    Endpoint("POST", "/api/v2/runs", RUN, create, Access.USER, status=201),
+    Endpoint("GET", _ONE, RUN, show, Level.READ),
+    Endpoint("GET", _LIST, RUN, index, Level.READ, **_MANY),
+    Raw("GET", _LIST + "/events", events.stream, Level.READ),
+    Endpoint("GET", _ORG + "/runs", RUN, index_all, Access.USER, **_MANY),
+    Endpoint("GET", _ORG + "/runs/queue", RUN, queue, Access.USER, many=True),
+    Endpoint("GET", _ORG + "/capacity", CAPACITY, capacity, Access.USER),
+    Endpoint("POST", _ONE + "/actions/confirm", RUN, confirm, Level.WRITE, **_ACT),
+    Endpoint("POST", _ONE + "/actions/apply", RUN, confirm, Level.WRITE, **_ACT),
+    Endpoint("POST", _ONE + "/actions/discard", RUN, discard, Level.WRITE, **_ACT),
+    Endpoint("POST", _ONE + "/actions/cancel", RUN, cancel, Level.WRITE, **_ACT),
+    Endpoint("POST", _ONE + "/actions/force-cancel", RUN, force_cancel, Level.ADMIN, **_ACT),
+    Endpoint("POST", _ONE + "/actions/force-execute", RUN, force_execute, Level.WRITE, **_ACT),
+    Endpoint("POST", _ONE + "/actions/retry", RUN, retry, Level.PLAN, status=201, body=False),
+    Endpoint("POST", _ONE + "/actions/release", RUN, release, Level.ADMIN, **_ACT),
+    Endpoint("GET", _ONE + "/run-events", RUN_EVENT, run_events, Level.READ, many=True),
+    Endpoint("GET", _ONE + "/plan", PLAN, show_plan, Level.READ),
+    Endpoint("GET", _ONE + "/apply", APPLY, show_apply, Level.READ),
+    Raw("GET", _ONE + "/plan/json-output", json_output, Level.PLAN),
+    Raw("GET", _ONE + "/plan/json-output-redacted", json_output_redacted, Level.READ),
+    Endpoint("GET", "/api/v2/plans/{plan}", PLAN, show_plan, Level.READ),
+    Raw("GET", "/api/v2/plans/{plan}/json-output", json_output, Level.PLAN),
+    Raw("GET", "/api/v2/plans/{plan}/json-output-redacted", json_output_redacted, Level.READ),
+    Endpoint("GET", "/api/v2/applies/{apply}", APPLY, show_apply, Level.READ),
+    Raw("GET", "/api/v2/logs/{token}", read_log, Access.CAPABILITY, quiet=True, unmetered=True),
+)

@@ -1,0 +1,193 @@
+"""Logs: parts while a phase runs, one object when it is over; offsets never move.
+
+The listener appends raw bytes at offsets; clients read the framed stream
+(`framing`). What was appended lately is kept in memory, so that the clients
+that follow a log cost the store nothing. Another server process, or this one
+after a restart, finds the parts in the store.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from terrapod_server.kit.call import Services
+from terrapod_server.runs import framing
+from terrapod_server.runs.model import Phase, Run
+from terrapod_server.store import keys
+from terrapod_server.store.port import once
+from terrapod_shared.errors import Conflict, NotFound, TooLarge
+
+CHUNK_MOST = 4 << 20
+#: Of a live log, how much of its end stays in memory.
+_TAIL = 1 << 20
+_LIVE_MOST = 1000
+#: How often a process that does not write a log looks for new parts.
+_LOOK_S = 0.4
+
+
+@dataclass
+class _Live:
+    """What this process knows of a log that is not sealed."""
+
+    size: int = 0
+    parts: list[tuple[int, int]] = field(default_factory=list)  #: offset, length
+    tail: bytearray = field(default_factory=bytearray)
+    looked_at: float = -1e9
+    is_writer: bool = False
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+_live: dict[str, _Live] = {}
+
+
+def _of(phase: Phase) -> _Live:
+    live = _live.pop(phase.id, None) or _Live()
+    _live[phase.id] = live  # the most lately used is last
+    while len(_live) > _LIVE_MOST:
+        _live.pop(next(iter(_live)))
+    return live
+
+
+async def _look(services: Services, phase: Phase, live: _Live) -> None:
+    """Learns of parts that another process stored."""
+    if live.is_writer or time.monotonic() - live.looked_at < _LOOK_S:
+        return
+    live.looked_at = time.monotonic()
+    prefix = keys.log_parts(phase.workspace_id, phase.run_id, phase.kind)
+    known = {offset for offset, _ in live.parts}
+    for key in await services.store.keys(prefix):
+        offset = int(key.rpartition("/")[2])
+        if offset not in known and offset == live.size:
+            length = await services.store.size(key)
+            live.parts.append((offset, length))
+            live.size = offset + length
+            live.tail.clear()
+
+
+async def size(services: Services, phase: Phase) -> int:
+    """How many raw bytes are here."""
+    if phase.log_size >= 0:
+        return phase.log_size
+    live = _of(phase)
+    await _look(services, phase, live)
+    return live.size
+
+
+async def append(services: Services, phase: Phase, offset: int, chunk: bytes) -> int:
+    """Takes raw bytes at an offset; the next offset. The same bytes again are no error.
+
+    Raises Conflict for a gap (its meta `expected` is where to go on) and for
+    other bytes at the same place, TooLarge past the limit.
+    """
+    if phase.log_size >= 0:
+        error = Conflict(f"the log of {phase.id} is closed")
+        error.meta["expected"] = phase.log_size
+        raise error
+    live = _of(phase)
+    async with live.lock:
+        if not live.is_writer:
+            live.looked_at = -1e9
+            await _look(services, phase, live)
+            live.is_writer = True
+        if offset > live.size:
+            error = Conflict(f"the log goes on at {live.size}, and not at {offset}")
+            error.meta["expected"] = live.size
+            raise error
+        if offset + len(chunk) > services.config.runs.log_bytes + CHUNK_MOST:
+            message = f"the log is larger than {services.config.runs.log_bytes} bytes"
+            raise TooLarge(message)
+        known = live.size - offset
+        if known and chunk:
+            already = await _raw(services, phase, live, offset, min(live.size, offset + len(chunk)))
+            if already != chunk[:known]:
+                message = f"the log has other bytes at {offset}"
+                raise Conflict(message)
+        fresh = chunk[known:]
+        if fresh:
+            key = keys.log_part(phase.workspace_id, phase.run_id, phase.kind, live.size)
+            await services.store.put(key, once(fresh), durable=False)
+            live.parts.append((live.size, len(fresh)))
+            live.size += len(fresh)
+            live.tail += fresh
+            if len(live.tail) > 2 * _TAIL:
+                del live.tail[:-_TAIL]
+    return live.size
+
+
+async def _raw(services: Services, phase: Phase, live: _Live, start: int, stop: int) -> bytes:
+    """Raw bytes of a log that is not sealed."""
+    in_memory = live.size - len(live.tail)
+    if start >= in_memory:
+        return bytes(live.tail[start - in_memory : stop - in_memory])
+    found = bytearray()
+    for offset, length in live.parts:
+        if offset + length <= start:
+            continue
+        if offset >= stop:
+            break
+        key = keys.log_part(phase.workspace_id, phase.run_id, phase.kind, offset)
+        begin = max(0, start - offset)
+        async for piece in services.store.get(key, offset=begin, limit=min(length, stop - offset) - begin):
+            found += piece
+    return bytes(found)
+
+
+async def read(services: Services, phase: Phase, run: Run, offset: int, limit: int) -> bytes:
+    """Up to `limit` bytes of the framed log; empty past its end."""
+    if phase.is_over and phase.log_size < 0:
+        raw = framing.never_ran(run.status.value) if phase.status == "canceled" else b""
+        start, stop = framing.raw_range(offset, limit, len(raw))
+        return framing.frame(raw[start:stop], offset, limit, len(raw), is_over=True)
+    total = await size(services, phase)
+    start, stop = framing.raw_range(offset, limit, total)
+    raw = b""
+    if stop > start:
+        raw = await _stored(services, phase, start, stop)
+    has_begun = phase.status not in ("pending", "queued") or total > 0
+    return framing.frame(raw, offset, limit, total, is_over=phase.log_size >= 0 and phase.is_over, has_begun=has_begun)
+
+
+async def _stored(services: Services, phase: Phase, start: int, stop: int) -> bytes:
+    if phase.log_sealed:
+        key = keys.log(phase.workspace_id, phase.run_id, phase.kind)
+        return b"".join([piece async for piece in services.store.get(key, offset=start, limit=stop - start)])
+    live = _of(phase)
+    if live.size < stop:
+        live.looked_at = -1e9
+        await _look(services, phase, live)
+    try:
+        return await _raw(services, phase, live, start, stop)
+    except NotFound:  # it was sealed between the look at the row and this read
+        if not await Phase.exists(id=phase.id, log_sealed=True):
+            raise
+        phase.log_sealed = True
+        return await _stored(services, phase, start, stop)
+
+
+async def seal(services: Services, phase_id: str) -> None:
+    """Makes one object of the parts of a log that is over. Repeats harmlessly."""
+    phase = await Phase.get_or_none(id=phase_id)
+    if phase is None or phase.log_sealed or phase.log_size < 0:
+        return
+    live = _of(phase)
+    if live.size < phase.log_size:
+        live.is_writer, live.looked_at = False, -1e9
+        await _look(services, phase, live)
+
+    async def joined() -> AsyncIterator[bytes]:
+        for offset, _ in live.parts:
+            key = keys.log_part(phase.workspace_id, phase.run_id, phase.kind, offset)
+            async for piece in services.store.get(key):
+                yield piece
+
+    await services.store.put(keys.log(phase.workspace_id, phase.run_id, phase.kind), joined())
+    await Phase.filter(id=phase_id).update(log_sealed=True)
+    _live.pop(phase_id, None)
+    await services.store.delete_prefix(keys.log_parts(phase.workspace_id, phase.run_id, phase.kind))
+
+
+async def seal_left(services: Services) -> None:
+    """Seals what a server that was stopped in between has left."""
+    for phase in await Phase.filter(log_sealed=False, log_size__gte=0).limit(20):
+        await seal(services, phase.id)

@@ -1,0 +1,315 @@
+"""Handing phases to listeners, under leases with fences.
+
+A phase that is `ready` is offered to one listener for 15 s; accepted, it is
+leased for 40 s, which heartbeats prolong. The lease's number goes up with each
+claim and each release, and every write of a listener carries it: an older one
+changes nothing. A lost plan is queued again. A lost apply is never run again;
+it is held for its listener, which may be the only one who has the state.
+
+All times are seconds of one clock: the database's own, read inside the
+statement that judges, and on SQLite this process's monotonic one.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from terrapod_server.kit import database
+from terrapod_server.kit.call import Services
+from terrapod_server.runs import states
+from terrapod_server.runs.actions import Change, get
+from terrapod_server.runs.model import Phase, Run, RunEvent
+from terrapod_server.runs.states import Event, Status
+from terrapod_shared import wire
+from terrapod_shared.errors import Conflict, LeaseEnded, NotFound
+
+log = logging.getLogger(__name__)
+
+LOST_MOST = 3
+_HELD = "the listener was lost while it applied: waiting for it to come back, or for somebody to release the run"
+
+
+def _now() -> str:
+    """The clock as an SQL expression."""
+    return "extract(epoch FROM clock_timestamp())" if database.is_postgres() else repr(time.monotonic())
+
+
+async def on_start() -> None:
+    """On SQLite a restart begins a new clock: every lease gets a full term."""
+    if not database.is_postgres():
+        until = time.monotonic()
+        await Phase.filter(lease_state="leased").update(lease_until=until + wire.LEASE_S)
+        await Phase.filter(lease_state="offered").update(lease_until=until + wire.OFFER_S)
+
+
+async def claim(listener_id: str, pool_id: str, engines: Iterable[str] = ()) -> Phase | None:
+    """Offers the oldest waiting phase of the pool to a listener, or None. One statement.
+
+    `engines` are the local ones that the listener announced, as `tool version`.
+    A workspace that the pool is not open to is passed over, whenever it was
+    that it lost the right.
+    """
+    lock = "FOR UPDATE OF p SKIP LOCKED" if database.is_postgres() else ""
+    local = list(engines)
+    marks = ", ".join(f"${number}" for number in range(3, 3 + len(local))) or "''"
+    rows = await database.query(
+        f"""
+        WITH chosen AS (
+            SELECT p.id AS id FROM run_phase p
+            JOIN run r ON r.id = p.run_id
+            JOIN agent_pool a ON a.id = p.pool_id
+            WHERE p.pool_id = $2 AND p.lease_state = 'ready'
+              AND (a.organization_scoped OR EXISTS (
+                    SELECT 1 FROM agent_pool_workspace w
+                    WHERE w.pool_id = p.pool_id AND w.workspace_id = p.workspace_id))
+              AND (NOT r.engine_is_local OR r.engine_tool || ' ' || r.engine_version IN ({marks}))
+            ORDER BY p.id LIMIT 1 {lock}
+        )
+        UPDATE run_phase SET lease_state = 'offered', lease_listener_id = $1,
+            lease_number = lease_number + 1, lease_until = {_now()} + {wire.OFFER_S}
+        WHERE id IN (SELECT id FROM chosen) AND lease_state = 'ready'
+        RETURNING id
+        """,  # noqa: S608  only our own numbers and marks are put in
+        [listener_id, pool_id, *local],
+    )
+    return await Phase.get(id=rows[0]["id"]) if rows else None
+
+
+async def accept(services: Services, run_id: str, kind: str, number: int, listener_id: str) -> float:
+    """Makes an offer a lease; the seconds that it holds. A repeat is no error.
+
+    Raises LeaseEnded where the offer has lapsed, Conflict where the run was
+    canceled meanwhile.
+    """
+    phase = await check(run_id, kind, number, listener_id)
+    if phase.lease_state in ("leased", "held"):
+        return wire.LEASE_S
+    async with Change(services, phase.workspace_id) as change:
+        taken = await database.query(
+            f"""
+            UPDATE run_phase SET lease_state = 'leased', lease_until = {_now()} + {wire.LEASE_S}
+            WHERE id = $1 AND lease_number = $2 AND lease_listener_id = $3
+              AND lease_state = 'offered' AND lease_until > {_now()}
+            RETURNING id
+            """.replace("UPDATE", "WITH one AS (SELECT 1) UPDATE", 1),  # noqa: S608  as above
+            [phase.id, number, listener_id],
+        )
+        if not taken:
+            message = f"the offer of {phase.id} has lapsed"
+            raise LeaseEnded(message)
+        await change.fire(await get(run_id), Event.START)
+    return wire.LEASE_S
+
+
+async def refuse(services: Services, run_id: str, kind: str, number: int, listener_id: str, reason: str) -> None:
+    """Gives an offer or a plan that has not begun back to the pool."""
+    phase = await check(run_id, kind, number, listener_id)
+    async with Change(services, phase.workspace_id) as change:
+        given = await Phase.filter(
+            id=phase.id, lease_number=number, lease_listener_id=listener_id, lease_state="offered"
+        ).update(lease_state="ready", lease_number=number + 1, lease_listener_id=None)
+        run = await get(run_id)
+        if given:
+            change.wake(f"pool:{run.pool_id}")
+        elif run.status is Status.PLANNING:
+            await Phase.filter(id=phase.id).update(lease_number=number + 1, lost_count=phase.lost_count + 1)
+            await change.fire(run, Event.LOSE, description=reason[:500])
+        else:
+            message = f"cannot give back a run that is {run.status.value}"
+            raise Conflict(message)
+        await RunEvent.create(
+            run_id=run.id, workspace_id=run.workspace_id, event="refused", status=run.status.value, description=reason[:500]
+        )
+
+
+async def prolong(services: Services, listener_id: str, leases: Iterable[wire.HeldLease]) -> list[wire.LeaseVerdict]:
+    """What became of each lease that a listener says it holds. A held apply is taken up again."""
+    return [await _prolong(services, listener_id, lease) for lease in leases]
+
+
+async def _prolong(services: Services, listener_id: str, lease: wire.HeldLease) -> wire.LeaseVerdict:
+    phase_id = phase_id_of(lease.run_id, lease.phase)
+    rows = await database.query(
+        f"""
+        WITH before AS (SELECT id, lease_state FROM run_phase WHERE id = $1)
+        UPDATE run_phase SET lease_state = 'leased', lease_until = {_now()} + {wire.LEASE_S}, lease_step = $4
+        WHERE id = $1 AND lease_number = $2 AND lease_listener_id = $3
+          AND (lease_state = 'held' OR (lease_state = 'leased' AND (kind = 'apply' OR lease_until > {_now()})))
+        RETURNING (SELECT lease_state FROM before) AS was, workspace_id
+        """,  # noqa: S608  as above
+        [phase_id, lease.number, listener_id, lease.step[:20]],
+    )
+    verdict: Literal["ok", "resumed", "lost"] = "lost"
+    if rows:
+        verdict = "resumed" if rows[0]["was"] == "held" else "ok"
+        if verdict == "resumed":
+            await Run.filter(id=lease.run_id).update(status_message="")
+            await services.bus.publish(f"workspace:{rows[0]['workspace_id']}")
+    return wire.LeaseVerdict(
+        run_id=lease.run_id, phase=lease.phase, number=lease.number, verdict=verdict, seconds=wire.LEASE_S if rows else 0.0
+    )
+
+
+def phase_id_of(run_id: str, kind: str) -> str:
+    return f"{kind}-{run_id.partition('-')[2]}"
+
+
+async def check(run_id: str, kind: str, number: int, listener_id: str) -> Phase:
+    """The phase, if the listener's lease on it is the newest and not over.
+
+    Raises NotFound for a phase that never was this listener's, LeaseEnded.
+    """
+    phase = await Phase.get_or_none(id=phase_id_of(run_id, kind))
+    if phase is None or phase.lease_listener_id not in (listener_id, None):
+        raise NotFound if phase is None else _ended(phase)
+    if phase.lease_listener_id != listener_id or phase.lease_number != number or phase.lease_state not in (
+        "offered", "leased", "held",
+    ):  # fmt: skip
+        raise _ended(phase)
+    return phase
+
+
+def _ended(phase: Phase) -> LeaseEnded:
+    return LeaseEnded(f"this lease on {phase.id} has ended")
+
+
+async def lease_is_live(run_id: str, kind: str, number: int) -> bool:
+    """Whether a run's token is still good."""
+    return await Phase.exists(
+        id=phase_id_of(run_id, kind), lease_number=number, lease_state__in=["offered", "leased", "held"]
+    )
+
+
+async def cancels_for(listener_id: str) -> dict[str, Literal["cancel", "force-cancel"]]:
+    """What the listener is to interrupt, by run id."""
+    held = await Phase.filter(lease_listener_id=listener_id, lease_state__in=["leased", "held"]).values_list(
+        "run_id", flat=True
+    )
+    if not held:
+        return {}
+    rows = await Run.filter(id__in=list(held)).exclude(cancel_requested="").values("id", "cancel_requested")
+    return {row["id"]: row["cancel_requested"] for row in rows}
+
+
+async def finish(services: Services, run_id: str, report: wire.Report, number: int, listener_id: str, log_end: int) -> Run:
+    """Ends a phase by its listener's word; status, changes and what may follow become visible at once.
+
+    `log_end` is the size of the raw log that is here. Raises LeaseEnded, and
+    Conflict where something that the report speaks of has not arrived.
+    """
+    phase = await Phase.get_or_none(id=phase_id_of(run_id, report.phase))
+    if phase and phase.lease_state == "ended" and (phase.lease_number, phase.lease_listener_id) == (number, listener_id):
+        return await get(run_id)  # the answer to the first was lost
+    phase = await check(run_id, report.phase, number, listener_id)
+    _complete(phase, report, log_end)
+    async with Change(services, phase.workspace_id) as change:
+        run = await get(run_id)
+        ended = await Phase.filter(
+            id=phase.id, lease_number=number, lease_listener_id=listener_id, lease_state__in=["offered", "leased", "held"]
+        ).update(
+            lease_state="ended",
+            exit_code=report.exit_code,
+            log_size=log_end,
+            resource_additions=report.resource_additions,
+            resource_changes=report.resource_changes,
+            resource_destructions=report.resource_destructions,
+            resource_imports=report.resource_imports,
+            generated_configuration=report.generated_configuration,
+        )
+        if not ended:
+            raise _ended(phase)
+        if run.status not in states.RUNNING:  # refused before it was accepted, by an error on the listener's side
+            await change.fire(run, Event.START)
+        await _end(change, run, report)
+        await change.advance()
+    return await get(run_id)
+
+
+def _complete(phase: Phase, report: wire.Report, log_end: int) -> None:
+    if log_end < report.log_bytes:
+        error = Conflict(f"the log has {report.log_bytes} bytes, and {log_end} are here")
+        error.meta["expected"] = log_end
+        raise error
+    missing = [name for name, digest in report.digests.items() if phase.digests.get(name) != digest]
+    if report.status == "planned":
+        missing += [name for name in ("plan-file", "plan-json") if name not in phase.digests]
+    if missing:
+        message = f"not here yet: {', '.join(sorted(set(missing)))}"
+        raise Conflict(message)
+    if report.status == "applied" and report.state not in ("unchanged", "uploaded"):
+        message = "an apply has ended only when its state is here"
+        raise Conflict(message)
+
+
+async def _end(change: Change, run: Run, report: wire.Report) -> None:
+    if report.status == "planned":
+        changes = bool(report.has_changes)
+        if run.plan_only or not (changes or run.allow_empty_apply):
+            await change.fire(run, Event.FINISH, has_changes=changes)
+        elif run.save_plan:
+            await change.fire(run, Event.SAVE, has_changes=changes)
+        else:
+            await change.fire(run, Event.PLAN, has_changes=changes)
+            if run.auto_apply and not change.workspace.locked and not run.cancel_requested:
+                await change.confirm(run)
+    elif report.status == "applied":
+        await change.fire(run, Event.APPLY, status_message="")
+    elif report.status == "canceled":
+        forced = {"force_canceled_at": run.canceled_at} if run.cancel_requested == "force-cancel" else {}
+        await change.fire(run, Event.CANCEL, status_message="", **forced)
+    else:
+        await change.fire(run, Event.FAIL, error_message=report.error_message[:4000], status_message="")
+
+
+async def sweep(services: Services) -> None:
+    """Looks for offers that lapsed and leases that ended. Runs every 2 s."""
+    expired = await database.query(
+        f"SELECT id FROM run_phase WHERE lease_state IN ('offered', 'leased') AND lease_until < {_now()}"  # noqa: S608
+    )
+    for row in expired:
+        phase = await Phase.get_or_none(id=row["id"])
+        if phase is not None:
+            await _expire(services, phase)
+
+
+async def _expire(services: Services, phase: Phase) -> None:
+    async with Change(services, phase.workspace_id) as change:
+        lost = await database.query(
+            f"""
+            WITH one AS (SELECT 1)
+            UPDATE run_phase SET lease_number = lease_number + CASE WHEN kind = 'apply' AND lease_state = 'leased' THEN 0 ELSE 1 END,
+                lease_state = CASE WHEN lease_state = 'offered' THEN 'ready' WHEN kind = 'apply' THEN 'held' ELSE 'none' END,
+                lost_count = lost_count + CASE WHEN lease_state = 'leased' THEN 1 ELSE 0 END
+            WHERE id = $1 AND lease_number = $2 AND lease_state = $3 AND lease_until < {_now()}
+            RETURNING id
+            """,  # noqa: S608  as above
+            [phase.id, phase.lease_number, phase.lease_state],
+        )
+        if not lost:
+            return
+        run = await get(phase.run_id)
+        log.warning("the lease of %s (%s) on listener %s has ended", phase.id, phase.lease_state, phase.lease_listener_id)
+        if phase.lease_state == "offered":
+            change.wake(f"pool:{run.pool_id}")
+        elif phase.kind == "apply":
+            await Run.filter(id=run.id).update(status_message=_HELD)
+            await RunEvent.create(
+                run_id=run.id, workspace_id=run.workspace_id, event="held", status=run.status.value, description=_HELD
+            )
+            change.wake(f"workspace:{run.workspace_id}")
+        elif run.status is Status.PLANNING:
+            await _lost_plan(change, run, phase)
+
+
+async def _lost_plan(change: Change, run: Run, phase: Phase) -> None:
+    values: dict[str, Any] = {"description": f"listener {phase.lease_listener_id} was lost while it planned"}
+    if run.cancel_requested:
+        await change.fire(run, Event.CANCEL, **values)
+        await change.advance()
+    elif phase.lost_count + 1 >= LOST_MOST:
+        message = f"the listener was lost {LOST_MOST} times while it planned"
+        await change.fire(run, Event.FAIL, error_message=message, **values)
+        await change.advance()
+    else:
+        await change.fire(run, Event.LOSE, **values)

@@ -175,7 +175,7 @@ class Variable(Message):
     """`value` is text, or HCL where `hcl`; sensitive ones come in `sealed` alone.
 
     `sealed` is HPKE (X25519, HKDF-SHA256, AES-256-GCM) to the listener's key, with
-    info `terrapod|<run>|<phase>|<lease number>` and aad `<category>|<key>`, base64.
+    the info `terrapod|<run>|<phase>|<lease number>|<category>|<key>`, base64.
     """
 
     key: str
@@ -232,6 +232,7 @@ class Work(Message):
     state: StateRef | None = None
     links: dict[str, Link] = {}  #: `configuration state plan lock-file engine`
     limits: Limits = Limits()
+    log_offset: int = 0  #: where the phase's log goes on: an earlier listener may have begun it
     issued_at: float = 0.0
 
 
@@ -272,5 +273,6 @@ def work_signature_base(listener_id: str, body_sha256: str) -> bytes:
     return f"terrapod-work-1\n{listener_id}\n{body_sha256}\n".encode()
 
 
-def seal_info(run_id: str, phase: str, number: int) -> bytes:
-    return f"terrapod|{run_id}|{phase}|{number}".encode()
+def seal_info(run_id: str, phase: str, number: int, category: str, key: str) -> bytes:
+    """What a sealed variable is bound to."""
+    return f"terrapod|{run_id}|{phase}|{number}|{category}|{key}".encode()

@@ -1,0 +1,1 @@
+"""Pools and listeners: joining, certificates, work, and what listeners send."""

@@ -1,0 +1,336 @@
+"""The verbs of pools, join tokens and listeners."""
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tortoise.exceptions import IntegrityError
+
+
+from terrapod_server.agents import authority
+from terrapod_server.agents.model import JoinToken, LateState, Listener, Pool, PoolWorkspace
+from terrapod_server.kit.call import Principal, Services
+from terrapod_server.kit.database import in_transaction, query
+from terrapod_server.runs.model import Phase
+from terrapod_server.workspaces import actions as workspaces
+from terrapod_server.workspaces.model import Workspace
+from terrapod_shared import clock, ids, signing, wire
+from terrapod_shared.errors import Conflict, Invalid, NotFound, Unauthorized
+
+DEFAULT_POOL = "default"
+TOKEN_PREFIX = "tpodjoin_"  # noqa: S105
+CERTIFICATE_HOURS = 24.0
+#: For so long after its certificate's end a listener may still renew and deliver.
+GRACE = timedelta(days=30)
+ONLINE = timedelta(seconds=90)
+TOKEN_LIFE = timedelta(hours=1)
+
+
+async def ensure_default_pool() -> None:
+    if not await Pool.exists(name=DEFAULT_POOL):
+        try:
+            await Pool.create(id=ids.make("apool"), name=DEFAULT_POOL)
+        except IntegrityError:
+            return  # another server process made it
+
+
+async def pool(pool_id: str) -> Pool:
+    row = await Pool.get_or_none(id=pool_id)
+    if row is None:
+        raise NotFound
+    return row
+
+
+async def pools(pool_ids: Sequence[str]) -> list[Pool]:
+    return await Pool.filter(id__in=list(pool_ids))
+
+
+async def create_pool(principal: Principal, values: Mapping[str, Any], allowed: Iterable[str] | None) -> Pool:
+    if not values.get("name"):
+        message = "a pool needs a name"
+        raise Invalid(message, pointer="/data/attributes/name")
+    try:
+        async with in_transaction():
+            row = await Pool.create(id=ids.make("apool"), owner_id=principal.id, **values)
+            await _allow(row.id, allowed)
+    except IntegrityError:
+        raise _taken(values["name"]) from None
+    return row
+
+
+async def update_pool(row: Pool, values: Mapping[str, Any], allowed: Iterable[str] | None) -> Pool:
+    if row.name == DEFAULT_POOL and values.get("name", DEFAULT_POOL) != DEFAULT_POOL:
+        message = "the pool default keeps its name: workspaces with execution-mode remote use it"
+        raise Invalid(message, pointer="/data/attributes/name")
+    for column, value in values.items():
+        setattr(row, column, value)
+    try:
+        async with in_transaction():
+            await row.save()
+            await _allow(row.id, allowed)
+    except IntegrityError:
+        raise _taken(row.name) from None
+    return row
+
+
+async def _allow(pool_id: str, allowed: Iterable[str] | None) -> None:
+    if allowed is None:
+        return
+    wanted = list(dict.fromkeys(allowed))
+    known = {workspace.id for workspace in await workspaces.by_ids(wanted)}
+    for workspace_id in wanted:
+        if workspace_id not in known:
+            message = f"there is no workspace {workspace_id}"
+            raise Invalid(message, pointer="/data/relationships/allowed-workspaces")
+    await PoolWorkspace.filter(pool_id=pool_id).delete()
+    await PoolWorkspace.bulk_create([PoolWorkspace(pool_id=pool_id, workspace_id=each) for each in wanted])
+
+
+async def delete_pool(row: Pool) -> None:
+    """Raises Conflict while something uses it."""
+    if row.name == DEFAULT_POOL:
+        message = "the pool default cannot be deleted: workspaces with execution-mode remote use it"
+        raise Conflict(message)
+    used = await Workspace.filter(agent_pool_id=row.id).first()
+    if used is not None:
+        message = f"workspace {used.name} uses pool {row.name}"
+        raise Conflict(message)
+    if await Phase.exists(pool_id=row.id, lease_state__in=["ready", "offered", "leased", "held"]):
+        message = f"pool {row.name} has work that is not over"
+        raise Conflict(message)
+    async with in_transaction():
+        await PoolWorkspace.filter(pool_id=row.id).delete()
+        await JoinToken.filter(pool_id=row.id).delete()
+        await Listener.filter(pool_id=row.id).delete()
+        await row.delete()
+
+
+async def pool_for(workspace: Workspace) -> str:
+    """The pool that runs of the workspace go to. Raises Invalid where the workspace may not use it."""
+    if workspace.agent_pool_id is None or workspace.execution_mode != "agent":
+        row = await Pool.get(name=DEFAULT_POOL)
+    else:
+        found = await Pool.get_or_none(id=workspace.agent_pool_id)
+        if found is None:
+            message = f"there is no pool {workspace.agent_pool_id}"
+            raise Invalid(message, pointer="/data/attributes/agent-pool-id")
+        row = found
+    if not row.organization_scoped and not await PoolWorkspace.exists(pool_id=row.id, workspace_id=workspace.id):
+        message = f"pool {row.name} is not open to workspace {workspace.name}"
+        raise Invalid(message, pointer="/data/attributes/agent-pool-id")
+    return row.id
+
+
+async def local_engines(pool_id: str) -> list[tuple[str, str]]:
+    """Tool and version of the engines that the pool's listeners announced and that are there now."""
+    rows = await Listener.filter(
+        pool_id=pool_id, revoked_at=None, last_seen_at__gt=clock.now() - ONLINE
+    ).values("local_engines")
+    return [(entry["tool"], entry["version"]) for row in rows for entry in row["local_engines"]]
+
+
+def fingerprint(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+async def create_token(pool_id: str, user_id: str, values: Mapping[str, Any]) -> tuple[JoinToken, str]:
+    """The row and the token's text, which is nowhere kept. One use and one hour unless said otherwise."""
+    text = TOKEN_PREFIX + secrets.token_urlsafe(32)
+    values = {"expires_at": clock.now() + TOKEN_LIFE, **values}
+    row = await JoinToken.create(
+        id=ids.make("at"), pool_id=pool_id, created_by_id=user_id, hash=fingerprint(text), **values
+    )
+    return row, text
+
+
+async def make_join_token(pool_name: str, description: str) -> str:
+    row = await Pool.get(name=pool_name)
+    return (await create_token(row.id, "", {"description": description}))[1]
+
+
+async def token(token_id: str) -> JoinToken:
+    row = await JoinToken.get_or_none(id=token_id)
+    if row is None:
+        raise NotFound
+    return row
+
+
+async def _spend(text: str) -> str:
+    """Takes one use of a token, by one statement; the pool that it is for. Raises Unauthorized."""
+    rows = await query(
+        """
+        WITH one AS (SELECT 1)
+        UPDATE join_token SET use_count = use_count + 1, last_used_at = $2
+        WHERE hash = $1 AND NOT revoked AND (expires_at IS NULL OR expires_at > $2)
+          AND (max_uses IS NULL OR use_count < max_uses)
+        RETURNING pool_id
+        """,
+        [fingerprint(text), clock.now()],
+    )
+    if not rows:
+        message = "the join token is unknown, spent, revoked or over"
+        raise Unauthorized(message)
+    return str(rows[0]["pool_id"])
+
+
+async def join(
+    services: Services, message: wire.Join, *, pool_id: str | None = None, signer: Listener | None = None
+) -> tuple[Listener, wire.Joined]:
+    """Makes a listener of who holds a token; the token is spent in the same transaction.
+
+    A name that is taken in another pool, or in this one by somebody whose key
+    did not sign the request (and whom no admin let back in), is a Conflict.
+    """
+    if not 0 < len(message.name) <= 90 or not message.name.isprintable():  # noqa: PLR2004
+        wrong = "name must have 1 to 90 letters"
+        raise Invalid(wrong, pointer="/name")
+    keys = await authority.keys(services)
+    private = None
+    if message.csr:
+        public = signing.public_key_of_csr(message.csr)
+    else:
+        private = Ed25519PrivateKey.generate()
+        public = private.public_key()
+    async with in_transaction():
+        joined = await pool(await _spend(message.join_token))
+        if pool_id is not None and joined.id != pool_id:
+            wrong = "the join token is for another pool"
+            raise Conflict(wrong)
+        if private is not None and not joined.allow_server_keys:
+            wrong = "csr is needed: this pool does not let the server make keys"
+            raise Invalid(wrong, pointer="/csr")
+        row = await Listener.get_or_none(name=message.name)
+        if row is None:
+            row = Listener(id=ids.make("listener"), name=message.name, pool_id=joined.id)
+        else:
+            _check_rejoin(row, joined, signer)
+        certificate = signing.issue(keys.ca_key, keys.ca, public, row.id, joined.id, CERTIFICATE_HOURS)
+        is_new = not row._saved_in_db  # noqa: SLF001  the ORM has no public word for it
+        _certify(row, certificate, signing.raw_public(public))
+        row.pool_id, row.sealing_key, row.version = joined.id, message.sealing_key, message.version[:40]
+        row.runner_definitions = message.runner_definitions
+        row.allow_rejoin, row.revoked_at, row.last_seen_at = False, None, clock.now()
+        try:
+            await row.save(force_create=is_new)
+        except IntegrityError:
+            wrong = f"a listener named {message.name} joined at the same time"
+            raise Conflict(wrong) from None
+    answer = wire.Joined(
+        listener_id=row.id,
+        pool_id=joined.id,
+        certificate=_pem(certificate),
+        ca_certificate=keys.ca_pem,
+        server_key=keys.server_key,
+        private_key=_private(private) if private else "",
+    )
+    return row, answer
+
+
+def _check_rejoin(row: Listener, joined: Pool, signer: Listener | None) -> None:
+    if row.pool_id != joined.id:
+        wrong = f"a listener named {row.name} is in another pool"
+        raise Conflict(wrong)
+    if not row.allow_rejoin and (signer is None or signer.id != row.id):
+        wrong = f"a listener named {row.name} has joined: sign with its key, or let an admin allow its rejoin"
+        raise Conflict(wrong)
+
+
+def _certify(row: Listener, certificate: x509.Certificate, public: str) -> None:
+    row.public_key = public
+    row.certificate_serial = f"{certificate.serial_number:x}"
+    row.certificate_until = certificate.not_valid_after_utc
+
+
+async def renew(services: Services, row: Listener, message: wire.Renew) -> wire.Renewed:
+    keys = await authority.keys(services)
+    public = signing.public_key_of_csr(message.csr)
+    certificate = signing.issue(keys.ca_key, keys.ca, public, row.id, row.pool_id, CERTIFICATE_HOURS)
+    before = row.public_key
+    _certify(row, certificate, signing.raw_public(public))
+    changed: dict[str, Any] = {
+        "public_key": row.public_key,
+        "certificate_serial": row.certificate_serial,
+        "certificate_until": row.certificate_until,
+    }
+    if message.sealing_key:
+        changed["sealing_key"] = message.sealing_key
+    # of two renewals by the same key one wins: a stolen key and its owner cannot both go on
+    if not await Listener.filter(id=row.id, public_key=before, revoked_at=None).update(**changed):
+        wrong = "the key was renewed by somebody else meanwhile"
+        raise Conflict(wrong)
+    return wire.Renewed(certificate=_pem(certificate), ca_certificate=keys.ca_pem)
+
+
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _private(key: Ed25519PrivateKey) -> str:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+
+
+async def listener(listener_id: str) -> Listener:
+    row = await Listener.get_or_none(id=listener_id)
+    if row is None:
+        raise NotFound
+    return row
+
+
+async def leave(services: Services, row: Listener) -> None:
+    """Revokes a listener's certificate. Its row stays while a lease of it is open."""
+    if await Phase.exists(lease_listener_id=row.id, lease_state__in=["leased", "held"]):
+        await Listener.filter(id=row.id).update(revoked_at=clock.now())
+    else:
+        await row.delete()
+    await services.bus.publish(f"listener:{row.id}")
+
+
+async def beat(services: Services, row: Listener, message: wire.Beat) -> None:
+    """Writes down what a listener says of itself."""
+    await Listener.filter(id=row.id).update(
+        last_seen_at=clock.now(),
+        capacity=message.capacity,
+        free_slots=message.free_slots,
+        local_engines=[{"tool": e.tool, "version": e.version, "sha256": e.sha256} for e in message.local_engines],
+        isolation=message.isolation[:20],
+        version=message.version[:40],
+        os=message.os[:20],
+        arch=message.arch[:20],
+        draining=message.draining,
+        spooled=message.spooled[:100],
+    )
+    del services
+
+
+async def seen(row: Listener) -> None:
+    """An idle listener's long poll is its heartbeat; noted at most every 30 s."""
+    now = datetime.now(UTC)
+    if row.last_seen_at is None or row.last_seen_at < now - timedelta(seconds=30):
+        await Listener.filter(id=row.id).update(last_seen_at=now)
+
+
+async def counts(pool_ids: Sequence[str]) -> dict[str, int]:
+    """Listeners of each pool that are there now."""
+    found = dict.fromkeys(pool_ids, 0)
+    rows = Listener.filter(pool_id__in=list(pool_ids), revoked_at=None, last_seen_at__gt=clock.now() - ONLINE)
+    for row in await rows.values("pool_id"):
+        found[row["pool_id"]] += 1
+    return found
+
+
+async def delete_for_workspace(workspace_id: str) -> None:
+    await PoolWorkspace.filter(workspace_id=workspace_id).delete()
+    await LateState.filter(workspace_id=workspace_id).delete()
+
+
+def _taken(name: str) -> Invalid:
+    return Invalid(f"there is a pool {name} already", pointer="/data/attributes/name")
+
+

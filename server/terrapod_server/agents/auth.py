@@ -1,0 +1,117 @@
+"""Is this request a listener's: signature, nonce, protocol, and a body that is the one that was signed."""
+
+import base64
+import hashlib
+import time
+from collections.abc import AsyncIterator
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from starlette.requests import Request
+from tortoise.exceptions import IntegrityError
+
+from terrapod_server.agents.actions import GRACE
+from terrapod_server.agents.model import Listener, Nonce
+from terrapod_server.kit import database
+from terrapod_server.kit.call import Call, Principal, Services
+from terrapod_shared import clock, signing, wire
+from terrapod_shared.errors import NotFound, ProtocolMismatch, Unauthorized
+
+NONCE_S = 120
+#: Nonces that this process has seen, with the time when they may be forgotten; all there is on SQLite.
+_seen: dict[str, float] = {}
+
+
+async def authenticate(request: Request, services: Services) -> Principal:
+    """Who signed the request. Raises Unauthorized, ClockSkew, ProtocolMismatch, and NotFound for another's path."""
+    check_protocol(request)
+    row, verified = await verify(request)
+    named = request.path_params.get("listener") or _named(request)
+    if named and named != row.id:
+        raise NotFound
+    await _spend(f"{row.id} {verified.nonce}")
+    request.state.listener = row
+    request.state.digest = verified.content_digest
+    del services
+    return Principal(kind="listener", id=row.id, name=row.name, lease=verified.lease, pool_id=row.pool_id)
+
+
+def check_protocol(request: Request) -> None:
+    if request.headers.get(wire.PROTOCOL_HEADER, "") != str(wire.PROTOCOL):
+        error = ProtocolMismatch(f"this server speaks version {wire.PROTOCOL} of the listener protocol")
+        error.headers[wire.PROTOCOL_HEADER] = str(wire.PROTOCOL)
+        error.meta = {"least": wire.PROTOCOL, "most": wire.PROTOCOL}
+        raise error
+
+
+def _named(request: Request) -> str:
+    parts = request.url.path.strip("/").split("/")
+    return parts[3] if len(parts) > 3 and parts[2] == "listeners" else ""  # noqa: PLR2004
+
+
+async def verify(request: Request) -> tuple[Listener, signing.Verified]:
+    """The listener whose key signed the request. Raises Unauthorized; a listener that is gone is a NotFound."""
+    found: list[Listener] = []
+
+    async def resolve(key_id: str) -> Ed25519PublicKey | None:
+        row = await Listener.get_or_none(id=key_id)
+        if row is None:
+            message = "this listener is not known here: join again"
+            raise NotFound(message)
+        found.append(row)
+        return Ed25519PublicKey.from_public_bytes(base64.b64decode(row.public_key))
+
+    raw = request.scope.get("raw_path") or request.url.path.encode()
+    target = raw.partition(b"?")[0].decode("ascii", "replace")
+    if query := request.scope.get("query_string", b""):
+        target += "?" + query.decode("ascii", "replace")
+    verified = await signing.verify_request(request.method, target, request.headers, resolve)
+    row = found[0]
+    now = clock.now()
+    if row.revoked_at is not None or row.certificate_until + GRACE < now:
+        message = "this listener's certificate is revoked or long over: join again"
+        raise Unauthorized(message)
+    if row.certificate_until < now and not _may_late(request):
+        message = "this listener's certificate is over: renew it first"
+        raise Unauthorized(message)
+    return row, verified
+
+
+def _may_late(request: Request) -> bool:
+    """What a listener that was off for long may do: renew, beat, deliver state and logs, end its phase."""
+    path = request.url.path.rstrip("/")
+    return path.endswith(("/renew", "/heartbeat", "/state", "/log")) or request.method == "PATCH"
+
+
+async def _spend(nonce: str) -> None:
+    now = time.monotonic()
+    for old in [key for key, until in _seen.items() if until < now][:100]:
+        del _seen[old]
+    fresh = nonce not in _seen
+    _seen[nonce] = now + NONCE_S
+    if fresh and database.is_postgres():
+        try:
+            await Nonce.create(id=nonce)
+        except IntegrityError:
+            fresh = False
+    if not fresh:
+        message = "this signed request was seen before"
+        raise Unauthorized(message)
+
+
+def body(call: Call) -> AsyncIterator[bytes]:
+    """The body's chunks; after the last one the digest that was signed is compared. Raises BadRequest."""
+    return _checked(call.stream(), call.request.state.digest)
+
+
+async def _checked(chunks: AsyncIterator[bytes], digest: str) -> AsyncIterator[bytes]:
+    seen = hashlib.sha256()
+    async for chunk in chunks:
+        seen.update(chunk)
+        yield chunk
+    signing.check_body(digest, seen.digest())
+
+
+async def small(call: Call, most: int = 1 << 20) -> bytes:
+    """A body that is a message. Raises BadRequest, TooLarge."""
+    call.limit_bytes = min(call.limit_bytes, most) if call.limit_bytes else most
+    return b"".join([chunk async for chunk in body(call)])

@@ -1,0 +1,128 @@
+"""Tables of pools, join tokens, listeners and of the authority that certifies them."""
+
+from datetime import datetime
+from typing import Any
+
+from tortoise import fields
+from tortoise.models import Model
+
+
+class Pool(Model):
+    """Listeners that share work. `organization_scoped`: open to all workspaces."""
+
+    id = fields.CharField(primary_key=True, max_length=40)
+    name = fields.CharField(max_length=90, unique=True)
+    description = fields.TextField(default="")
+    organization_scoped = fields.BooleanField(default=True)
+    allow_server_keys = fields.BooleanField(default=False)
+    service_account_name = fields.CharField(max_length=254, default="")
+    labels: Any = fields.JSONField(default=dict)
+    owner_id = fields.CharField(max_length=40, default="")
+    created_at = fields.DatetimeField(auto_now_add=True)
+
+    class Meta:
+        table = "agent_pool"
+
+
+class PoolWorkspace(Model):
+    """A workspace that may use a pool which is not open to all."""
+
+    id = fields.BigIntField(primary_key=True, generated=True)
+    pool_id = fields.CharField(max_length=40)
+    workspace_id = fields.CharField(max_length=40, db_index=True)
+
+    class Meta:
+        table = "agent_pool_workspace"
+        unique_together = (("pool_id", "workspace_id"),)
+
+
+class JoinToken(Model):
+    """A token to join a pool with; only its SHA-256 is kept. `max_uses` null: any number."""
+
+    id = fields.CharField(primary_key=True, max_length=40)
+    pool_id = fields.CharField(max_length=40, db_index=True)
+    hash = fields.CharField(max_length=64, unique=True)
+    description = fields.CharField(max_length=254, default="")
+    max_uses: int | None = fields.IntField(null=True, default=1)
+    use_count = fields.IntField(default=0)
+    revoked = fields.BooleanField(default=False)
+    expires_at: datetime | None = fields.DatetimeField(null=True)
+    last_used_at: datetime | None = fields.DatetimeField(null=True)
+    created_by_id = fields.CharField(max_length=40, default="")
+    created_at = fields.DatetimeField(auto_now_add=True)
+
+    class Meta:
+        table = "join_token"
+
+
+class Listener(Model):
+    """A joined listener. Keys are public ones, raw, base64; the private halves never leave its host."""
+
+    id = fields.CharField(primary_key=True, max_length=40)
+    pool_id = fields.CharField(max_length=40, db_index=True)
+    name = fields.CharField(max_length=90, unique=True)
+    public_key = fields.CharField(max_length=64)
+    sealing_key = fields.CharField(max_length=64, default="")
+    certificate_serial = fields.CharField(max_length=64)
+    certificate_until = fields.DatetimeField()
+    revoked_at: datetime | None = fields.DatetimeField(null=True)
+    allow_rejoin = fields.BooleanField(default=False)
+    last_seen_at: datetime | None = fields.DatetimeField(null=True)
+    capacity = fields.IntField(default=1)
+    free_slots = fields.IntField(default=0)
+    version = fields.CharField(max_length=40, default="")
+    isolation = fields.CharField(max_length=20, default="")
+    os = fields.CharField(max_length=20, default="linux")
+    arch = fields.CharField(max_length=20, default="amd64")
+    local_engines: Any = fields.JSONField(default=list)
+    spooled: Any = fields.JSONField(default=list)
+    draining = fields.BooleanField(default=False)
+    drain_requested = fields.BooleanField(default=False)
+    runner_definitions: Any = fields.JSONField(default=list)
+    created_at = fields.DatetimeField(auto_now_add=True)
+
+    class Meta:
+        table = "listener"
+
+
+class Nonce(Model):
+    """A nonce that a signed request has spent; kept for 120 s, for all server processes."""
+
+    id = fields.CharField(primary_key=True, max_length=110)
+    at = fields.DatetimeField(auto_now_add=True, db_index=True)
+
+    class Meta:
+        table = "listener_nonce"
+
+
+class Authority(Model):
+    """The authority of listeners, and the key that signs work. Private keys are sealed."""
+
+    id = fields.IntField(primary_key=True)
+    certificate = fields.TextField()
+    key = fields.BinaryField()
+    work_key = fields.BinaryField()
+    created_at = fields.DatetimeField(auto_now_add=True)
+
+    class Meta:
+        table = "authority"
+
+
+class LateState(Model):
+    """A state that came after its lease had ended: kept aside for an admin to adopt or drop."""
+
+    id = fields.CharField(primary_key=True, max_length=40)
+    workspace_id = fields.CharField(max_length=40, db_index=True)
+    run_id = fields.CharField(max_length=40)
+    lease_number = fields.IntField()
+    listener_id = fields.CharField(max_length=40)
+    serial = fields.BigIntField()
+    lineage = fields.CharField(max_length=255, default="")
+    md5 = fields.CharField(max_length=32)
+    sha256 = fields.CharField(max_length=64)
+    size = fields.BigIntField()
+    created_at = fields.DatetimeField(auto_now_add=True)
+
+    class Meta:
+        table = "late_state"
+        unique_together = (("run_id", "lease_number"),)

@@ -73,7 +73,12 @@ class Server:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                await self._start()
+                try:
+                    await self._start()
+                except Exception as error:
+                    log.exception("the server cannot start")
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    return
                 await send({"type": "lifespan.startup.complete"})
                 for tell in self.on_started:
                     tell()

@@ -1,0 +1,82 @@
+"""The listener's settings: `listener.toml` in its home and `TERRAPOD_LISTENER_…` variables, all mistakes at once."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+FILE = "listener.toml"
+PREFIX = "TERRAPOD_LISTENER_"
+
+
+class LocalEngine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A binary that the host's owner vouches for. `files` are all files that its digest covers; default: `path`."""
+
+    tool: Literal["terraform", "tofu"]
+    version: str
+    path: str
+    files: list[str] = []
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings of the listener."""
+
+    capacity: int = 2  #: runs at once
+    engines: list[LocalEngine] = []
+    pass_environment: list[str] = []  #: names of variables of the listener's that runs get, such as HTTPS_PROXY
+    keep_work: bool = False  #: leave the folders of runs that are over, to look into them
+    poll_s: float = 30.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Mistakes(Exception):
+    """What is wrong with the settings, a line each."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+def load(home: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """Raises Mistakes with all of them."""
+    mistakes: list[str] = []
+    table: dict[str, Any] = {}
+    try:
+        table = tomllib.loads((home / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        mistakes.append(f"{home / FILE}: {error}")
+    fields = {field.name: field.type for field in msgspec.structs.fields(Config)}
+    for name, text in environ.items():
+        if not name.startswith(PREFIX):
+            continue
+        key = name.removeprefix(PREFIX).lower()
+        if key in ("home", "server", "token", "name", "ca"):  # options of the command line
+            continue
+        if key not in fields:
+            mistakes.append(f"{name}: there is no such setting")
+            continue
+        try:
+            is_text = fields[key] is str or key == "log_level"
+            table[key] = text if is_text else msgspec.json.decode(text.encode())
+        except msgspec.DecodeError:
+            mistakes.append(f"{name}: {text!r} is no JSON value")
+    known: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in fields:
+            mistakes.append(f"{key}: there is no such setting")
+            continue
+        try:
+            known[key] = msgspec.convert(value, fields[key])
+        except msgspec.ValidationError as error:
+            mistakes.append(f"{key}: {error}")
+    if known.get("capacity", 1) < 1:
+        mistakes.append("capacity: must be at least 1")
+    mistakes += [f"engines: {e.path} is not there" for e in known.get("engines", []) if not Path(e.path).is_file()]
+    if mistakes:
+        raise Mistakes(mistakes)
+    return Config(**known)

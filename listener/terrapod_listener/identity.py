@@ -1,0 +1,90 @@
+"""Who this listener is: keys made here that never leave, its certificate, and what it pinned of the server."""
+
+import base64
+import os
+import random
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+FILE = "identity.json"
+_RAW = (serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption())
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """The file, mode 0600. Keys are raw, base64."""
+
+    server: str
+    name: str
+    listener_id: str
+    pool_id: str
+    key: str
+    sealing_key: str
+    certificate: str
+    server_key: str
+    ca: str = ""  #: PEM of the authority that vouches for the server's TLS; empty: the system's
+
+
+@dataclass
+class Identity:
+    """The file, opened."""
+
+    kept: Kept
+    home: Path
+
+    @property
+    def key(self) -> Ed25519PrivateKey:
+        return Ed25519PrivateKey.from_private_bytes(base64.b64decode(self.kept.key))
+
+    @property
+    def sealing_key(self) -> X25519PrivateKey:
+        return X25519PrivateKey.from_private_bytes(base64.b64decode(self.kept.sealing_key))
+
+    def renew_at(self) -> float:
+        """Unix time of the half of the certificate's life, a little scattered so that fleets do not meet."""
+        certificate = x509.load_pem_x509_certificate(self.kept.certificate.encode())
+        begun, ends = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+        return (begun + ends) / 2 + random.Random(self.kept.certificate).uniform(0, (ends - begun) / 50)  # noqa: S311
+
+    def expires(self) -> datetime:
+        return x509.load_pem_x509_certificate(self.kept.certificate.encode()).not_valid_after_utc
+
+    def is_over(self) -> bool:
+        return self.expires() < datetime.now(UTC)
+
+    def save(self, kept: Kept) -> None:
+        self.kept = kept
+        write_private(self.home / FILE, msgspec.json.encode(kept))
+
+
+def load(home: Path) -> Identity | None:
+    try:
+        return Identity(msgspec.json.decode((home / FILE).read_bytes(), type=Kept), home)
+    except FileNotFoundError:
+        return None
+
+
+def raw_private(key: Ed25519PrivateKey | X25519PrivateKey) -> str:
+    return base64.b64encode(key.private_bytes(*_RAW)).decode()
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Writes a file that nobody else may read, whole or not at all, and onto the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    part = path.with_name(f".{path.name}.{time.monotonic_ns()}")
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(folder)
+    os.close(folder)

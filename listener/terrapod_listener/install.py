@@ -1,0 +1,93 @@
+"""Engines on this host: fetched from the server, checked at every use, unpacked once."""
+
+import asyncio
+import hashlib
+import os
+import shutil
+import stat
+import zipfile
+from pathlib import Path
+
+from terrapod_listener.client import Server
+from terrapod_listener.config import LocalEngine
+from terrapod_shared import wire
+from terrapod_shared.errors import Conflict
+
+_BINARY_MOST = 2 << 30
+
+
+def local_digest(engine: LocalEngine) -> str:
+    """Over name and content of all its files, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(name) for name in (engine.files or [engine.path])):
+        with path.open("rb") as file:
+            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+async def announced(engines: list[LocalEngine]) -> dict[tuple[str, str], tuple[wire.LocalEngine, LocalEngine]]:
+    """The host's own engines, with what the server is told of them."""
+    found = {}
+    for engine in engines:
+        digest = await asyncio.to_thread(local_digest, engine)
+        told = wire.LocalEngine(tool=engine.tool, version=engine.version, sha256=digest)
+        found[engine.tool, engine.version] = (told, engine)
+    return found
+
+
+class Engines:
+    """Binaries by the digest that the server vouches for."""
+
+    def __init__(self, folder: Path, server: Server, local: dict[tuple[str, str], tuple[wire.LocalEngine, LocalEngine]]) -> None:
+        self._folder, self._server, self._local = folder, server, local
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def path(self, work: wire.Work) -> Path:
+        """The program to run. Raises Conflict where its digest is not the one in the work."""
+        engine = work.engine
+        if engine.local:
+            known = self._local.get((engine.tool, engine.version))
+            digest = await asyncio.to_thread(local_digest, known[1]) if known else ""
+            if known is None or digest != engine.sha256:
+                message = f"the local engine {engine.tool} {engine.version} is not there with the digest {engine.sha256}"
+                raise Conflict(message)
+            return Path(known[1].path)
+        async with self._locks.setdefault(engine.sha256, asyncio.Lock()):
+            return await self._fetched(work)
+
+    async def _fetched(self, work: wire.Work) -> Path:
+        engine = work.engine
+        place = self._folder / engine.sha256
+        archive, binary = place / "release.zip", place / engine.tool
+        if not archive.exists() or await asyncio.to_thread(_sha256, archive) != engine.sha256:
+            await asyncio.to_thread(place.mkdir, parents=True, exist_ok=True, mode=0o700)
+            await self._server.download(work.links["engine"].path, archive, lease=work.lease.number, sha256=engine.sha256)
+            binary.unlink(missing_ok=True)
+        await asyncio.to_thread(_unpack, archive, binary)
+        return binary
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unpack(archive: Path, binary: Path) -> None:
+    """The program out of the checked zip, unless what is there is that very program."""
+    with zipfile.ZipFile(archive) as release:
+        entries = [entry for entry in release.infolist() if entry.filename == binary.name]
+        if len(entries) != 1 or entries[0].file_size > _BINARY_MOST:
+            message = f"the release holds no single file {binary.name}"
+            raise Conflict(message)
+        if binary.exists():
+            with release.open(entries[0]) as inside:
+                wanted = hashlib.file_digest(inside, "sha256").hexdigest()  # type: ignore[arg-type]
+            if _sha256(binary) == wanted:
+                return
+        part = binary.with_name(f".{binary.name}.part")
+        with release.open(entries[0]) as inside, part.open("wb") as file:
+            shutil.copyfileobj(inside, file, 1 << 20)
+            file.flush()
+            os.fsync(file.fileno())  # without it a power cut leaves a program with holes
+        part.chmod(stat.S_IRWXU)
+        part.replace(binary)

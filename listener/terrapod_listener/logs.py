@@ -1,0 +1,105 @@
+"""A phase's log: written to disk as fast as it comes, sent in chunks as fast as the server takes it.
+
+terraform never waits for the network: its output goes to a spool file, and a
+task of its own sends what is new, within 100 ms of its being written.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+from pathlib import Path
+
+import msgspec
+
+from terrapod_listener.client import Server, pause_s
+from terrapod_shared import errors, wire
+
+log = logging.getLogger(__name__)
+CHUNK = 1 << 20
+GATHER_S = 0.08
+
+
+class Spool:
+    """The log's file and its sender. `base` is what an earlier listener has sent of the phase's log."""
+
+    def __init__(self, path: Path, server: Server, work: wire.Work) -> None:
+        self._file = path.open("w+b", buffering=0)
+        self._server, self._work = server, work
+        self._base = work.log_offset
+        self._most = max(0, work.limits.log_bytes - self._base)
+        self._written = 0
+        self._sent = 0
+        self._is_full = False
+        self._fresh = asyncio.Event()
+        self._over = False
+        self._task = asyncio.create_task(self._send())
+
+    @property
+    def end(self) -> int:
+        """The size of the phase's log so far, an earlier listener's part included."""
+        return self._base + self._written
+
+    def write(self, chunk: bytes) -> None:
+        """Keeps a chunk; past the limit only a line that says so."""
+        if self._is_full:
+            return
+        if self._written + len(chunk) > self._most:
+            self._is_full = True
+            room = max(0, self._most - self._written)
+            chunk = chunk[:room] + b"\n[the log is at its limit; the run goes on]\n"
+        self._file.seek(0, os.SEEK_END)
+        self._file.write(chunk)
+        self._written += len(chunk)
+        self._fresh.set()
+
+    def line(self, text: str) -> None:
+        self.write(f"{text}\n".encode())
+
+    async def finish(self) -> None:
+        """Returns once all is sent. Raises what the server refuses."""
+        self._over = True
+        self._fresh.set()
+        await self._task
+
+    async def abandon(self) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, errors.TerrapodError):
+            await self._task
+        self._file.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    async def _send(self) -> None:
+        attempt = 0
+        while True:
+            if self._sent == self._written:
+                if self._over:
+                    return
+                await self._fresh.wait()
+                self._fresh.clear()
+                if not self._over:
+                    await asyncio.sleep(GATHER_S)  # what comes together goes together
+                continue
+            try:
+                await self._chunk()
+                attempt = 0
+            except (errors.Unavailable, errors.Internal, errors.BadGateway, errors.TooManyRequests) as error:
+                log.warning("the log of %s waits: %s", self._work.run_id, error.detail)
+                await asyncio.sleep(pause_s(attempt))
+                attempt += 1
+
+    async def _chunk(self) -> None:
+        chunk = await asyncio.to_thread(os.pread, self._file.fileno(), CHUNK, self._sent)
+        work, offset = self._work, self._base + self._sent
+        path = f"{self._server.base}/runs/{work.run_id}/{work.phase}/log?offset={offset}"
+        try:
+            answer = await self._server.call("PUT", path, body=chunk, lease=work.lease.number)
+        except errors.Conflict as error:
+            expected = error.meta.get("expected")
+            if isinstance(error, errors.LeaseEnded) or not isinstance(expected, int) or expected < self._base:
+                raise
+            self._sent = expected - self._base
+            return
+        self._sent = msgspec.json.decode(answer.content, type=wire.LogAnswer).next_offset - self._base

@@ -1,0 +1,356 @@
+"""One phase of a run from its acceptance to its end: fetch, unpack, init, plan or apply, deliver."""
+
+import asyncio
+import json
+import logging
+import os
+import platform
+import shutil
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from terrapod_listener import __version__, terraform, workdir
+from terrapod_listener.client import Server, digest_of
+from terrapod_listener.config import Config
+from terrapod_listener.install import Engines
+from terrapod_listener.logs import Spool
+from terrapod_listener.process import Process
+from terrapod_shared import errors, signing, wire
+
+log = logging.getLogger(__name__)
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PREPARE_S = 1800.0
+_SHOW_S = 600.0
+
+
+class Failed(Exception):
+    """The phase has ended, and not well; the text is for the run's page."""
+
+
+class Canceled(Exception):
+    """Somebody canceled the run."""
+
+
+class Job:
+    """The work on one phase. `home` is the listener's; the run's folder is the same path in plan and apply."""
+
+    def __init__(self, home: Path, server: Server, engines: Engines, config: Config, work: wire.Work) -> None:
+        self.work = work
+        self.step = "begin"
+        self.folder = home / "work" / work.run_id
+        self._spools = home / "spool"
+        self._server, self._engines, self._config = server, engines, config
+        self._process = Process()
+        self._cancel = ""
+        self._is_lost = False
+        self._log: Spool
+        self._binary = Path()
+        self._env: dict[str, str] = {}
+        self._digests: dict[str, str] = {}
+
+    @property
+    def held(self) -> wire.HeldLease:
+        return wire.HeldLease(run_id=self.work.run_id, phase=self.work.phase, number=self.work.lease.number, step=self.step)
+
+    def cancel(self, how: str) -> None:
+        """Interrupts once; `force-cancel` kills."""
+        if how == self._cancel:
+            return
+        self._cancel = how
+        if how == "force-cancel":
+            self._process.kill()
+        else:
+            self._process.interrupt(self.work.limits.cancel_grace_s)
+
+    def lose(self) -> None:
+        """The lease is gone. A plan is stopped; an apply goes on, since its state is still to be delivered."""
+        self._is_lost = True
+        if self.work.phase == "plan":
+            self._process.kill()
+
+    async def run(self) -> None:
+        """Does all of it. Raises nothing but what ends the listener."""
+        work = self.work
+        begun: wire.Report = wire.Report(phase=work.phase, status="planning" if work.phase == "plan" else "applying")
+        try:
+            await self._server.report(work.run_id, begun, work.lease.number)
+        except errors.TerrapodError as error:
+            log.warning("%s %s was not accepted: %s", work.phase, work.run_id, error.detail)
+            return
+        await asyncio.to_thread(self._fresh_folder)
+        self._log = Spool(self.folder / "log", self._server, work)
+        try:
+            report = await self._report()
+            await self._deliver(report)
+        except (errors.LeaseEnded, errors.NotFound) as error:
+            log.warning("%s %s is no longer ours: %s", work.phase, work.run_id, error.detail)
+            await self._log.abandon()
+        except errors.TerrapodError as error:
+            log.error("%s %s could not be ended: %s", work.phase, work.run_id, error.detail)  # noqa: TRY400
+            await self._log.abandon()
+        finally:
+            self._log.close()
+            if not self._config.keep_work:
+                await asyncio.to_thread(workdir.remove, self.folder)
+
+    def _fresh_folder(self) -> None:
+        workdir.remove(self.folder)
+        for name in ("home", "tmp", "states"):
+            (self.folder / name).mkdir(parents=True, mode=0o700)
+
+    async def _report(self) -> wire.Report:
+        phase = self.work.phase
+        try:
+            return await (self._plan() if phase == "plan" else self._apply())
+        except Canceled:
+            return wire.Report(phase=phase, status="canceled", state=self._state_word)
+        except (Failed, workdir.Hostile) as error:
+            text = str(error)
+        except (errors.LeaseEnded, errors.NotFound):
+            raise
+        except errors.TerrapodError as error:
+            text = error.detail
+        except OSError as error:
+            text = f"the listener's host: {error}"
+        if self._cancel:
+            return wire.Report(phase=phase, status="canceled", state=self._state_word)
+        self._log.line(f"\nError: {text}")
+        return wire.Report(phase=phase, status="errored", error_message=text, state=self._state_word)
+
+    _state_word = "unchanged"
+
+    async def _deliver(self, report: wire.Report) -> None:
+        """Artifacts are here already; then the log, then the word that ends the phase."""
+        self.step = "report"
+        await self._log.finish()
+        words = {"digests": self._digests, "log_bytes": self._log.end}
+        full = wire.Report(**{**{name: getattr(report, name) for name in report.__struct_fields__}, **words})
+        while True:
+            try:
+                await self._server.report(self.work.run_id, full, self.work.lease.number)
+            except errors.LeaseEnded:
+                raise
+            except errors.Conflict as error:
+                if full.status == "errored":
+                    raise
+                full = wire.Report(phase=self.work.phase, status="errored", error_message=error.detail, log_bytes=self._log.end)
+                continue
+            break
+        shutil.rmtree(self._spools / self.work.run_id, ignore_errors=True)
+
+    async def _prepare(self) -> Path:
+        """The root module's folder, initialised."""
+        work = self.work
+        if self._cancel:
+            raise Canceled
+        name = self._server.identity.kept.name
+        machine = f"{platform.system().lower()}/{platform.machine()}"
+        for line in terraform.header(name, __version__, work.engine, machine):
+            self._log.line(line)
+        variables = self._unsealed()
+        if why := terraform.refused(variables):
+            raise Failed(why)
+        self.step = "fetch"
+        self._binary = await self._engines.path(work)
+        root = self.folder / "config"
+        archive = self.folder / "configuration.tar.gz"
+        link = work.links["configuration"]
+        await self._server.download(link.path, archive, lease=work.lease.number, sha256=link.sha256)
+        await asyncio.to_thread(workdir.unpack, archive, root, work.limits)
+        archive.unlink()
+        module = workdir.module_folder(root, work.working_directory)
+        await self._seed_state()
+        if work.phase == "apply" and "lock-file" in work.links:
+            link = work.links["lock-file"]
+            await self._server.download(link.path, module / ".terraform.lock.hcl", lease=work.lease.number, sha256=link.sha256)
+        workdir.write_override(module, self._states)
+        names = terraform.declared(await asyncio.to_thread(workdir.sources, module))
+        (self.folder / terraform.VAR_FILE).write_text(terraform.var_file(variables, names), encoding="utf-8")
+        self._env = terraform.environment(
+            wire.Work(**{**{field: getattr(work, field) for field in work.__struct_fields__}, "variables": variables}), names, self._base()
+        )
+        self.step = "init"
+        argv = terraform.init_argv(readonly_lock=work.phase == "apply" and "lock-file" in work.links)
+        if await self._terraform(argv, module, _PREPARE_S):
+            raise Failed(f"{work.engine.tool} init failed")
+        workdir.check_backend(module, self._states)
+        return module
+
+    def _unsealed(self) -> list[wire.Variable]:
+        work, opened = self.work, []
+        for each in work.variables:
+            value = each.value
+            if each.sealed:
+                info = wire.seal_info(work.run_id, work.phase, work.lease.number, each.category, each.key)
+                value = signing.unseal(self._server.identity.sealing_key, info, each.sealed).decode()
+            opened.append(
+                wire.Variable(
+                    key=each.key, category=each.category, value=value, hcl=each.hcl, sensitive=each.sensitive, from_run=each.from_run
+                )
+            )
+        return opened
+
+    def _base(self) -> dict[str, str]:
+        """What a run's environment has before the user's variables: nothing of the listener's but what is named."""
+        kept = self._server.identity.kept
+        env = {name: os.environ[name] for name in self._config.pass_environment if name in os.environ}
+        env |= {
+            "PATH": _PATH,
+            "HOME": str(self.folder / "home"),
+            "TMPDIR": str(self.folder / "tmp"),
+            "LANG": "C.UTF-8",
+            "TF_CLI_CONFIG_FILE": str(self.folder / "terraform.rc"),
+        }
+        host = urlsplit(kept.server).netloc
+        (self.folder / "terraform.rc").write_text(f'credentials "{host}" {{\n  token = "{self.work.run_token}"\n}}\n')
+        (self.folder / "terraform.rc").chmod(0o600)
+        if kept.ca:
+            bundle = Path("/etc/ssl/certs/ca-certificates.crt")
+            system = bundle.read_text() if bundle.exists() else ""
+            (self.folder / "ca.pem").write_text(f"{system}\n{kept.ca}")
+            env["SSL_CERT_FILE"] = str(self.folder / "ca.pem")
+        return env
+
+    @property
+    def _states(self) -> Path:
+        return self.folder / "states"
+
+    @property
+    def _state(self) -> Path:
+        return self._states / self.work.workspace_name / "terraform.tfstate"
+
+    async def _seed_state(self) -> None:
+        link = self.work.links.get("state")
+        if link is None:
+            return
+        self._state.parent.mkdir(mode=0o700)
+        await self._server.download(link.path, self._state, lease=self.work.lease.number, sha256=link.sha256)
+
+    async def _terraform(self, argv: list[str], module: Path, timeout_s: float, to_file: Path | None = None) -> int:
+        if self._cancel:
+            raise Canceled
+        if self._is_lost and self.work.phase == "plan":
+            raise errors.LeaseEnded("the lease has ended")
+        process = self._process if to_file is None else Process()
+        code = await process.run(
+            [str(self._binary), *argv],
+            cwd=module,
+            env=self._env,
+            on_output=self._log.write,
+            to_file=to_file,
+            timeout_s=timeout_s,
+        )
+        if self._is_lost and self.work.phase == "plan":
+            raise errors.LeaseEnded("the lease has ended")
+        if code and self._cancel and to_file is None and self.work.phase == "plan":
+            raise Canceled
+        return code
+
+    async def _plan(self) -> wire.Report:
+        module = await self._prepare()
+        self.step = "plan"
+        plan_file = self.folder / "plan"
+        generated = module / "generated.tf"
+        argv = terraform.plan_argv(self.work.options, str(plan_file), str(self.folder / terraform.VAR_FILE), str(generated))
+        code = await self._terraform(argv, module, self.work.limits.plan_s)
+        if code:
+            raise Failed(f"{self.work.engine.tool} plan failed with exit code {code}")
+        self.step = "show"
+        shown, schemas = self.folder / "plan.json", self.folder / "schemas.json"
+        codes = await asyncio.gather(
+            self._terraform(["show", "-json", str(plan_file)], module, _SHOW_S, shown),
+            self._terraform(["providers", "schema", "-json"], module, _SHOW_S, schemas),
+        )
+        if any(codes):
+            raise Failed("the plan could not be read back")
+        counts = await asyncio.to_thread(_digest_plan, shown, schemas)
+        self.step = "upload"
+        uploads = {"plan-file": plan_file, "plan-json": shown, "schemas": schemas}
+        lock = module / ".terraform.lock.hcl"
+        if lock.is_file() and not lock.is_symlink():
+            uploads["lock-file"] = lock
+        for name, path in uploads.items():
+            await self._upload(name, path)
+        return wire.Report(
+            phase="plan",
+            status="planned",
+            exit_code=code,
+            has_changes=counts.has_changes,
+            resource_additions=counts.additions,
+            resource_changes=counts.changes,
+            resource_destructions=counts.destructions,
+            resource_imports=counts.imports,
+            generated_configuration=counts.generated,
+        )
+
+    async def _upload(self, name: str, path: Path) -> None:
+        digest = (await digest_of(path)).hex()
+        target = f"{self._server.base}/runs/{self.work.run_id}/{name}"
+        await self._server.persist("PUT", target, file=path, lease=self.work.lease.number, timeout_s=600.0)
+        self._digests[name] = digest
+
+    async def _apply(self) -> wire.Report:
+        module = await self._prepare()
+        work = self.work
+        plan_file = self.folder / "plan"
+        link = work.links["plan"]
+        await self._server.download(link.path, plan_file, lease=work.lease.number, sha256=link.sha256)
+        before = await asyncio.to_thread(workdir.state_mark, self._state)
+        self.step = "apply"
+        code = await self._terraform(terraform.apply_argv(work.options, str(plan_file)), module, work.limits.apply_s)
+        self.step = "state"
+        await self._deliver_state(module, before)
+        if code and self._cancel:
+            raise Canceled
+        if code:
+            raise Failed(f"{work.engine.tool} apply failed with exit code {code}")
+        return wire.Report(phase="apply", status="applied", exit_code=code, state=self._state_word)
+
+    async def _deliver_state(self, module: Path, before: wire.StateRef | None) -> None:
+        """The state that terraform left, also when it failed: kept on disk until the server has it."""
+        errored = module / "errored.tfstate"
+        state = errored if errored.is_file() else self._state
+        mark = await asyncio.to_thread(workdir.state_mark, state)
+        if mark is None or mark == before:
+            return
+        self._state_word = "spooled"
+        kept = self._spools / work_name(self.work)
+        await asyncio.to_thread(_keep, state, kept, self.work, mark)
+        await self.push_state(kept, mark)
+        self._state_word = "uploaded"
+
+    async def push_state(self, path: Path, mark: wire.StateRef) -> None:
+        target = f"{self._server.base}/runs/{self.work.run_id}/state?serial={mark.serial}&lineage={mark.lineage}&md5={mark.md5}"
+        await self._server.persist("PUT", target, file=path, lease=self.work.lease.number, timeout_s=600.0)
+
+
+def work_name(work: wire.Work) -> str:
+    return f"{work.run_id}/state-{work.lease.number}"
+
+
+def _keep(state: Path, kept: Path, work: wire.Work, mark: wire.StateRef) -> None:
+    """A copy on the disk itself, with what is needed to deliver it after a restart."""
+    kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    part = kept.with_name(f".{kept.name}.part")
+    with state.open("rb") as source, part.open("wb") as file:
+        part.chmod(0o600)
+        shutil.copyfileobj(source, file, 1 << 20)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(kept)
+    about = kept.with_suffix(".json")
+    facts = {"run_id": work.run_id, "number": work.lease.number, "serial": mark.serial, "lineage": mark.lineage, "md5": mark.md5}
+    with about.open("w") as file_:
+        json.dump(facts, file_)
+        file_.flush()
+        os.fsync(file_.fileno())
+
+
+def _digest_plan(shown: Path, schemas: Path) -> terraform.Counts:
+    """Counts, and the schemas cut down to what the plan speaks of. To be called in a thread."""
+    plan = json.loads(shown.read_bytes())
+    if plan.get("errored"):
+        message = "the plan is not whole"
+        raise Failed(message)
+    schemas.write_text(json.dumps(terraform.filtered_schemas(json.loads(schemas.read_bytes()), plan)))
+    return terraform.read_plan(plan)

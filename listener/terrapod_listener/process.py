@@ -1,0 +1,85 @@
+"""Runs one program in a session of its own: output streamed, one interrupt, a kill after the grace, nobody left behind."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+_READ = 64 << 10
+
+
+class Process:
+    """A child and all of its process group."""
+
+    def __init__(self) -> None:
+        self._child: asyncio.subprocess.Process | None = None
+        self._killer: asyncio.TimerHandle | None = None
+        self.was_interrupted = False
+
+    async def run(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        on_output: Callable[[bytes], None],
+        to_file: Path | None = None,
+        timeout_s: float,
+    ) -> int:
+        """The exit code; negative for a signal. Output goes to `on_output`, or standard output to a file."""
+        target = to_file.open("wb") if to_file else None
+        try:
+            self._child = await asyncio.create_subprocess_exec(
+                *argv,
+                cwd=cwd,
+                env=dict(env),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=target or asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE if target else asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
+        finally:
+            if target:
+                target.close()
+        child = self._child
+        pipe = child.stderr if to_file else child.stdout
+        reading = asyncio.create_task(_pump(pipe, on_output))
+        try:
+            async with asyncio.timeout(timeout_s):
+                code = await child.wait()
+        except TimeoutError:
+            on_output(f"\nThe phase ran longer than {timeout_s:.0f} s and is interrupted.\n".encode())
+            self.interrupt(30.0)
+            code = await child.wait()
+        finally:
+            if self._killer:
+                self._killer.cancel()
+            self._signal(signal.SIGKILL)  # whoever the program left behind in its group
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(reading, 5)
+        self._child = None
+        return code
+
+    def interrupt(self, grace_s: float) -> None:
+        """One SIGINT: terraform stops, and saves its state. A second would make it stop without."""
+        if self._child is None or self.was_interrupted:
+            return
+        self.was_interrupted = True
+        self._signal(signal.SIGINT)
+        self._killer = asyncio.get_running_loop().call_later(grace_s, self.kill)
+
+    def kill(self) -> None:
+        self.was_interrupted = True
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._child.pid, number)
+
+
+async def _pump(pipe: asyncio.StreamReader | None, on_output: Callable[[bytes], None]) -> None:
+    while pipe is not None and (chunk := await pipe.read(_READ)):
+        on_output(chunk)

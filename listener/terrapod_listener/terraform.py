@@ -1,0 +1,161 @@
+"""What terraform is called with, and what its answers mean. Pure."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from terrapod_shared import wire
+from terrapod_shared.variables import refusal
+
+#: Loaded after the user's `terraform.tfvars` and `*.auto.tfvars`.
+VAR_FILE = "terrapod.tfvars"
+_VARIABLE = re.compile(r'^[ \t]*variable[ \t]+"?([A-Za-z_][A-Za-z0-9_-]*)"?[ \t]*\{', re.MULTILINE)
+
+
+def init_argv(*, readonly_lock: bool) -> list[str]:
+    return ["init", "-input=false", *(["-lockfile=readonly"] if readonly_lock else [])]
+
+
+def plan_argv(options: wire.Options, plan_file: str, var_file: str | None, generated: str) -> list[str]:
+    """`generated` is the file for configuration of import blocks."""
+    argv = ["plan", "-input=false", f"-out={plan_file}"]
+    argv += ["-json"] if options.structured else []
+    argv += ["-destroy"] if options.is_destroy else []
+    argv += ["-refresh=false"] if not options.refresh else []
+    argv += ["-refresh-only"] if options.refresh_only else []
+    argv += [f"-target={address}" for address in options.target_addrs]
+    argv += [f"-replace={address}" for address in options.replace_addrs]
+    argv += [f"-generate-config-out={generated}"] if options.allow_config_generation else []
+    argv += [f"-var-file={var_file}"] if var_file else []
+    return argv
+
+
+def apply_argv(options: wire.Options, plan_file: str) -> list[str]:
+    return ["apply", "-input=false", *(["-json"] if options.structured else []), plan_file]
+
+
+def header(listener: str, version: str, engine: wire.Engine, platform: str) -> list[str]:
+    """Exactly three lines: the CLI drops the first three of an apply's log."""
+    name = "Terraform" if engine.tool == "terraform" else "OpenTofu"
+    origin = "local " if engine.local else ""
+    return [
+        f"Terrapod listener {listener} ({version})",
+        f"{name} v{engine.version} ({origin}sha256 {engine.sha256[:16]})",
+        f"on {platform}",
+    ]
+
+
+def declared(sources: Mapping[str, str]) -> set[str]:
+    """Names of the variables that the root module declares, from its files' texts by name."""
+    found: set[str] = set()
+    for name, text in sources.items():
+        if name.endswith(".json"):
+            try:
+                document = json.loads(text)
+            except ValueError:
+                continue
+            blocks = document.get("variable", {}) if isinstance(document, dict) else {}
+            for block in blocks if isinstance(blocks, list) else [blocks]:
+                found |= set(block) if isinstance(block, dict) else set()
+        else:
+            found |= set(_VARIABLE.findall(text))
+    return found
+
+
+def quoted(text: str) -> str:
+    """A string as HCL writes it: templates are not to be read in it."""
+    return json.dumps(text, ensure_ascii=False).replace("${", "$${").replace("%{", "%%{")
+
+
+def var_file(variables: Iterable[wire.Variable], names: set[str]) -> str:
+    """Declared variables as a tfvars file; HCL values stand in it as they came."""
+    lines = [
+        f"{each.key} = {each.value if each.hcl else quoted(each.value)}\n"
+        for each in variables
+        if each.category == "terraform" and each.key in names
+    ]
+    return "".join(lines)
+
+
+def refused(variables: Iterable[wire.Variable]) -> str | None:
+    """Why a variable may not be, once more on this side."""
+    for each in variables:
+        if why := refusal(each.key, each.category, each.value):
+            return why
+    return None
+
+
+def environment(work: wire.Work, names: set[str], base: Mapping[str, str]) -> dict[str, str]:
+    """The whole environment of a run: `base`, ours, and the user's variables; nothing is inherited."""
+    facts = {
+        "TFC_RUN_ID": work.run_id,
+        "TFC_WORKSPACE_ID": work.workspace_id,
+        "TFC_WORKSPACE_NAME": work.workspace_name,
+        "TFC_WORKSPACE_SLUG": f"{work.organization}/{work.workspace_name}",
+        "TFC_PROJECT_NAME": work.project_name,
+        "TFC_CONFIGURATION_VERSION_ID": work.configuration_version_id,
+    }
+    env = dict(base)
+    env |= {f"TF_VAR_{each.key}": each.value for each in work.variables if each.category == "terraform" and each.key not in names}
+    env |= {each.key: each.value for each in work.variables if each.category == "env"}
+    return env | facts | {
+        "TF_IN_AUTOMATION": "1",
+        "TF_INPUT": "0",
+        "CHECKPOINT_DISABLE": "1",
+        "TF_WORKSPACE": work.workspace_name,
+    }
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a plan does."""
+
+    has_changes: bool = False
+    additions: int = 0
+    changes: int = 0
+    destructions: int = 0
+    imports: int = 0
+    generated: bool = False
+
+
+def read_plan(plan: Mapping[str, Any]) -> Counts:
+    """Of `terraform show -json`. `applyable` (1.7 and later) is terraform's own word for whether there is something to do."""
+    additions = changes = destructions = imports = 0
+    generated = False
+    moved = False
+    for entry in plan.get("resource_changes", ()):
+        change = entry.get("change", {})
+        actions = change.get("actions", [])
+        additions += "create" in actions
+        changes += actions == ["update"]
+        destructions += "delete" in actions
+        imports += change.get("importing") is not None
+        generated = generated or bool(change.get("generated_config"))
+        moved = moved or "previous_address" in entry or actions == ["forget"]
+    outputs = any(change.get("actions") != ["no-op"] for change in plan.get("output_changes", {}).values())
+    found = bool(additions or changes or destructions or imports or moved or outputs)
+    applyable = plan.get("applyable")
+    return Counts(found if applyable is None else bool(applyable), additions, changes, destructions, imports, generated)
+
+
+def filtered_schemas(schemas: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The schemas of the types that the plan speaks of; the CLI needs every one of those and no other."""
+    wanted: dict[str, set[tuple[str, str]]] = {}
+    entries = [*plan.get("resource_changes", ()), *plan.get("resource_drift", ())]
+    entries += [entry.get("resource_change", {}) for entry in plan.get("deferred_changes", ())]
+    for entry in entries:
+        kind = "data_source_schemas" if entry.get("mode") == "data" else "resource_schemas"
+        wanted.setdefault(str(entry.get("provider_name")), set()).add((kind, str(entry.get("type"))))
+    providers: dict[str, Any] = {}
+    for name, types in wanted.items():
+        known = schemas.get("provider_schemas", {}).get(name)
+        if known is None:
+            continue
+        kept: dict[str, Any] = {"provider": known.get("provider", {})}
+        for kind, type_ in types:
+            if type_ in known.get(kind, {}):
+                kept.setdefault(kind, {})[type_] = known[kind][type_]
+        providers[name] = kept
+    return {"format_version": schemas.get("format_version", "1.0"), "provider_schemas": providers}

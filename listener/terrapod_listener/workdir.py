@@ -1,0 +1,159 @@
+"""A run's folder: configuration unpacked safely, stray state gone, the user's backend overridden by ours."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import tarfile
+from pathlib import Path
+from typing import IO
+
+from terrapod_shared import wire
+from terrapod_shared.errors import Conflict
+
+_RATIO_MOST = 200
+_NAME_MOST = 255
+_OVERRIDE = re.compile(r"(?:^|.*_)override\.(tf|tf\.json|tofu|tofu\.json)$")
+_STATE = re.compile(r"(.*\.tfstate(\..*)?|errored\.tfstate)$")
+
+
+class Hostile(Conflict):
+    """The configuration cannot be run: the archive, or what is in it, is refused."""
+
+
+def unpack(archive: Path, target: Path, limits: wire.Limits) -> None:
+    """Unpacks a gzip tar below `target`. To be called in a thread. Raises Hostile.
+
+    The `data` filter refuses absolute names, links that leave, and devices; the
+    caps and the refusal of duplicate or empty names are ours.
+    """
+    target.mkdir(parents=True, mode=0o700)
+    seen: set[str] = set()
+    size = 0
+    most = min(limits.unpacked_bytes, max(64 << 20, archive.stat().st_size * _RATIO_MOST))
+    try:
+        with tarfile.open(archive, "r|gz") as tar:
+            for entry in tar:
+                name = os.path.normpath(entry.name)
+                if name == "." and entry.isdir():
+                    continue
+                if not entry.name or name in seen:
+                    message = f"the archive has {entry.name!r} twice, or without a name"
+                    raise Hostile(message)
+                seen.add(name)
+                size += max(0, entry.size)
+                if len(seen) > limits.unpacked_entries or size > most:
+                    message = f"the archive holds more than {limits.unpacked_entries} entries or {most} bytes"
+                    raise Hostile(message)
+                if _is_dropped(name):
+                    continue
+                entry.mode = (entry.mode or 0) & 0o755 | stat.S_IRUSR | stat.S_IWUSR
+                tar.extract(entry, target, filter="data")
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        message = f"the archive cannot be unpacked: {error}"
+        raise Hostile(message) from None
+    _purge(target)
+
+
+def _is_dropped(name: str) -> bool:
+    """`.terraform` but for its modules, and state that strayed in: a local backend would take it for its own."""
+    parts = name.split("/")
+    if ".terraform" in parts:
+        after = parts[parts.index(".terraform") + 1 :]
+        return bool(after) and after[0] != "modules"
+    return bool(_STATE.match(parts[-1])) or "terraform.tfstate.d" in parts
+
+
+def _purge(root: Path) -> None:
+    """Once more on what is there, links included."""
+    for folder, folders, files in os.walk(root):
+        if "terraform.tfstate.d" in folders:
+            shutil.rmtree(Path(folder) / "terraform.tfstate.d", ignore_errors=True)
+            folders.remove("terraform.tfstate.d")
+        for name in files:
+            if _STATE.match(name):
+                (Path(folder) / name).unlink()
+
+
+def module_folder(root: Path, working_directory: str) -> Path:
+    """The root module's folder. Raises Hostile where it is not inside the configuration."""
+    folder = (root / working_directory).resolve()
+    if not folder.is_relative_to(root.resolve()) or not folder.is_dir():
+        message = f"the working directory {working_directory!r} is not in the configuration"
+        raise Hostile(message)
+    return folder
+
+
+def write_override(module: Path, states: Path) -> Path:
+    """Our backend in the file that terraform merges last. Raises Hostile where no name can be last."""
+    names = [entry.name for entry in module.iterdir() if _OVERRIDE.match(entry.name)]
+    last = max((name.encode() for name in names), default=b"").decode()
+    stem = last.partition(".")[0] if last else "zzzz_terrapod"
+    name = f"{stem}~terrapod_override.tf" if last else f"{stem}_override.tf"
+    if len(name.encode()) > _NAME_MOST or (module / name).exists() or name.encode() <= last.encode():
+        message = f"no override file can come after {last!r}: the run would use a backend of its own"
+        raise Hostile(message)
+    path = module / name
+    path.write_text(f'terraform {{\n  backend "local" {{\n    workspace_dir = {json.dumps(str(states))}\n  }}\n}}\n')
+    return path
+
+
+def check_backend(module: Path, states: Path) -> None:
+    """After `init`: the backend that terraform took is ours. Raises Hostile."""
+    try:
+        backend = json.loads((module / ".terraform" / "terraform.tfstate").read_bytes()).get("backend") or {}
+    except (OSError, ValueError):
+        backend = {}
+    config = backend.get("config") or {}
+    if backend.get("type") != "local" or config.get("workspace_dir") != str(states) or config.get("path"):
+        message = f"the configuration's backend won over ours ({backend.get('type') or 'none'}): the run is refused"
+        raise Hostile(message)
+
+
+def sources(module: Path) -> dict[str, str]:
+    """Texts of the root module's files."""
+    found = {}
+    for path in sorted(module.iterdir()):
+        if path.name.endswith((".tf", ".tf.json", ".tofu", ".tofu.json")) and path.is_file():
+            found[path.name] = path.read_text(encoding="utf-8", errors="replace")
+    return found
+
+
+def state_mark(path: Path) -> wire.StateRef | None:
+    """Serial, lineage and md5 of a state file; None where there is none. To be called in a thread."""
+
+
+    try:
+        with path.open("rb") as file:
+            head = file.read(8192)
+            file.seek(0)
+            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            serial, lineage = _head(head, file)
+    except FileNotFoundError:
+        return None
+    return wire.StateRef(serial=serial, lineage=lineage, md5=md5)
+
+
+def _head(head: bytes, file: IO[bytes]) -> tuple[int, str]:
+    """terraform writes serial and lineage first; another writer's file is read whole."""
+    serial = re.search(rb'^\s*"serial":\s*(\d+)', head, re.MULTILINE)
+    lineage = re.search(rb'^\s*"lineage":\s*"([^"\\]*)"', head, re.MULTILINE)
+    if serial and lineage and head.find(b'"outputs"') > max(serial.end(), lineage.end()):
+        return int(serial[1]), lineage[1].decode()
+    file.seek(0)
+    document = json.load(file)
+    return int(document["serial"]), str(document["lineage"])
+
+
+def remove(folder: Path) -> None:
+    """Takes a folder away, read-only ones inside included."""
+    if not folder.exists():
+        return
+    for place, folders, _ in os.walk(folder):
+        for name in folders:
+            path = Path(place) / name
+            if not path.is_symlink():
+                path.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)

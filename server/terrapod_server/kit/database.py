@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +16,7 @@ from tortoise.transactions import in_transaction
 
 __all__ = ["clock", "close", "dialect", "in_transaction", "is_postgres", "leadership", "migrate", "open_", "query"]
 
+_MARK = re.compile(r"\$(\d+)")
 MIGRATIONS = "terrapod_server.migrations"
 #: Where the open PostgreSQL is, for connections that no pool lends.
 _opened: dict[str, str] = {}
@@ -105,8 +108,17 @@ def is_postgres() -> bool:
 
 
 async def query(sql: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
-    """Rows of a hand-written statement; for those that the ORM cannot say."""
-    return list(await connections.get("default").execute_query_dict(sql, list(values)))
+    """Rows of a hand-written statement with `$1` marks; for those that the ORM cannot say.
+
+    A statement that changes rows must begin with WITH, or asyncpg's client
+    does not give its RETURNING back. SQLite takes `$1` for a name, and
+    numbers names by their first place in the text: it gets `?1`.
+    """
+    client = connections.get("default")
+    if not is_postgres():
+        sql = _MARK.sub(r"?\1", sql)
+        values = [value.isoformat(" ") if isinstance(value, datetime) else value for value in values]
+    return list(await client.execute_query_dict(sql, list(values)))
 
 
 async def clock() -> float:

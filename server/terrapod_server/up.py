@@ -23,7 +23,7 @@ from terrapod_server.agents import actions as agents
 from terrapod_server.config import Config, load
 
 log = logging.getLogger("terrapod")
-_LISTENER_STOP_S = 60.0
+_PATIENCE_S = (10.0, 30.0, 5.0)
 
 
 class Refused(Exception):
@@ -75,8 +75,8 @@ def _free_port(host: str) -> int:
 
 
 async def _run(config: Config, options: Options, stop: asyncio.Event) -> None:
-    ready = asyncio.Event()
-    server = asyncio.create_task(serving.serve_until(config, stop, ready))
+    ready, server_stop = asyncio.Event(), asyncio.Event()
+    server = asyncio.create_task(serving.serve_until(config, server_stop, ready))
     waiting = asyncio.create_task(ready.wait())
     await asyncio.wait({server, waiting}, return_when=asyncio.FIRST_COMPLETED)
     if not ready.is_set():
@@ -88,12 +88,13 @@ async def _run(config: Config, options: Options, stop: asyncio.Event) -> None:
     if options.with_listener:
         listener = asyncio.create_task(_keep_listener(config, options, stop))
     _welcome(config, options)
-    try:
-        await server
-    finally:
-        stop.set()
-        if listener:
-            await listener
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({server, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stop.set()
+    if listener:  # first, so that what it still delivers finds the server there
+        await listener
+    server_stop.set()
+    await server
 
 
 async def _first_token(data: Path) -> None:
@@ -151,12 +152,14 @@ async def _keep_listener(config: Config, options: Options, stop: asyncio.Event) 
         ended, stopping = asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())
         await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        if not ended.done():
+        for patience_s in _PATIENCE_S:  # drain, then interrupt terraform, then kill it
+            if ended.done():
+                break
             process.terminate()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(ended), _LISTENER_STOP_S)
-            if not ended.done():
-                process.kill()
+                await asyncio.wait_for(asyncio.shield(ended), patience_s)
+        if not ended.done():
+            process.kill()
         await ended
         if not stop.is_set():
             with contextlib.suppress(TimeoutError):

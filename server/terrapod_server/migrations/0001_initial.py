@@ -296,7 +296,7 @@ class Migration(migrations.Migration):
                 ('workspace_id', fields.CharField(db_index=True, max_length=40)),
                 ('name', fields.CharField(max_length=255)),
                 ('type', fields.CharField(max_length=20)),
-                ('detailed_type', fields.JSONField(null=True, encoder=functools.partial(dumps, separators=(',', ':')), decoder=loads)),
+                ('detailed_type', fields.JSONField(default=list, encoder=functools.partial(dumps, separators=(',', ':')), decoder=loads)),
                 ('sensitive', fields.BooleanField(default=False)),
                 ('value', fields.BinaryField()),
             ],

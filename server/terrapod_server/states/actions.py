@@ -231,7 +231,7 @@ def _output(services: Services, row: StateVersion, output: parse.Output) -> Stat
         workspace_id=row.workspace_id,
         name=output.name,
         type=parse.type_name(output.type, output.value),
-        detailed_type=output.type,
+        detailed_type=[output.type],
         sensitive=output.sensitive,
         value=services.cipher.seal(parse.encoded(output.value), f"output {identity}"),
     )

@@ -75,7 +75,7 @@ OUTPUT = Resource(
         Attr("sensitive", bool, "whether lists hide its value"),
         Attr("type", str, "string, number, boolean, array or object"),
         Attr("value", object, "null in lists where sensitive", value=lambda o, _: o.shown),
-        Attr("detailed-type", object, "terraform's type expression"),
+        Attr("detailed-type", object, "terraform's type expression", value=lambda o, _: o.detailed_type[0]),
     ),
     load=lambda keys_: _load_outputs(keys_),
     prepare=lambda rows, call: _prepare_outputs(rows, call),

@@ -44,7 +44,8 @@ class StateOutput(Model):
     workspace_id = fields.CharField(max_length=40, db_index=True)
     name = fields.CharField(max_length=255)
     type = fields.CharField(max_length=20)
-    detailed_type: Any = fields.JSONField(null=True)
+    #: In a list of one: the ORM takes a bare string for JSON text.
+    detailed_type: Any = fields.JSONField(default=list)
     sensitive = fields.BooleanField(default=False)
     value = fields.BinaryField()
 

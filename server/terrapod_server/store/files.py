@@ -1,121 +1,283 @@
-"""Objects as files: written beside, synced, and renamed into place."""
+"""Objects as files: written beside, synced, and renamed into place.
 
-import asyncio
+Folders are of mode 0700 and files of 0600. `.parts` below the root holds what
+is being written, and folders that are being deleted; several processes may
+use one root.
+"""
+
 import contextlib
-import hashlib
+import errno
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator
+import stat
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import IO
 
-from terrapod_server.store.port import CHUNK, Stored, checked, gathered
-from terrapod_shared.errors import NotFound
+from terrapod_server.store.port import CHUNK, EVERYTHING, Span, Store, Stored, Tally, checked, checked_prefix
+from terrapod_server.store.threads import Threads
+from terrapod_shared.errors import NotFound, Unavailable
+
+#: Bytes that go to a thread at once. Measured: 256 KiB 390 MB/s, 1 MiB 470 MB/s, 4 MiB 470 MB/s.
+_BATCH = 1 << 20
+#: What is read while a file is opened: a header and a chunk of an encrypted one.
+_AT_OPEN = CHUNK + 64
+_THREADS = 8
+#: A part that nobody has written to for so long is of a process that is dead.
+_LEFT_S = 86400.0
+_GONE = "gone-"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+#: How often a folder is made again that another process deletes meanwhile.
+_TRIES = 10
 
 
-class FileStore:
+class FileStore(Store):
     """Below one folder, which nobody else may read. Keeps the promise of `port.Store`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._parts = root / ".parts"
-        self._parts.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left in self._parts.iterdir():  # of a process that was killed in the middle
-            left.unlink()
+        self._threads = Threads("store", _THREADS)
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        root.chmod(0o700)
+        self._parts.mkdir(exist_ok=True, mode=0o700)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Removes what a process left that was killed, and nothing of one that lives."""
+        for left in self._parts.iterdir():
+            if left.name.startswith(_GONE):
+                shutil.rmtree(left, ignore_errors=True)
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > _LEFT_S:
+                    left.unlink()
 
     def _path(self, key: str) -> Path:
         return self._root / checked(key)
 
-    async def put(self, key: str, chunks: AsyncIterator[bytes], *, durable: bool = True) -> Stored:
+    def _folder(self, prefix: str) -> Path:
+        return self._root / checked_prefix(prefix)[:-1]
+
+    async def put(
+        self, key: str, chunks: AsyncIterator[bytes], *, durable: bool = True, digests: bool = True
+    ) -> Stored:
         path = self._path(key)
-        sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
-        file = await asyncio.to_thread(self._begin)
-
-        def write(chunk: bytes) -> None:
-            sha256.update(chunk)
-            md5.update(chunk)
-            file.write(chunk)
-
+        part = _Part(self._parts / secrets.token_hex(16), Tally(digests=digests))
+        batch: list[bytes] = []
+        size = 0
         try:
-            async for chunk in gathered(chunks):
+            async for chunk in chunks:
+                if size >= _BATCH:
+                    await self._threads.run(part.write, batch)
+                    batch, size = [], 0
+                batch.append(chunk)
                 size += len(chunk)
-                await asyncio.to_thread(write, chunk)
-            await asyncio.to_thread(_finish, file, path, durable)
+            # a small object has come to here without a hop, and needs but one
+            await self._threads.run(part.finish, batch, path, durable=durable)
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(_abandon, file))
+            if part.is_begun:
+                await self._threads.run(part.abandon)
             raise
-        return Stored(size, sha256.hexdigest(), md5.hexdigest())
+        return part.tally.stored()
 
-    def _begin(self) -> IO[bytes]:
-        path = self._parts / secrets.token_hex(16)
-        return open(path, "xb", buffering=0, opener=_private)  # noqa: PTH123  Path.open takes no opener
-
-    async def get(self, key: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
-        path = self._path(key)
-        file = await asyncio.to_thread(_open, path, offset)
-        left = limit
+    @contextlib.asynccontextmanager
+    async def opened(self, key: str, *spans: Span) -> AsyncIterator["_File"]:
+        file = _File(self._threads)
         try:
-            while left is None or left > 0:
-                chunk = await asyncio.to_thread(file.read, CHUNK if left is None else min(CHUNK, left))
-                if not chunk:
-                    return
-                if left is not None:
-                    left -= len(chunk)
-                yield chunk
+            await self._threads.run(file.open, self._path(key), spans[0] if spans else EVERYTHING)
+            yield file
         finally:
-            file.close()
+            self._threads.later(file.close)  # in a thread: the last close of a deleted file frees its blocks
 
     async def size(self, key: str) -> int:
-        try:
-            return (await asyncio.to_thread(self._path(key).stat)).st_size
-        except FileNotFoundError:
-            raise NotFound from None
+        return await self._threads.run(_size, self._path(key))
 
     async def delete(self, key: str) -> None:
-        await asyncio.to_thread(self._path(key).unlink, missing_ok=True)
+        await self._threads.run(_delete, self._path(key))
 
     async def delete_prefix(self, prefix: str) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._path(prefix.rstrip("/")), ignore_errors=True)
+        await self._threads.run(self._delete_folder, self._folder(prefix))
+
+    def _delete_folder(self, folder: Path) -> None:
+        gone = self._parts / f"{_GONE}{secrets.token_hex(16)}"
+        try:
+            # at once for all others; the slash is for the kernel: a file of that name is no folder
+            os.rename(f"{folder}/", gone)  # noqa: PTH104  a Path has no slash at its end
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        shutil.rmtree(gone)
 
     async def keys(self, prefix: str) -> list[str]:
-        return await asyncio.to_thread(self._list, self._path(prefix.rstrip("/")))
+        return await self._threads.run(self._list, self._folder(prefix))
 
     def _list(self, folder: Path) -> list[str]:
-        return sorted(str(path.relative_to(self._root)) for path in folder.rglob("*") if path.is_file())
+        found = (Path(at, name) for at, _, names in os.walk(folder) for name in names)
+        return sorted(str(path.relative_to(self._root)) for path in found)
+
+    async def presign(self, key: str, expires_s: int) -> str | None:  # noqa: ARG002
+        return None
 
     async def healthy(self) -> bool:
-        return await asyncio.to_thread(os.access, self._root, os.W_OK)
+        return await self._threads.run(self._probe)
 
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _open(path: Path, offset: int) -> IO[bytes]:
-    try:
-        file = path.open("rb", buffering=0)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise NotFound from None
-    file.seek(offset)
-    return file
-
-
-def _finish(file: IO[bytes], path: Path, durable: bool) -> None:
-    if durable:
-        os.fsync(file.fileno())
-    file.close()
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    Path(file.name).replace(path)
-    if durable:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    def _probe(self) -> bool:
+        part = _Part(self._parts / secrets.token_hex(16), Tally(digests=False))
         try:
-            os.fsync(folder)
+            part.write([b"probe"])
+        except (OSError, Unavailable):
+            return False
         finally:
-            os.close(folder)
+            part.abandon()
+        return True
+
+    async def close(self) -> None:
+        self._threads.close()
 
 
-def _abandon(file: IO[bytes]) -> None:
-    file.close()
-    with contextlib.suppress(FileNotFoundError):
-        Path(file.name).unlink()
+class _Part:
+    """A file under way; used in threads, one at a time."""
+
+    def __init__(self, path: Path, tally: Tally) -> None:
+        self.tally = tally
+        self.is_begun = False
+        self._path = path
+        self._handle = -1
+
+    def write(self, batch: list[bytes]) -> None:
+        with _room():
+            if not self.is_begun:
+                self.is_begun = True
+                self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            for chunk in batch:
+                self.tally.count(chunk)
+                rest = memoryview(chunk)
+                while rest:  # a disk that is nearly full takes a piece and says so
+                    rest = rest[os.write(self._handle, rest) :]
+
+    def finish(self, batch: list[bytes], path: Path, *, durable: bool) -> None:
+        self.write(batch)
+        with _room():
+            if durable:
+                os.fsync(self._handle)
+            self._close()
+            changed = self._move(path)
+            for folder in changed if durable else ():
+                _sync(folder)
+
+    def _move(self, path: Path) -> list[Path]:
+        """To its place; the folders that have new entries."""
+        made: list[Path] = []
+        for left in reversed(range(_TRIES)):
+            try:
+                self._path.replace(path)
+            except FileNotFoundError:  # the folder is not there yet, or no longer
+                if not left:
+                    raise
+                made += _make(path.parent)
+            else:
+                break
+        return [path.parent, *made]
+
+    def _close(self) -> None:
+        if self._handle >= 0:
+            handle, self._handle = self._handle, -1
+            os.close(handle)
+
+    def abandon(self) -> None:
+        self._close()
+        self._path.unlink(missing_ok=True)
+
+
+class _File:
+    """An open file; `port.Opened`."""
+
+    def __init__(self, threads: Threads) -> None:
+        self.size = 0
+        self._threads = threads
+        self._handle = -1
+        self._at = 0
+        self._first = b""
+
+    def open(self, path: Path, span: Span) -> None:
+        try:
+            self._handle = os.open(path, os.O_RDONLY)
+        except _ABSENT:
+            raise NotFound from None
+        status = os.fstat(self._handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotFound
+        self.size = status.st_size
+        self._at = span[0]
+        self._first = self._read(self._at, min(_AT_OPEN, self.size if span[1] is None else max(0, span[1] - span[0])))
+
+    def _read(self, offset: int, size: int) -> bytes:
+        if offset >= self.size:  # and may be more than the kernel takes
+            return b""
+        found = os.pread(self._handle, size, offset)
+        while len(found) < size and (more := os.pread(self._handle, size - len(found), offset + len(found))):
+            found += more
+        return found
+
+    async def read(self, offset: int, size: int) -> bytes:
+        size = max(0, min(size, self.size - offset))
+        begin = offset - self._at
+        if 0 <= begin and begin + size <= len(self._first):
+            return self._first[begin : begin + size]
+        return await self._threads.run(self._read, offset, size)
+
+    def close(self) -> None:
+        if self._handle >= 0:
+            handle, self._handle = self._handle, -1
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            message = "the store is full"
+            raise Unavailable(message) from error
+        raise
+
+
+def _size(path: Path) -> int:
+    try:
+        status = path.stat()
+    except _ABSENT:
+        raise NotFound from None
+    if not stat.S_ISREG(status.st_mode):
+        raise NotFound
+    return status.st_size
+
+
+def _delete(path: Path) -> None:
+    with contextlib.suppress(*_ABSENT):
+        path.unlink()
+
+
+def _make(folder: Path) -> list[Path]:
+    """Makes a folder and those above it; the ones that have a new entry by that.
+
+    `Path.mkdir(parents=True)` gives those above the usual mode, which lets others read.
+    """
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        return []
+    except FileNotFoundError:
+        return [*_make(folder.parent), *_make(folder)]
+    return [folder.parent]
+
+
+def _sync(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # deleted meanwhile, with all in it
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -5,10 +5,11 @@ import re
 import sys
 from pathlib import Path
 
-from terrapod_server.app import MODELS
-from terrapod_server.kit import database
 from tortoise import Tortoise
 from tortoise.migrations.autodetector import MigrationAutodetector
+
+from terrapod_server.app import MODELS
+from terrapod_server.kit import database
 
 
 async def main() -> None:

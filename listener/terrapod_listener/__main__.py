@@ -28,7 +28,9 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--server", required=True, envvar="TERRAPOD_LISTENER_SERVER", help="Address, such as https://terrapod.example.com.")
+@click.option(
+    "--server", required=True, envvar="TERRAPOD_LISTENER_SERVER", help="Address, such as https://terrapod.example.com."
+)
 @click.option("--token", required=True, envvar="TERRAPOD_LISTENER_TOKEN", help="A join token of the pool.")
 @click.option("--name", default="", envvar="TERRAPOD_LISTENER_NAME", help="Name of this listener; default: the host's.")
 @click.option(

@@ -32,7 +32,7 @@ def tls(ca_pem: str) -> ssl.SSLContext:
 
 def pause_s(attempt: int) -> float:
     """0.5 s, 1 s, 2 s … up to 30 s, scattered by half."""
-    return min(_PAUSE_MOST_S, 0.5 * 2 ** min(attempt, 10)) * random.uniform(0.5, 1.0)  # noqa: S311
+    return min(_PAUSE_MOST_S, 0.5 * float(1 << min(attempt, 10))) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 async def digest_of(path: Path) -> bytes:
@@ -65,7 +65,9 @@ class Server:
     def base(self) -> str:
         return f"/api/v2/listeners/{self.identity.kept.listener_id}"
 
-    def _headers(self, method: str, path: str, digest: bytes, lease: int, key: Ed25519PrivateKey | None) -> dict[str, str]:
+    def _headers(
+        self, method: str, path: str, digest: bytes, lease: int, key: Ed25519PrivateKey | None
+    ) -> dict[str, str]:
         url = self.identity.kept.server.rstrip("/") + path
         return signing.sign_request(
             key or self.identity.key,
@@ -78,21 +80,30 @@ class Server:
         )
 
     async def call(
-        self, method: str, path: str, *, body: bytes = b"", file: Path | None = None, lease: int = 0, timeout_s: float = 30.0
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes = b"",
+        file: Path | None = None,
+        lease: int = 0,
+        timeout_s: float = 30.0,
     ) -> httpx.Response:
         """One request. Raises the server's error, or Unavailable where it cannot be reached."""
         digest = await digest_of(file) if file else hashlib.sha256(body).digest() if body else _EMPTY
         for attempt in range(2):
             headers = self._headers(method, path, digest, lease, None)
             if file:
-                headers["Content-Length"] = str(file.stat().st_size)
+                headers["Content-Length"] = str((await asyncio.to_thread(file.stat)).st_size)
             content: Any = _read(file) if file else body
             try:
                 answer = await self._http.request(
                     method, path, content=content, headers=headers, timeout=httpx.Timeout(timeout_s, connect=10.0)
                 )
             except (httpx.HTTPError, ssl.SSLError) as error:
-                raise errors.Unavailable(f"{self.identity.kept.server} cannot be reached: {error or type(error).__name__}") from None
+                raise errors.Unavailable(
+                    f"{self.identity.kept.server} cannot be reached: {str(error) or type(error).__name__}"
+                ) from None
             if answer.status_code < 400:  # noqa: PLR2004
                 return answer
             error_ = _error(answer.status_code, answer.content)
@@ -130,7 +141,9 @@ class Server:
         seen = hashlib.sha256()
         part = target.with_name(f".{target.name}.part")
         try:
-            async with self._http.stream("GET", path, headers=headers, timeout=httpx.Timeout(60.0, connect=10.0)) as answer:
+            async with self._http.stream(
+                "GET", path, headers=headers, timeout=httpx.Timeout(60.0, connect=10.0)
+            ) as answer:
                 if answer.status_code >= 400:  # noqa: PLR2004
                     raise _error(answer.status_code, await answer.aread())
                 with part.open("wb") as file:
@@ -138,7 +151,7 @@ class Server:
                         await asyncio.to_thread(_take, file, seen, chunk)
                 wanted = sha256 or answer.headers.get(wire.DIGEST_HEADER, "")
         except (httpx.HTTPError, ssl.SSLError) as error:
-            raise errors.Unavailable(f"the download broke off: {error or type(error).__name__}") from None
+            raise errors.Unavailable(f"the download broke off: {str(error) or type(error).__name__}") from None
         if wanted and seen.hexdigest() != wanted:
             part.unlink()
             raise errors.BadGateway(f"{path} has the SHA-256 {seen.hexdigest()} and not {wanted}")
@@ -151,7 +164,9 @@ class Server:
         if answer.status_code == 204:  # noqa: PLR2004
             return None
         kept = self.identity.kept
-        signing.verify_work(kept.server_key, kept.listener_id, answer.content, answer.headers.get(wire.WORK_SIGNATURE_HEADER, ""))
+        signing.verify_work(
+            kept.server_key, kept.listener_id, answer.content, answer.headers.get(wire.WORK_SIGNATURE_HEADER, "")
+        )
         return msgspec.json.decode(answer.content, type=wire.Work)
 
     async def beat(self, message: wire.Beat, wait_s: float = 0.0) -> wire.Pulse:

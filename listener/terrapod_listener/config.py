@@ -40,7 +40,7 @@ class Mistakes(Exception):
         self.lines = lines
 
 
-def load(home: Path, environ: Mapping[str, str] = os.environ) -> Config:
+def load(home: Path, environ: Mapping[str, str] = os.environ) -> Config:  # noqa: C901  all mistakes are told at once
     """Raises Mistakes with all of them."""
     mistakes: list[str] = []
     table: dict[str, Any] = {}

@@ -27,7 +27,7 @@ def local_digest(engine: LocalEngine) -> str:
 
 async def announced(engines: list[LocalEngine]) -> dict[tuple[str, str], tuple[wire.LocalEngine, LocalEngine]]:
     """The host's own engines, with what the server is told of them."""
-    found = {}
+    found: dict[tuple[str, str], tuple[wire.LocalEngine, LocalEngine]] = {}
     for engine in engines:
         digest = await asyncio.to_thread(local_digest, engine)
         told = wire.LocalEngine(tool=engine.tool, version=engine.version, sha256=digest)
@@ -38,7 +38,9 @@ async def announced(engines: list[LocalEngine]) -> dict[tuple[str, str], tuple[w
 class Engines:
     """Binaries by the digest that the server vouches for."""
 
-    def __init__(self, folder: Path, server: Server, local: dict[tuple[str, str], tuple[wire.LocalEngine, LocalEngine]]) -> None:
+    def __init__(
+        self, folder: Path, server: Server, local: dict[tuple[str, str], tuple[wire.LocalEngine, LocalEngine]]
+    ) -> None:
         self._folder, self._server, self._local = folder, server, local
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -49,7 +51,9 @@ class Engines:
             known = self._local.get((engine.tool, engine.version))
             digest = await asyncio.to_thread(local_digest, known[1]) if known else ""
             if known is None or digest != engine.sha256:
-                message = f"the local engine {engine.tool} {engine.version} is not there with the digest {engine.sha256}"
+                message = (
+                    f"the local engine {engine.tool} {engine.version} is not there with the digest {engine.sha256}"
+                )
                 raise Conflict(message)
             return Path(known[1].path)
         async with self._locks.setdefault(engine.sha256, asyncio.Lock()):
@@ -61,7 +65,9 @@ class Engines:
         archive, binary = place / "release.zip", place / engine.tool
         if not archive.exists() or await asyncio.to_thread(_sha256, archive) != engine.sha256:
             await asyncio.to_thread(place.mkdir, parents=True, exist_ok=True, mode=0o700)
-            await self._server.download(work.links["engine"].path, archive, lease=work.lease.number, sha256=engine.sha256)
+            await self._server.download(
+                work.links["engine"].path, archive, lease=work.lease.number, sha256=engine.sha256
+            )
             binary.unlink(missing_ok=True)
         await asyncio.to_thread(_unpack, archive, binary)
         return binary

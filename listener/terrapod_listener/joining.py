@@ -1,5 +1,6 @@
 """Joining a pool, and renewing the certificate."""
 
+import asyncio
 import socket
 from pathlib import Path
 
@@ -22,7 +23,7 @@ async def join(home: Path, server: str, token: str, name: str, ca_file: Path | N
     """Makes keys, spends the token, keeps what came back. Raises the server's error."""
     key, sealing = Ed25519PrivateKey.generate(), X25519PrivateKey.generate()
     name = name or socket.gethostname()
-    ca = ca_file.read_text(encoding="ascii") if ca_file else ""
+    ca = await asyncio.to_thread(ca_file.read_text, encoding="ascii") if ca_file else ""
     message = wire.Join(
         join_token=token,
         name=name,
@@ -65,7 +66,7 @@ async def _post(server: str, path: str, body: bytes, ca: str) -> bytes:
         try:
             answer = await client.post(path, content=body, headers={"Content-Type": "application/json"})
         except httpx.HTTPError as error:
-            raise errors.Unavailable(f"{server} cannot be reached: {error or type(error).__name__}") from None
+            raise errors.Unavailable(f"{server} cannot be reached: {str(error) or type(error).__name__}") from None
     if answer.status_code >= 400:  # noqa: PLR2004
         raise _error(answer.status_code, answer.content)
     return answer.content

@@ -201,7 +201,12 @@ class Daemon:
             path = f"{self._server.base}/runs/{facts['run_id']}/state?{query}"
             try:
                 await self._server.persist("PUT", path, file=kept, lease=facts["number"], timeout_s=600.0)
-                report = wire.Report(phase="apply", status="errored", state="uploaded", error_message="the listener was restarted while it applied; the state that it left is here")
+                report = wire.Report(
+                    phase="apply",
+                    status="errored",
+                    state="uploaded",
+                    error_message="the listener was restarted while it applied; the state that it left is here",
+                )
                 with contextlib.suppress(errors.LeaseEnded, errors.NotFound):
                     await self._server.report(facts["run_id"], report, facts["number"])
             except errors.TerrapodError as error:

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from terrapod_listener import __version__, terraform, workdir
@@ -50,7 +51,9 @@ class Job:
 
     @property
     def held(self) -> wire.HeldLease:
-        return wire.HeldLease(run_id=self.work.run_id, phase=self.work.phase, number=self.work.lease.number, step=self.step)
+        return wire.HeldLease(
+            run_id=self.work.run_id, phase=self.work.phase, number=self.work.lease.number, step=self.step
+        )
 
     def cancel(self, how: str) -> None:
         """Interrupts once; `force-cancel` kills."""
@@ -117,7 +120,7 @@ class Job:
         self._log.line(f"\nError: {text}")
         return wire.Report(phase=phase, status="errored", error_message=text, state=self._state_word)
 
-    _state_word = "unchanged"
+    _state_word: Literal["unchanged", "uploaded", "spooled"] = "unchanged"
 
     async def _deliver(self, report: wire.Report) -> None:
         """Artifacts are here already; then the log, then the word that ends the phase."""
@@ -133,7 +136,9 @@ class Job:
             except errors.Conflict as error:
                 if full.status == "errored":
                     raise
-                full = wire.Report(phase=self.work.phase, status="errored", error_message=error.detail, log_bytes=self._log.end)
+                full = wire.Report(
+                    phase=self.work.phase, status="errored", error_message=error.detail, log_bytes=self._log.end
+                )
                 continue
             break
         shutil.rmtree(self._spools / self.work.run_id, ignore_errors=True)
@@ -162,12 +167,16 @@ class Job:
         await self._seed_state()
         if work.phase == "apply" and "lock-file" in work.links:
             link = work.links["lock-file"]
-            await self._server.download(link.path, module / ".terraform.lock.hcl", lease=work.lease.number, sha256=link.sha256)
+            await self._server.download(
+                link.path, module / ".terraform.lock.hcl", lease=work.lease.number, sha256=link.sha256
+            )
         workdir.write_override(module, self._states)
         names = terraform.declared(await asyncio.to_thread(workdir.sources, module))
         (self.folder / terraform.VAR_FILE).write_text(terraform.var_file(variables, names), encoding="utf-8")
         self._env = terraform.environment(
-            wire.Work(**{**{field: getattr(work, field) for field in work.__struct_fields__}, "variables": variables}), names, self._base()
+            wire.Work(**{**{field: getattr(work, field) for field in work.__struct_fields__}, "variables": variables}),
+            names,
+            self._base(),
         )
         self.step = "init"
         argv = terraform.init_argv(readonly_lock=work.phase == "apply" and "lock-file" in work.links)
@@ -185,7 +194,12 @@ class Job:
                 value = signing.unseal(self._server.identity.sealing_key, info, each.sealed).decode()
             opened.append(
                 wire.Variable(
-                    key=each.key, category=each.category, value=value, hcl=each.hcl, sensitive=each.sensitive, from_run=each.from_run
+                    key=each.key,
+                    category=each.category,
+                    value=value,
+                    hcl=each.hcl,
+                    sensitive=each.sensitive,
+                    from_run=each.from_run,
                 )
             )
         return opened
@@ -251,7 +265,9 @@ class Job:
         self.step = "plan"
         plan_file = self.folder / "plan"
         generated = module / "generated.tf"
-        argv = terraform.plan_argv(self.work.options, str(plan_file), str(self.folder / terraform.VAR_FILE), str(generated))
+        argv = terraform.plan_argv(
+            self.work.options, str(plan_file), str(self.folder / terraform.VAR_FILE), str(generated)
+        )
         code = await self._terraform(argv, module, self.work.limits.plan_s)
         if code:
             raise Failed(f"{self.work.engine.tool} plan failed with exit code {code}")
@@ -339,7 +355,13 @@ def _keep(state: Path, kept: Path, work: wire.Work, mark: wire.StateRef) -> None
         os.fsync(file.fileno())
     part.replace(kept)
     about = kept.with_suffix(".json")
-    facts = {"run_id": work.run_id, "number": work.lease.number, "serial": mark.serial, "lineage": mark.lineage, "md5": mark.md5}
+    facts = {
+        "run_id": work.run_id,
+        "number": work.lease.number,
+        "serial": mark.serial,
+        "lineage": mark.lineage,
+        "md5": mark.md5,
+    }
     with about.open("w") as file_:
         json.dump(facts, file_)
         file_.flush()

@@ -98,14 +98,22 @@ def environment(work: wire.Work, names: set[str], base: Mapping[str, str]) -> di
         "TFC_CONFIGURATION_VERSION_ID": work.configuration_version_id,
     }
     env = dict(base)
-    env |= {f"TF_VAR_{each.key}": each.value for each in work.variables if each.category == "terraform" and each.key not in names}
-    env |= {each.key: each.value for each in work.variables if each.category == "env"}
-    return env | facts | {
-        "TF_IN_AUTOMATION": "1",
-        "TF_INPUT": "0",
-        "CHECKPOINT_DISABLE": "1",
-        "TF_WORKSPACE": work.workspace_name,
+    env |= {
+        f"TF_VAR_{each.key}": each.value
+        for each in work.variables
+        if each.category == "terraform" and each.key not in names
     }
+    env |= {each.key: each.value for each in work.variables if each.category == "env"}
+    return (
+        env
+        | facts
+        | {
+            "TF_IN_AUTOMATION": "1",
+            "TF_INPUT": "0",
+            "CHECKPOINT_DISABLE": "1",
+            "TF_WORKSPACE": work.workspace_name,
+        }
+    )
 
 
 @dataclass(frozen=True)

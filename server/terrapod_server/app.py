@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from starlette.responses import Response
 
 from terrapod_server.agents import actions as agents
@@ -77,7 +76,7 @@ async def ready(call: Call) -> Response:
     for name, check in (("database", _database_answers), ("storage", call.services.store.healthy)):
         try:
             checks[name] = "healthy" if await check() else "unhealthy"
-        except Exception:  # noqa: BLE001  whatever the reason, the answer is 503
+        except Exception:
             log.warning("%s is not healthy", name, exc_info=True)
             checks[name] = "unhealthy"
     healthy = all(state == "healthy" for state in checks.values()) and not call.services.bus.is_closing

@@ -66,7 +66,9 @@ def _make_ca(ca_file: Path, key_file: Path) -> None:
     ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 
-def _issue(ca_file: Path, ca_key_file: Path, certificate_file: Path, key_file: Path, names: list[x509.GeneralName]) -> None:
+def _issue(
+    ca_file: Path, ca_key_file: Path, certificate_file: Path, key_file: Path, names: list[x509.GeneralName]
+) -> None:
     ca = x509.load_pem_x509_certificate(ca_file.read_bytes())
     ca_key = serialization.load_pem_private_key(ca_key_file.read_bytes(), None)
     if not isinstance(ca_key, ec.EllipticCurvePrivateKey):

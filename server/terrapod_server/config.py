@@ -19,7 +19,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Root of all tables."""
 
 
-class Limits(Section):
+class Limits(Section, frozen=True, kw_only=True):
     """Greatest sizes of request bodies, in bytes."""
 
     json_bytes: int = 2 * MIB
@@ -27,7 +27,7 @@ class Limits(Section):
     state_bytes: int = 512 * MIB
 
 
-class Storage(Section):
+class Storage(Section, frozen=True, kw_only=True):
     """Where files are kept: on disk below the data folder, or in an S3 bucket."""
 
     kind: Literal["files", "s3"] = "files"
@@ -38,7 +38,7 @@ class Storage(Section):
     endpoint: str = ""  #: of another S3 than Amazon's
 
 
-class Engines(Section):
+class Engines(Section, frozen=True, kw_only=True):
     """Where terraform and tofu come from."""
 
     terraform_url: str = "https://releases.hashicorp.com/terraform"
@@ -47,14 +47,14 @@ class Engines(Section):
     timeout_s: float = 300.0  #: of one download
 
 
-class Tls(Section):
+class Tls(Section, frozen=True, kw_only=True):
     """PEM files. Without them `serve` speaks plain HTTP on loopback only."""
 
     certificate: str = ""
     key: str = ""
 
 
-class Runs(Section):
+class Runs(Section, frozen=True, kw_only=True):
     """Limits of a phase; what a listener is told with its work."""
 
     plan_s: float = 7200.0
@@ -64,7 +64,7 @@ class Runs(Section):
     default_version: str = "latest"  #: of the engine, for workspaces that name none
 
 
-class Config(Section):
+class Config(Section, frozen=True, kw_only=True):
     """All settings of the server."""
 
     data: str = "/var/lib/terrapod"  #: folder of keys, SQLite database and files
@@ -229,6 +229,8 @@ def _contradictions(config: Config) -> list[str]:
         wrong.append("port: must be between 0 and 65535")
     if config.public_url and not config.public_url.startswith(("https://", "http://")):
         wrong.append("public_url: must begin with https:// or http://")
-    if config.database_url and not config.database_url.startswith(("postgres://", "postgresql://", "asyncpg://", "sqlite://")):
+    if config.database_url and not config.database_url.startswith(
+        ("postgres://", "postgresql://", "asyncpg://", "sqlite://")
+    ):
         wrong.append("database_url: must begin with postgres:// or sqlite://")
     return wrong

@@ -22,5 +22,7 @@ async def import_all(config: Config, files: Sequence[Path]) -> int:
                 click.echo(f"{file.name}: {error.detail}", err=True)
                 failed = 1
             else:
-                click.echo(f"{file.name}: {engine.tool} {engine.version} {engine.os}/{engine.arch}, sha256 {engine.sha256}")
+                click.echo(
+                    f"{file.name}: {engine.tool} {engine.version} {engine.os}/{engine.arch}, sha256 {engine.sha256}"
+                )
     return failed

@@ -134,11 +134,26 @@ async def _keep_listener(config: Config, options: Options, stop: asyncio.Event) 
     home = options.data / "listener"
     url = config.url.replace(config.host, shown_host(config.host), 1)
     command = [sys.executable, "-m", "terrapod_listener"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TERRAPOD_") or name.startswith("TERRAPOD_LISTENER_")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("TERRAPOD_") or name.startswith("TERRAPOD_LISTENER_")
+    }
     while not stop.is_set():
         if not (home / "identity.json").exists():
             token = await agents.make_join_token("default", "terrapod-server up")
-            join = [*command, "join", "--server", url, "--token", token, "--name", f"local-{socket.gethostname()}", "--home", str(home)]
+            join = [
+                *command,
+                "join",
+                "--server",
+                url,
+                "--token",
+                token,
+                "--name",
+                f"local-{socket.gethostname()}",
+                "--home",
+                str(home),
+            ]
             join += [] if options.plain_http else ["--ca", str(options.data / "ca.pem")]
             joined = await asyncio.create_subprocess_exec(*join, env=environment, start_new_session=True)
             if await joined.wait() != 0:

@@ -10,8 +10,34 @@ import time
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 PREFIXES = frozenset(
-    "ws run plan apply cv sv wsout var varset apool at user listener vcs rt nc re prj tag "
-    "modver prov provver provpltfrm mod key ae".split()
+    [
+        "ws",
+        "run",
+        "plan",
+        "apply",
+        "cv",
+        "sv",
+        "wsout",
+        "var",
+        "varset",
+        "apool",
+        "at",
+        "user",
+        "listener",
+        "vcs",
+        "rt",
+        "nc",
+        "re",
+        "prj",
+        "tag",
+        "modver",
+        "prov",
+        "provver",
+        "provpltfrm",
+        "mod",
+        "key",
+        "ae",
+    ]
 )
 _TAIL_MIN, _TAIL_MAX = 20, 26
 _LETTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyz")

@@ -32,7 +32,6 @@ _RAW = (serialization.Encoding.Raw, serialization.PublicFormat.Raw)
 _SUITE = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
 
 
-
 @dataclass
 class _Message:
     """A request as the library wants it."""
@@ -42,7 +41,7 @@ class _Message:
     headers: dict[str, str]
 
 
-class _OneKey(HTTPSignatureKeyResolver):  # type: ignore[misc]
+class _OneKey(HTTPSignatureKeyResolver):
     def __init__(self, private: Ed25519PrivateKey | None = None, public: Ed25519PublicKey | None = None) -> None:
         self._private, self._public = private, public
 
@@ -142,7 +141,7 @@ def _parameters(headers: Mapping[str, str]) -> dict[str, Any]:
     if missing:
         raise _refused(f"the request lacks {', '.join(missing)}")
     try:
-        inputs = http_sf.parse(headers["signature-input"].encode(), tltype="dictionary")
+        inputs: Any = http_sf.parse(headers["signature-input"].encode(), tltype="dictionary")
         components, parameters = inputs[wire.SIGNATURE_LABEL]
         covered = [name for name, _ in components]
     except (ValueError, KeyError, TypeError, http_sf.StructuredFieldError):
@@ -177,7 +176,6 @@ def path_and_query(url: str) -> str:
     return parts.path + (f"?{parts.query}" if parts.query else "")
 
 
-
 def sign_work(key: Ed25519PrivateKey, listener_id: str, body: bytes) -> str:
     """The value of the header that vouches for a work answer."""
     base = wire.work_signature_base(listener_id, hashlib.sha256(body).hexdigest())
@@ -192,7 +190,6 @@ def verify_work(server_key: str, listener_id: str, body: bytes, signature: str) 
     except (InvalidSignature, ValueError):
         message = "the work is not signed by the server that this listener joined"
         raise Unauthorized(message) from None
-
 
 
 def seal(public_key: str, info: bytes, plain: bytes) -> str:
@@ -212,7 +209,6 @@ def unseal(private_key: X25519PrivateKey, info: bytes, sealed: str) -> bytes:
 
 def raw_public(key: Ed25519PublicKey | X25519PublicKey) -> str:
     return base64.b64encode(key.public_bytes(*_RAW)).decode()
-
 
 
 def make_csr(key: Ed25519PrivateKey, name: str) -> str:
@@ -256,7 +252,12 @@ def make_ca(name: str = "Terrapod listeners") -> tuple[Ed25519PrivateKey, x509.C
 
 
 def issue(
-    ca_key: Ed25519PrivateKey, ca: x509.Certificate, public: Ed25519PublicKey, listener_id: str, pool_id: str, hours: float
+    ca_key: Ed25519PrivateKey,
+    ca: x509.Certificate,
+    public: Ed25519PublicKey,
+    listener_id: str,
+    pool_id: str,
+    hours: float,
 ) -> x509.Certificate:
     """A listener's certificate: names and uses are the server's, whatever its request asked for."""
     now = datetime.now(UTC)

@@ -51,7 +51,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Root of all messages."""
 
 
-class Join(Message):
+class Join(Message, frozen=True, kw_only=True):
     """POST agent-pools/join. A known name of the same pool also needs the old key's signature."""
 
     join_token: str
@@ -62,7 +62,7 @@ class Join(Message):
     runner_definitions: list[str] = []  #: of the reference; kept, not used
 
 
-class Joined(Message):
+class Joined(Message, frozen=True, kw_only=True):
     """Answer to `Join`, under `data`."""
 
     listener_id: str
@@ -73,21 +73,21 @@ class Joined(Message):
     private_key: str = ""  #: only where the pool allows server-made keys
 
 
-class Renew(Message):
+class Renew(Message, frozen=True, kw_only=True):
     """POST listeners/{id}/renew, signed with the key that is being replaced."""
 
     csr: str
     sealing_key: str = ""
 
 
-class Renewed(Message):
+class Renewed(Message, frozen=True, kw_only=True):
     """Answer to `Renew`, under `data`."""
 
     certificate: str
     ca_certificate: str
 
 
-class HeldLease(Message):
+class HeldLease(Message, frozen=True, kw_only=True):
     """A lease as its holder sees it."""
 
     run_id: str
@@ -96,7 +96,7 @@ class HeldLease(Message):
     step: str = ""  #: where in its phase it is: `init`, `plan`, `show`, `apply`, `upload` ...
 
 
-class LocalEngine(Message):
+class LocalEngine(Message, frozen=True, kw_only=True):
     """A binary that the host's owner vouches for."""
 
     tool: Literal["terraform", "tofu"]
@@ -104,7 +104,7 @@ class LocalEngine(Message):
     sha256: str
 
 
-class Beat(Message):
+class Beat(Message, frozen=True, kw_only=True):
     """POST listeners/{id}/heartbeat?wait=SECONDS."""
 
     leases: list[HeldLease] = []
@@ -119,7 +119,7 @@ class Beat(Message):
     spooled: list[dict[str, Any]] = []  #: states not delivered yet: run_id, serial, lineage, md5
 
 
-class LeaseVerdict(Message):
+class LeaseVerdict(Message, frozen=True, kw_only=True):
     """What became of a lease: prolonged by `seconds`, held, taken up again, or lost."""
 
     run_id: str
@@ -129,7 +129,7 @@ class LeaseVerdict(Message):
     seconds: float = 0.0
 
 
-class Pulse(Message):
+class Pulse(Message, frozen=True, kw_only=True):
     """Answer to `Beat`."""
 
     server_time: float
@@ -140,13 +140,13 @@ class Pulse(Message):
     status: str = "ok"
 
 
-class Lease(Message):
+class Lease(Message, frozen=True, kw_only=True):
     number: int
     seconds: float  #: how long it holds once accepted
     offer_seconds: float = OFFER_S  #: how long the offer stands
 
 
-class Options(Message):
+class Options(Message, frozen=True, kw_only=True):
     """How the run was asked for."""
 
     is_destroy: bool = False
@@ -162,7 +162,7 @@ class Options(Message):
     message: str = ""
 
 
-class Engine(Message):
+class Engine(Message, frozen=True, kw_only=True):
     """The binary to run. `local`: the listener's own of exactly that version and digest."""
 
     tool: Literal["terraform", "tofu"]
@@ -171,7 +171,7 @@ class Engine(Message):
     local: bool = False
 
 
-class Variable(Message):
+class Variable(Message, frozen=True, kw_only=True):
     """`value` is text, or HCL where `hcl`; sensitive ones come in `sealed` alone.
 
     `sealed` is HPKE (X25519, HKDF-SHA256, AES-256-GCM) to the listener's key, with
@@ -187,13 +187,13 @@ class Variable(Message):
     from_run: bool = False  #: a run variable
 
 
-class StateRef(Message):
+class StateRef(Message, frozen=True, kw_only=True):
     serial: int
     lineage: str
     md5: str
 
 
-class Link(Message):
+class Link(Message, frozen=True, kw_only=True):
     """A path on the server, to be asked for with a signed GET that carries the lease."""
 
     path: str
@@ -201,7 +201,7 @@ class Link(Message):
     size: int = 0
 
 
-class Limits(Message):
+class Limits(Message, frozen=True, kw_only=True):
     log_bytes: int = 1 << 30
     plan_s: float = 7200.0
     apply_s: float = 86400.0
@@ -212,7 +212,7 @@ class Limits(Message):
     memory: str = ""
 
 
-class Work(Message):
+class Work(Message, frozen=True, kw_only=True):
     """One phase of a run. The answer's bytes are signed by the server's key."""
 
     listener_id: str
@@ -236,7 +236,7 @@ class Work(Message):
     issued_at: float = 0.0
 
 
-class Report(Message):
+class Report(Message, frozen=True, kw_only=True):
     """PATCH listeners/{id}/runs/{run}."""
 
     phase: Phase
@@ -255,7 +255,7 @@ class Report(Message):
     state: Literal["", "unchanged", "uploaded", "spooled"] = ""
 
 
-class Reported(Message):
+class Reported(Message, frozen=True, kw_only=True):
     """Answer to `Report`. `kept` says that the server has what the spool holds."""
 
     status: str  #: the run's
@@ -263,7 +263,7 @@ class Reported(Message):
     seconds: float = 0.0
 
 
-class LogAnswer(Message):
+class LogAnswer(Message, frozen=True, kw_only=True):
     next_offset: int
     cancel: Literal["", "cancel", "force-cancel"] = ""
 

@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tortoise.exceptions import IntegrityError
 
-
 from terrapod_server.agents import authority
 from terrapod_server.agents.model import JoinToken, LateState, Listener, Pool, PoolWorkspace
 from terrapod_server.kit.call import Principal, Services
@@ -128,9 +127,9 @@ async def pool_for(workspace: Workspace) -> str:
 
 async def local_engines(pool_id: str) -> list[tuple[str, str]]:
     """Tool and version of the engines that the pool's listeners announced and that are there now."""
-    rows = await Listener.filter(
-        pool_id=pool_id, revoked_at=None, last_seen_at__gt=clock.now() - ONLINE
-    ).values("local_engines")
+    rows = await Listener.filter(pool_id=pool_id, revoked_at=None, last_seen_at__gt=clock.now() - ONLINE).values(
+        "local_engines"
+    )
     return [(entry["tool"], entry["version"]) for row in rows for entry in row["local_engines"]]
 
 
@@ -332,5 +331,3 @@ async def delete_for_workspace(workspace_id: str) -> None:
 
 def _taken(name: str) -> Invalid:
     return Invalid(f"there is a pool {name} already", pointer="/data/attributes/name")
-
-

@@ -10,10 +10,10 @@ from starlette.responses import Response, StreamingResponse
 
 from terrapod_server.agents import actions, auth, work
 from terrapod_server.agents.model import JoinToken, LateState, Listener, Pool, PoolWorkspace
+from terrapod_server.configs import actions as configs
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, Many, One, Page, Raw, Resource
 from terrapod_server.mirror import actions as mirror
-from terrapod_server.configs import actions as configs
 from terrapod_server.runs import actions as runs
 from terrapod_server.runs import logs, queue
 from terrapod_server.runs.model import Phase
@@ -33,7 +33,12 @@ POOL = Resource(
         Attr("name", str, "unique name", write=True, minimum=1, maximum=90),
         Attr("description", str, "what it is for", write=True),
         Attr("organization-scoped", bool, "whether all workspaces may use it", write=True),
-        Attr("allow-server-keys", bool, "whether the server may make a listener's key, as older listeners ask", write=True),
+        Attr(
+            "allow-server-keys",
+            bool,
+            "whether the server may make a listener's key, as older listeners ask",
+            write=True,
+        ),
         Attr("service-account-name", str, "kept, not used", write=True, maximum=254),
         Attr("labels", dict, "key and value pairs; they decide rights", write=True),
         Attr("agent-count", int, "listeners that are there", value=lambda p, _: getattr(p, "count", 0)),
@@ -61,7 +66,10 @@ TOKEN = Resource(
         Attr("last-used-at", str, "when it was last used"),
         Attr("created-at", str, "when it was made"),
     ),
-    relations=(One("created-by", "users", key=lambda t, _: t.created_by_id or None), One("agent-pool", "agent-pools", key=lambda t, _: t.pool_id)),
+    relations=(
+        One("created-by", "users", key=lambda t, _: t.created_by_id or None),
+        One("agent-pool", "agent-pools", key=lambda t, _: t.pool_id),
+    ),
 )
 LISTENER = Resource(
     type="listeners",
@@ -76,7 +84,12 @@ LISTENER = Resource(
         Attr("arch", str, "architecture"),
         Attr("local-engines", list, "binaries that its host's owner vouches for"),
         Attr("spooled-states", list, "states that it could not deliver yet", value=lambda row, _: row.spooled),
-        Attr("certificate-expires-at", str, "until when its certificate is good", value=lambda row, _: row.certificate_until),
+        Attr(
+            "certificate-expires-at",
+            str,
+            "until when its certificate is good",
+            value=lambda row, _: row.certificate_until,
+        ),
         Attr("last-seen-at", str, "when it last called"),
         Attr("created-at", str, "when it joined"),
     ),
@@ -98,7 +111,7 @@ async def _prepare(rows: Sequence[Pool]) -> None:
     for entry in await PoolWorkspace.filter(pool_id__in=[row.id for row in rows]):
         allowed.setdefault(entry.pool_id, []).append(entry.workspace_id)
     for row in rows:
-        row.count, row.allowed = found[row.id], allowed.get(row.id, [])  # type: ignore[attr-defined]
+        row.count, row.allowed = found[row.id], allowed.get(row.id, [])
 
 
 async def index(call: Call) -> Page:
@@ -107,7 +120,9 @@ async def index(call: Call) -> Page:
     if text := call.param("q"):
         found = found.filter(name__icontains=text)
     order = call.param("sort", "name")
-    return await call.rows(found.order_by({"created-at": "id", "-created-at": "-id", "-name": "-name"}.get(order or "", "name")))
+    return await call.rows(
+        found.order_by({"created-at": "id", "-created-at": "-id", "-name": "-name"}.get(order or "", "name"))
+    )
 
 
 def _allowed(call: Call) -> list[str] | None:
@@ -145,7 +160,7 @@ async def create_token(call: Call) -> JoinToken:
     """Make a join token; its text is in this answer only."""
     row = await show(call)
     made, text = await actions.create_token(row.id, call.principal.id, call.attributes)
-    made.text = text  # type: ignore[attr-defined]
+    made.text = text
     return made
 
 

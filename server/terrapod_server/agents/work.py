@@ -1,6 +1,7 @@
 """A claimed phase -> the work that its listener gets."""
 
 import time
+from typing import Literal
 
 from terrapod_server.agents import authority
 from terrapod_server.agents.model import Listener
@@ -66,7 +67,7 @@ async def build(services: Services, listener: Listener, phase: Phase) -> wire.Wo
 
 
 async def _engine(services: Services, listener: Listener, run: Run) -> wire.Engine:
-    tool = "tofu" if run.engine_tool == "tofu" else "terraform"
+    tool: Literal["terraform", "tofu"] = "tofu" if run.engine_tool == "tofu" else "terraform"
     for entry in listener.local_engines:
         if (entry["tool"], entry["version"]) == (tool, run.engine_version):
             return wire.Engine(tool=tool, version=run.engine_version, sha256=entry["sha256"], local=True)

@@ -81,9 +81,7 @@ class Authenticator:
             return None
         if row.last_used_at is None or row.last_used_at < now - _USE_NOTED:
             await ApiToken.filter(id=row.id).update(last_used_at=now)
-        principal = Principal(
-            kind="user", id=owner.id, name=owner.email, token_id=row.id, is_admin=owner.is_admin
-        )
+        principal = Principal(kind="user", id=owner.id, name=owner.email, token_id=row.id, is_admin=owner.is_admin)
         if len(self._known) >= REMEMBERED_MOST:
             self._known.clear()
         self._known[key] = (time.monotonic() + REMEMBERED_S, principal)
@@ -106,6 +104,4 @@ class Authenticator:
         run_id, phase, number, workspace_id = subject.split(".")
         if not await self.lease_is_live(run_id, phase, int(number)):
             return None
-        return Principal(
-            kind="run", id=run_id, name=run_id, lease=int(number), workspace_id=workspace_id, phase=phase
-        )
+        return Principal(kind="run", id=run_id, name=run_id, lease=int(number), workspace_id=workspace_id, phase=phase)

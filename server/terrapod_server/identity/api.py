@@ -1,7 +1,5 @@
 """The caller's own account, and users as other resources name them."""
 
-from collections.abc import Sequence
-
 from terrapod_server.identity import actions
 from terrapod_server.identity.model import User
 from terrapod_server.kit.call import Call
@@ -32,12 +30,8 @@ USER = Resource(
             },
         ),
     ),
-    load=lambda keys: _load(keys),
+    load=lambda keys: actions.users(list(keys)),
 )
-
-
-async def _load(keys: Sequence[str]) -> Sequence[User]:
-    return await actions.users(list(keys))
 
 
 async def details(call: Call) -> User:

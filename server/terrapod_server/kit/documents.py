@@ -171,9 +171,7 @@ def _type(relation: One | Many, row: Row) -> str:
     return kind if isinstance(kind, str) else kind(row)
 
 
-def _relationship(
-    relation: One | Many, keys: Callable[[Row, Call], Any] | None, row: Row, call: Call
-) -> Document:
+def _relationship(relation: One | Many, keys: Callable[[Row, Call], Any] | None, row: Row, call: Call) -> Document:
     document: Document = {}
     if isinstance(relation, One) and keys is not None:
         key = keys(row, call)

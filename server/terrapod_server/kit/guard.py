@@ -30,9 +30,7 @@ class Guard:
         needs = endpoint.needs
         if needs is Access.PUBLIC or needs is Access.CAPABILITY:
             return ANONYMOUS, Level.NONE
-        if needs is Access.LISTENER and (
-            "signature" in request.headers or not request.headers.get("authorization")
-        ):
+        if needs is Access.LISTENER and ("signature" in request.headers or not request.headers.get("authorization")):
             return await self.listener(request, services), Level.NONE
         principal = await self.identify(request)
         if principal.kind == "run" and not endpoint.run_token:

@@ -52,7 +52,11 @@ def document(endpoints: Iterable[Endpoint | Raw], version: str = "0.1.0") -> dic
                 schemas.setdefault(resource.type, _schema(resource))
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Terrapod", "version": version, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
+        "info": {
+            "title": "Terrapod",
+            "version": version,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": dict(sorted(schemas.items())),
@@ -79,7 +83,9 @@ def _operation(endpoint: Endpoint | Raw) -> dict[str, Any]:
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in re.findall(r"\{(\w+)\}", endpoint.path)
         ],
-        "responses": {"default": {"description": "an error", "content": {"application/json": {"schema": _ref("errors")}}}},
+        "responses": {
+            "default": {"description": "an error", "content": {"application/json": {"schema": _ref("errors")}}}
+        },
     }
     if needs is Access.LISTENER:
         operation["security"] = [{"listener": []}]

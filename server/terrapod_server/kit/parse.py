@@ -68,7 +68,7 @@ def attributes(data: Mapping[str, Any], resource: Resource, pointer: str = "/dat
     if not isinstance(sent, Mapping):
         message = "attributes must be an object"
         raise Invalid(message, pointer=f"{pointer}/attributes")
-    found = {}
+    found: dict[str, Any] = {}
     for attr in resource.attributes:
         if not attr.write or attr.name not in sent:
             continue

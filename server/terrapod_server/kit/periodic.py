@@ -51,6 +51,6 @@ class Periodic:
                             await job.do(self._services)
                 else:
                     await job.do(self._services)
-            except Exception:  # noqa: BLE001  one of the three edges: a job's failure must not end the job
+            except Exception:
                 log.exception("job %s failed", job.name)
             await asyncio.sleep(job.every_s)

@@ -28,6 +28,8 @@ JSON = "application/json"
 _ACCEPTED = frozenset({"application/vnd.api+json", JSON})
 #: A body of this size and more is decoded in a thread.
 _LARGE_JSON = 256 << 10
+_ID_LONGEST = 64
+_ACCEPTED_STATUS = 202
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -91,7 +93,11 @@ class Server:
         request = Request(scope, receive)
         begun = time.perf_counter()
         asked_id = request.headers.get("x-request-id", "")
-        request_id = asked_id if asked_id.isascii() and 0 < len(asked_id) <= 64 and asked_id.isprintable() else ids.tail()  # noqa: PLR2004
+        request_id = (
+            asked_id
+            if asked_id.isascii() and 0 < len(asked_id) <= _ID_LONGEST and asked_id.isprintable()
+            else ids.tail()
+        )
         headers = {"X-Request-ID": request_id}
         endpoint: Endpoint | Raw | None = None
         status = 0
@@ -125,7 +131,12 @@ class Server:
             if self.services.config.access_log:
                 shown = endpoint.path if isinstance(endpoint, Raw) and endpoint.quiet else scope["path"]
                 access_log.info(
-                    "%s %s %s %.1f ms %s", request.method, shown, status, (time.perf_counter() - begun) * 1e3, request_id
+                    "%s %s %s %.1f ms %s",
+                    request.method,
+                    shown,
+                    status,
+                    (time.perf_counter() - begun) * 1e3,
+                    request_id,
                 )
 
     @staticmethod
@@ -203,7 +214,10 @@ class Server:
         if isinstance(result, Response):
             return result
         if result is None:
-            return Response(status_code=endpoint.status if endpoint.status == 202 else 204, headers=dict(endpoint.headers))  # noqa: PLR2004
+            return Response(
+                status_code=endpoint.status if endpoint.status == _ACCEPTED_STATUS else 204,
+                headers=dict(endpoint.headers),
+            )
         if endpoint.resource is None:
             document = result
         elif endpoint.many:
@@ -217,6 +231,3 @@ class Server:
 def _error_response(error: errors.TerrapodError) -> Response:
     media = error.headers.pop("Content-Type", JSON)
     return Response(encode(errors.document(error)), error.status, error.headers, media)
-
-
-

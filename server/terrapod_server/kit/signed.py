@@ -28,9 +28,7 @@ class Signer:
         except ValueError:
             raise NotFound from None
         mac, claim = raw[:_MAC_BYTES], raw[_MAC_BYTES:]
-        if _text(raw) != token or not any(
-            hmac.compare_digest(mac, _mac(key, purpose, claim)) for key in self._keys
-        ):
+        if _text(raw) != token or not any(hmac.compare_digest(mac, _mac(key, purpose, claim)) for key in self._keys):
             raise NotFound
         until, _, subject = claim.decode().partition(".")
         if int(until, 16) < time.time():

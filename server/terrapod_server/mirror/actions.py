@@ -73,7 +73,7 @@ async def _released(engines: Engines, tool: str) -> list[str]:
         _unreachable[url] = (time.monotonic(), error.detail)
         raise BadGateway(error.detail) from None
     try:
-        # HashiCorp: {"versions": {"1.2.3": {...}}}; OpenTofu: {"versions": [{"id": "1.2.3"}]}
+        # HashiCorp lists versions as an object by version, OpenTofu as a list of objects with an id
         listed = document["versions"]
         versions = [entry["id"] for entry in listed] if isinstance(listed, list) else list(listed)
     except (msgspec.DecodeError, KeyError, TypeError) as error:
@@ -84,7 +84,9 @@ async def _released(engines: Engines, tool: str) -> list[str]:
 
 
 async def _small(engines: Engines, url: str, most: int) -> bytes:
-    async with httpx.AsyncClient(timeout=httpx.Timeout(min(30.0, engines.timeout_s), connect=5.0), follow_redirects=True) as client:
+    async with httpx.AsyncClient(
+        timeout=httpx.Timeout(min(30.0, engines.timeout_s), connect=5.0), follow_redirects=True
+    ) as client:
         try:
             async with client.stream("GET", url) as answer:
                 _expect(answer, url)
@@ -96,7 +98,7 @@ async def _small(engines: Engines, url: str, most: int) -> bytes:
                         raise BadGateway(message)
                 return bytes(body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            message = f"{url} cannot be reached: {error or type(error).__name__}"
+            message = f"{url} cannot be reached: {str(error) or type(error).__name__}"
             raise BadGateway(message) from None
 
 
@@ -111,7 +113,11 @@ def _expect(answer: httpx.Response, url: str) -> None:
 
 def check_names(tool: str, version: str, system: str, arch: str) -> None:
     """Raises Invalid for what could be no engine."""
-    for name, value, known in (("tool", tool, rules.TOOLS), ("os", system, rules.SYSTEMS), ("arch", arch, rules.ARCHES)):
+    for name, value, known in (
+        ("tool", tool, rules.TOOLS),
+        ("os", system, rules.SYSTEMS),
+        ("arch", arch, rules.ARCHES),
+    ):
         if value not in known:
             message = f"{name} must be one of {', '.join(known)}, not {value[:40]!r}"
             raise Invalid(message)
@@ -128,14 +134,13 @@ async def ensure(services: Services, tool: str, version: str, system: str, arch:
     file does not have the checksum that it lists.
     """
     check_names(tool, version, system, arch)
-    name = {"tool": tool, "version": version, "os": system, "arch": arch}
-    row = await EngineFile.get_or_none(**name)
+    row = await EngineFile.get_or_none(tool=tool, version=version, os=system, arch=arch)
     if row is not None:
         return row
     lock = _fetching.setdefault((tool, version, system, arch), asyncio.Lock())
     try:
         async with lock:
-            row = await EngineFile.get_or_none(**name)
+            row = await EngineFile.get_or_none(tool=tool, version=version, os=system, arch=arch)
             return row or await _fetch(services, tool, version, system, arch)
     finally:
         _fetching.pop((tool, version, system, arch), None)
@@ -166,7 +171,7 @@ async def _download(engines: Engines, url: str) -> AsyncIterator[bytes]:
                         raise BadGateway(message)
                     yield chunk
         except (httpx.HTTPError, TimeoutError) as error:
-            message = f"{url} broke off after {size} bytes: {error or type(error).__name__}"
+            message = f"{url} broke off after {size} bytes: {str(error) or type(error).__name__}"
             raise BadGateway(message) from None
 
 

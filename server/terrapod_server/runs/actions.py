@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from tortoise.queryset import QuerySet
 
@@ -46,11 +46,13 @@ class Change:
         self._transaction = in_transaction()
         self.workspace: Workspace
 
-    async def __aenter__(self) -> "Change":
+    async def __aenter__(self) -> Self:
         connection = await self._transaction.__aenter__()
         try:
             if is_postgres():  # SQLite runs one transaction at a time
-                await connection.execute_query_dict("SELECT id FROM workspace WHERE id = $1 FOR UPDATE", [self._workspace_id])
+                await connection.execute_query_dict(
+                    "SELECT id FROM workspace WHERE id = $1 FOR UPDATE", [self._workspace_id]
+                )
             self.workspace = await workspaces.get(self._workspace_id)
         except BaseException as error:
             await self._transaction.__aexit__(type(error), error, error.__traceback__)
@@ -158,9 +160,7 @@ class Change:
             if holder.status is Status.PLANNED and holder.auto_apply:
                 await self.confirm(holder)
             return
-        for run in await waiting.filter(
-            status__in=[Status.PENDING, Status.CONFIRMED], plan_only=False
-        ).order_by("id"):
+        for run in await waiting.filter(status__in=[Status.PENDING, Status.CONFIRMED], plan_only=False).order_by("id"):
             if run.status is Status.CONFIRMED:
                 await self.fire(run, Event.QUEUE_APPLY)
                 return
@@ -177,7 +177,9 @@ class Change:
     async def _settle(self) -> None:
         """Brings the workspace's `current-run` up to date: the oldest that is unfinished, else the newest."""
         runs = Run.filter(workspace_id=self._workspace_id)
-        found = await runs.filter(plan_only=False, status__in=list(states.UNFINISHED)).order_by("id").first().values("id")
+        found = (
+            await runs.filter(plan_only=False, status__in=list(states.UNFINISHED)).order_by("id").first().values("id")
+        )
         if not found:
             found = await runs.order_by("-id").first().values("id")
         await Workspace.filter(id=self._workspace_id).update(current_run_id=found["id"] if found else None)
@@ -260,7 +262,9 @@ async def create(
         raise Invalid(message)
     values = dict(values)
     _check(values, workspace)
-    digest = hashlib.sha256(b"\0".join((workspace.id.encode(), version.id.encode(), request))).hexdigest() if request else ""
+    digest = (
+        hashlib.sha256(b"\0".join((workspace.id.encode(), version.id.encode(), request))).hexdigest() if request else ""
+    )
     run_id = ids.make("run")
     pool_id = await services.pool_for(workspace)
     tool = values.pop("engine_tool", workspace.execution_backend)
@@ -460,9 +464,6 @@ async def release(services: Services, run_id: str, principal: Principal) -> Run:
     return await get(run_id)
 
 
-
-
-
 async def on_configuration_uploaded(services: Services, version: ConfigurationVersion) -> None:
     """Lets the runs go that waited for the bytes; makes one where the version asks for it."""
     waiting = await Run.exists(configuration_version_id=version.id)
@@ -481,10 +482,7 @@ async def on_configuration_uploaded(services: Services, version: ConfigurationVe
 async def configuration_in_use(version_id: str, *, unfinished: bool = False) -> bool:
     """Whether a run uses a configuration; `unfinished`: one that is not over."""
     runs = Run.filter(configuration_version_id=version_id)
-    if unfinished:
-        runs = runs.filter(status__in=list(states.UNFINISHED))
-    else:
-        runs = runs.exclude(status=Status.PENDING)
+    runs = runs.filter(status__in=list(states.UNFINISHED)) if unfinished else runs.exclude(status=Status.PENDING)
     return await runs.exists()
 
 

@@ -64,14 +64,43 @@ RUN = Resource(
         Attr("refresh-only", bool, "whether it only updates the state", write=True),
         Attr("allow-empty-apply", bool, "whether a plan without changes is applied", write=True),
         Attr("allow-config-generation", bool, "whether import blocks may generate configuration", write=True),
-        Attr("target-addrs", list, "resources to be planned alone", write=True, items=str, nullable=True,
-             value=lambda r, _: r.target_addrs or []),
-        Attr("replace-addrs", list, "resources to be replaced", write=True, items=str, nullable=True,
-             value=lambda r, _: r.replace_addrs or []),
-        Attr("variables", list, "key and HCL value, of this run alone", write=True, items=dict, nullable=True, maximum=1000,
-             value=lambda r, call: actions.run_variables(call.services, r) if call.level >= Level.PLAN else []),
-        Attr("terraform-version", str, "the engine's exact version", write=True, minimum=1, maximum=40,
-             value=lambda r, _: r.engine_version),
+        Attr(
+            "target-addrs",
+            list,
+            "resources to be planned alone",
+            write=True,
+            items=str,
+            nullable=True,
+            value=lambda r, _: r.target_addrs or [],
+        ),
+        Attr(
+            "replace-addrs",
+            list,
+            "resources to be replaced",
+            write=True,
+            items=str,
+            nullable=True,
+            value=lambda r, _: r.replace_addrs or [],
+        ),
+        Attr(
+            "variables",
+            list,
+            "key and HCL value, of this run alone",
+            write=True,
+            items=dict,
+            nullable=True,
+            maximum=1000,
+            value=lambda r, call: actions.run_variables(call.services, r) if call.level >= Level.PLAN else [],
+        ),
+        Attr(
+            "terraform-version",
+            str,
+            "the engine's exact version",
+            write=True,
+            minimum=1,
+            maximum=40,
+            value=lambda r, _: r.engine_version,
+        ),
         Attr("execution-backend", str, "the engine", value=lambda r, _: r.engine_tool),
         Attr("has-changes", bool, "whether the plan changes anything"),
         Attr("is-drift-detection", bool, "whether it only looks for drift", value=lambda *_: False),
@@ -82,7 +111,7 @@ RUN = Resource(
         Attr("force-cancel-available-at", str, "from when it may be killed"),
         Attr("force-canceled-at", str, "when it was killed"),
         Attr("actions", dict, "what may be done now", value=lambda r, _: _actions(r)),
-        Attr("permissions", dict, "what the caller may do", value=lambda r, call: _permissions(call.level)),
+        Attr("permissions", dict, "what the caller may do", value=lambda _, call: _permissions(call.level)),
     ),
     relations=(
         One("workspace", "workspaces", write=True),
@@ -153,7 +182,7 @@ async def _positions(rows: Sequence[Run]) -> None:
     for run in rows:
         if run.status in (Status.PENDING, Status.PLAN_QUEUED, Status.CONFIRMED):
             before = Run.filter(workspace_id=run.workspace_id, id__lt=run.id, plan_only=False)
-            run.position = await before.filter(status__in=list(states.UNFINISHED)).count()  # type: ignore[attr-defined]
+            run.position = await before.filter(status__in=list(states.UNFINISHED)).count()
 
 
 async def create(call: Call) -> Run:
@@ -228,7 +257,9 @@ async def queue(call: Call) -> Page:
     return await call.rows(Run.filter(status__in=list(_QUEUED)).order_by("id"))
 
 
-_QUEUED = frozenset({Status.PENDING, Status.PLAN_QUEUED, Status.PLANNING, Status.CONFIRMED, Status.APPLY_QUEUED, Status.APPLYING})
+_QUEUED = frozenset(
+    {Status.PENDING, Status.PLAN_QUEUED, Status.PLANNING, Status.CONFIRMED, Status.APPLY_QUEUED, Status.APPLYING}
+)
 
 
 async def capacity(_call: Call) -> Row:

@@ -29,7 +29,9 @@ async def stream(call: Call) -> StreamingResponse:
     else:
         newest = await RunEvent.filter(workspace_id=workspace.id).order_by("-id").first()
         after = newest.id if newest else 0
-    return StreamingResponse(_events(call, workspace.id, after), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return StreamingResponse(
+        _events(call, workspace.id, after), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+    )
 
 
 async def _events(call: Call, workspace_id: str, after: int) -> AsyncIterator[bytes]:
@@ -41,7 +43,15 @@ async def _events(call: Call, workspace_id: str, after: int) -> AsyncIterator[by
             rows = await RunEvent.filter(workspace_id=workspace_id, id__gt=after).order_by("id").limit(_BATCH)
             for row in rows:
                 after = row.id
-                body = encode({"run_id": row.run_id, "workspace_id": workspace_id, "event": row.event, "status": row.status, "at": row.at})
+                body = encode(
+                    {
+                        "run_id": row.run_id,
+                        "workspace_id": workspace_id,
+                        "event": row.event,
+                        "status": row.status,
+                        "at": row.at,
+                    }
+                )
                 yield f"id: {row.id}\nevent: run_update\ndata: {body.decode()}\n\n".encode()
             if len(rows) == _BATCH:
                 continue

@@ -68,7 +68,7 @@ async def _look(services: Services, phase: Phase, live: _Live) -> None:
 async def size(services: Services, phase: Phase) -> int:
     """How many raw bytes are here."""
     if phase.log_size >= 0:
-        return phase.log_size
+        return int(phase.log_size)
     live = _of(phase)
     await _look(services, phase, live)
     return live.size

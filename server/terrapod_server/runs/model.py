@@ -16,7 +16,7 @@ class Run(Model):
     workspace_id = fields.CharField(max_length=40)
     configuration_version_id = fields.CharField(max_length=40, db_index=True)
     pool_id = fields.CharField(max_length=40)
-    status: Status = fields.CharEnumField(Status, default=Status.PENDING, max_length=24)
+    status: Any = fields.CharEnumField(Status, default=Status.PENDING, max_length=24)
     message = fields.TextField(default="")
     source = fields.CharField(max_length=40, default="tfe-api")
     is_destroy = fields.BooleanField(default=False)
@@ -100,7 +100,7 @@ class Phase(Model):
     status_timestamps: Any = fields.JSONField(default=dict)
     lease_state = fields.CharField(max_length=8, default="none")
     lease_number = fields.IntField(default=0)
-    lease_listener_id: str | None = fields.CharField(max_length=40, null=True)
+    lease_listener_id: Any = fields.CharField(max_length=40, null=True)
     lease_until = fields.FloatField(default=0.0)
     lease_step = fields.CharField(max_length=20, default="")
     lost_count = fields.IntField(default=0)
@@ -120,7 +120,11 @@ class Phase(Model):
 
     class Meta:
         table = "run_phase"
-        indexes = (("pool_id", "lease_state", "id"), ("lease_listener_id", "lease_state"), ("lease_state", "lease_until"))
+        indexes = (
+            ("pool_id", "lease_state", "id"),
+            ("lease_listener_id", "lease_state"),
+            ("lease_state", "lease_until"),
+        )
 
     @property
     def is_over(self) -> bool:

@@ -21,7 +21,7 @@ from terrapod_server.runs import states
 from terrapod_server.runs.actions import Change, get
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
-from terrapod_shared import wire
+from terrapod_shared import clock, wire
 from terrapod_shared.errors import Conflict, LeaseEnded, NotFound
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,11 @@ async def refuse(services: Services, run_id: str, kind: str, number: int, listen
             message = f"cannot give back a run that is {run.status.value}"
             raise Conflict(message)
         await RunEvent.create(
-            run_id=run.id, workspace_id=run.workspace_id, event="refused", status=run.status.value, description=reason[:500]
+            run_id=run.id,
+            workspace_id=run.workspace_id,
+            event="refused",
+            status=run.status.value,
+            description=reason[:500],
         )
 
 
@@ -147,7 +151,11 @@ async def _prolong(services: Services, listener_id: str, lease: wire.HeldLease) 
             await Run.filter(id=lease.run_id).update(status_message="")
             await services.bus.publish(f"workspace:{rows[0]['workspace_id']}")
     return wire.LeaseVerdict(
-        run_id=lease.run_id, phase=lease.phase, number=lease.number, verdict=verdict, seconds=wire.LEASE_S if rows else 0.0
+        run_id=lease.run_id,
+        phase=lease.phase,
+        number=lease.number,
+        verdict=verdict,
+        seconds=wire.LEASE_S if rows else 0.0,
     )
 
 
@@ -192,21 +200,30 @@ async def cancels_for(listener_id: str) -> dict[str, Literal["cancel", "force-ca
     return {row["id"]: row["cancel_requested"] for row in rows}
 
 
-async def finish(services: Services, run_id: str, report: wire.Report, number: int, listener_id: str, log_end: int) -> Run:
+async def finish(
+    services: Services, run_id: str, report: wire.Report, number: int, listener_id: str, log_end: int
+) -> Run:
     """Ends a phase by its listener's word; status, changes and what may follow become visible at once.
 
     `log_end` is the size of the raw log that is here. Raises LeaseEnded, and
     Conflict where something that the report speaks of has not arrived.
     """
     phase = await Phase.get_or_none(id=phase_id_of(run_id, report.phase))
-    if phase and phase.lease_state == "ended" and (phase.lease_number, phase.lease_listener_id) == (number, listener_id):
+    if (
+        phase
+        and phase.lease_state == "ended"
+        and (phase.lease_number, phase.lease_listener_id) == (number, listener_id)
+    ):
         return await get(run_id)  # the answer to the first was lost
     phase = await check(run_id, report.phase, number, listener_id)
     _complete(phase, report, log_end)
     async with Change(services, phase.workspace_id) as change:
         run = await get(run_id)
         ended = await Phase.filter(
-            id=phase.id, lease_number=number, lease_listener_id=listener_id, lease_state__in=["offered", "leased", "held"]
+            id=phase.id,
+            lease_number=number,
+            lease_listener_id=listener_id,
+            lease_state__in=["offered", "leased", "held"],
         ).update(
             lease_state="ended",
             exit_code=report.exit_code,
@@ -256,7 +273,7 @@ async def _end(change: Change, run: Run, report: wire.Report) -> None:
     elif report.status == "applied":
         await change.fire(run, Event.APPLY, status_message="")
     elif report.status == "canceled":
-        forced = {"force_canceled_at": run.canceled_at} if run.cancel_requested == "force-cancel" else {}
+        forced: dict[str, Any] = {"force_canceled_at": clock.now()} if run.cancel_requested == "force-cancel" else {}
         await change.fire(run, Event.CANCEL, status_message="", **forced)
     else:
         await change.fire(run, Event.FAIL, error_message=report.error_message[:4000], status_message="")
@@ -289,7 +306,9 @@ async def _expire(services: Services, phase: Phase) -> None:
         if not lost:
             return
         run = await get(phase.run_id)
-        log.warning("the lease of %s (%s) on listener %s has ended", phase.id, phase.lease_state, phase.lease_listener_id)
+        log.warning(
+            "the lease of %s (%s) on listener %s has ended", phase.id, phase.lease_state, phase.lease_listener_id
+        )
         if phase.lease_state == "offered":
             change.wake(f"pool:{run.pool_id}")
         elif phase.kind == "apply":

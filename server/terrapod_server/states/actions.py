@@ -8,7 +8,7 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from terrapod_server.kit.call import Principal, Services
+from terrapod_server.kit.call import Call, Principal, Services
 from terrapod_server.kit.database import in_transaction, is_postgres
 from terrapod_server.states import parse, rules
 from terrapod_server.states.model import StateOutput, StateVersion
@@ -215,7 +215,9 @@ async def _finalize(
             message = "this state version is no longer waiting for its bytes"
             raise Conflict(message)
         await StateOutput.bulk_create(outputs)
-        await StateVersion.filter(workspace_id=row.workspace_id, status="pending", id__lt=row.id).update(status="discarded")
+        await StateVersion.filter(workspace_id=row.workspace_id, status="pending", id__lt=row.id).update(
+            status="discarded"
+        )
         await Workspace.filter(id=row.workspace_id).update(
             current_state_version_id=row.id, resource_count=summary.resource_count
         )
@@ -296,6 +298,15 @@ def opened(services: Services, rows: Sequence[StateOutput], *, sensitive: bool) 
     return rows
 
 
+async def outputs_by_ids(output_ids_: Sequence[str]) -> list[StateOutput]:
+    return await StateOutput.filter(id__in=list(output_ids_))
+
+
+async def show_outputs(rows: Sequence[StateOutput], call: Call) -> None:
+    """Opens what lists may show."""
+    opened(call.services, [row for row in rows if row.shown is None], sensitive=False)
+
+
 async def outputs(version_id: str) -> list[StateOutput]:
     return await StateOutput.filter(state_version_id=version_id).order_by("name")
 
@@ -303,8 +314,10 @@ async def outputs(version_id: str) -> list[StateOutput]:
 async def output_ids(version_ids: Sequence[str]) -> dict[str, list[str]]:
     """The ids of each version's outputs."""
     found: dict[str, list[str]] = {version_id: [] for version_id in version_ids}
-    for row in await StateOutput.filter(state_version_id__in=list(version_ids)).order_by("name").values(
-        "id", "state_version_id"
+    for row in (
+        await StateOutput.filter(state_version_id__in=list(version_ids))
+        .order_by("name")
+        .values("id", "state_version_id")
     ):
         found[row["state_version_id"]].append(row["id"])
     return found

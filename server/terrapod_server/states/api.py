@@ -32,11 +32,23 @@ STATE = Resource(
         Attr("lineage", str, "of the state", write=True, nullable=True, maximum=255),
         Attr("md5", str, "of the raw bytes, in hex", write=True, minimum=32, maximum=32),
         Attr("force", bool, "accept any serial and lineage", write=True, value=lambda s, _: s.forced),
-        Attr("state", str, "the raw bytes in base64, in place of an upload", write=True, nullable=True,
-             value=lambda *_: None),
+        Attr(
+            "state",
+            str,
+            "the raw bytes in base64, in place of an upload",
+            write=True,
+            nullable=True,
+            value=lambda *_: None,
+        ),
         Attr("json-state", str, "ignored; PUT it", write=True, nullable=True, value=lambda *_: None),
-        Attr("json-state-outputs", str, "ignored; outputs are read from the state", write=True, nullable=True,
-             value=lambda *_: None),
+        Attr(
+            "json-state-outputs",
+            str,
+            "ignored; outputs are read from the state",
+            write=True,
+            nullable=True,
+            value=lambda *_: None,
+        ),
         Attr("status", str, "pending, finalized or discarded"),
         Attr("size", int, "bytes"),
         Attr("state-version", int, "of the format", value=lambda *_: 4),
@@ -50,14 +62,34 @@ STATE = Resource(
         Attr("vcs-commit-sha", str, "none", value=lambda *_: None),
         Attr("vcs-commit-url", str, "none", value=lambda *_: None),
         Attr("created-at", str, "when it was announced"),
-        Attr("hosted-state-download-url", str, "where to get the bytes",
-             value=lambda s, call: call.url(f"/api/v2/state-versions/{s.id}/download") if s.status == "finalized" else None),
-        Attr("hosted-json-state-download-url", str, "where to get the JSON form",
-             value=lambda s, call: call.url(f"/api/v2/state-versions/{s.id}/json-download") if s.has_json else None),
-        Attr("hosted-state-upload-url", str, "where to PUT the bytes; shown at creation only", only_in=VIEW_CREATED,
-             value=_link("state upload", "uploads/states")),
-        Attr("hosted-json-state-upload-url", str, "where to PUT the JSON form; shown at creation only",
-             only_in=VIEW_CREATED, value=_link("json state upload", "uploads/json-states")),
+        Attr(
+            "hosted-state-download-url",
+            str,
+            "where to get the bytes",
+            value=lambda s, call: (
+                call.url(f"/api/v2/state-versions/{s.id}/download") if s.status == "finalized" else None
+            ),
+        ),
+        Attr(
+            "hosted-json-state-download-url",
+            str,
+            "where to get the JSON form",
+            value=lambda s, call: call.url(f"/api/v2/state-versions/{s.id}/json-download") if s.has_json else None,
+        ),
+        Attr(
+            "hosted-state-upload-url",
+            str,
+            "where to PUT the bytes; shown at creation only",
+            only_in=VIEW_CREATED,
+            value=_link("state upload", "uploads/states"),
+        ),
+        Attr(
+            "hosted-json-state-upload-url",
+            str,
+            "where to PUT the JSON form; shown at creation only",
+            only_in=VIEW_CREATED,
+            value=_link("json state upload", "uploads/json-states"),
+        ),
     ),
     relations=(
         One("run", "runs", write=True),
@@ -77,23 +109,15 @@ OUTPUT = Resource(
         Attr("value", object, "null in lists where sensitive", value=lambda o, _: o.shown),
         Attr("detailed-type", object, "terraform's type expression", value=lambda o, _: o.detailed_type[0]),
     ),
-    load=lambda keys_: _load_outputs(keys_),
-    prepare=lambda rows, call: _prepare_outputs(rows, call),
+    load=actions.outputs_by_ids,
+    prepare=actions.show_outputs,
 )
 
 
 async def _prepare(rows: Sequence[StateVersion]) -> None:
     found = await actions.output_ids([row.id for row in rows])
     for row in rows:
-        row.output_ids = found[row.id]  # type: ignore[attr-defined]
-
-
-async def _load_outputs(keys_: Sequence[str]) -> Sequence[StateOutput]:
-    return await StateOutput.filter(id__in=list(keys_))
-
-
-async def _prepare_outputs(rows: Sequence[StateOutput], call: Call) -> None:
-    actions.opened(call.services, [row for row in rows if row.shown is None], sensitive=False)
+        row.output_ids = found[row.id]
 
 
 async def _workspace(call: Call) -> Workspace:
@@ -128,9 +152,7 @@ async def create(call: Call) -> StateVersion:
     """Announce a state; the answer says where to PUT its bytes."""
     workspace = await workspaces.get(call.path["workspace"])
     values = {**call.attributes, "run_id": call.related("run")}
-    return await actions.create(
-        call.services, workspace, call.principal, values, is_admin=call.level >= Level.ADMIN
-    )
+    return await actions.create(call.services, workspace, call.principal, values, is_admin=call.level >= Level.ADMIN)
 
 
 async def current(call: Call) -> StateVersion:
@@ -255,17 +277,40 @@ _UPLOAD: dict[str, Any] = {"needs": Access.CAPABILITY, "limit": Limit.STATE, "qu
 _DOWNLOAD: dict[str, Any] = {"needs": Access.CAPABILITY, "quiet": True, "unmetered": True}
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", _LIST, STATE, index, Level.READ, many=True, filters=("filter[status]",), media=_MEDIA),
-    Endpoint("GET", "/api/v2/state-versions", STATE, index, Access.USER, many=True, media=_MEDIA,
-             filters=("filter[organization][name]", "filter[workspace][name]", "filter[status]")),
+    Endpoint(
+        "GET",
+        "/api/v2/state-versions",
+        STATE,
+        index,
+        Access.USER,
+        many=True,
+        media=_MEDIA,
+        filters=("filter[organization][name]", "filter[workspace][name]", "filter[status]"),
+    ),
     Endpoint("POST", _LIST, STATE, create, Level.WRITE, status=201, limit=Limit.STATE, view=VIEW_CREATED, **_JSON),
-    Endpoint("GET", "/api/v2/workspaces/{workspace}/current-state-version", STATE, current, Level.READ,
-             run_token=True, **_JSON),
-    Endpoint("GET", "/api/v2/workspaces/{workspace}/current-state-version-outputs", OUTPUT, current_outputs,
-             Level.READ, many=True, run_token=True),
+    Endpoint(
+        "GET",
+        "/api/v2/workspaces/{workspace}/current-state-version",
+        STATE,
+        current,
+        Level.READ,
+        run_token=True,
+        **_JSON,
+    ),
+    Endpoint(
+        "GET",
+        "/api/v2/workspaces/{workspace}/current-state-version-outputs",
+        OUTPUT,
+        current_outputs,
+        Level.READ,
+        many=True,
+        run_token=True,
+    ),
     Endpoint("GET", _ONE, STATE, show, Level.READ, run_token=True, **_JSON),
     Endpoint("GET", _ONE + "/outputs", OUTPUT, outputs, Level.READ, many=True, run_token=True),
-    Endpoint("GET", "/api/v2/state-version-outputs/{state_version_output}", OUTPUT, show_output, Level.READ,
-             run_token=True),
+    Endpoint(
+        "GET", "/api/v2/state-version-outputs/{state_version_output}", OUTPUT, show_output, Level.READ, run_token=True
+    ),
     Raw("GET", _ONE + "/download", download, Level.PLAN, run_token=True),
     Raw("GET", _ONE + "/json-download", json_download, Level.PLAN, run_token=True),
     Raw("PUT", _ONE + "/content", put_content, Level.WRITE, limit=Limit.STATE, unmetered=True),

@@ -170,7 +170,7 @@ def _value(events: Iterator[tuple[str, str, Any]], most: int) -> tuple[Any, bool
             return (builder.value if kept else None), kept
 
 
-def _outputs(events: Iterator[tuple[str, str, Any]], summary: Summary) -> None:
+def _outputs(events: Iterator[tuple[str, str, Any]], summary: Summary) -> None:  # noqa: C901  one loop over one grammar
     if not _starts(events, "start_map"):
         return
     for _, event, name in events:
@@ -206,7 +206,7 @@ def _resources(events: Iterator[tuple[str, str, Any]], summary: Summary) -> None
         return
     providers: dict[str, Counter[str]] = {}
     modules: dict[str, Counter[str]] = {}
-    for _, event, _value_ in events:
+    for _, event, _ in events:
         if event == "end_array":
             break
         if event != "start_map":

@@ -68,18 +68,7 @@ class KeyRing:
     @classmethod
     def load(cls, path: Path) -> "KeyRing":
         """Reads a key file: a line a key, `<id in hex>:<key in base64>`, the current one first."""
-        keys = {}
-        for number, line in enumerate(path.read_text(encoding="ascii").split(), 1):
-            head, _, tail = line.partition(":")
-            try:
-                identity, key = bytes.fromhex(head), base64.b64decode(tail, validate=True)
-            except ValueError:
-                identity = key = b""
-            if len(identity) != _ID or len(key) != _KEY or identity in keys:
-                message = f"line {number} of {path} is no key, or one that is there already"
-                raise ValueError(message)
-            keys[identity] = key
-        return cls(keys)
+        return cls(_read(path))
 
     def rotate(self, path: Path) -> "KeyRing":
         """Puts a new key first; what older keys sealed stays readable.
@@ -91,7 +80,7 @@ class KeyRing:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
-            ring = KeyRing({os.urandom(_ID): os.urandom(_KEY), **KeyRing.load(path)._keys, **self._keys})
+            ring = KeyRing({os.urandom(_ID): os.urandom(_KEY), **_read(path), **self._keys})
             with ring._written(path) as part:
                 part.replace(path)
         finally:
@@ -131,13 +120,11 @@ class KeyRing:
         """Raises Damaged."""
         sealed = bytes(sealed)
         identity, nonce, rest = sealed[:_ID], sealed[_ID : _ID + _NONCE], sealed[_ID + _NONCE :]
-        try:
-            if len(rest) < _TAG:
-                raise InvalidTag
-            return self._value_key(identity).decrypt(nonce, rest, context.encode())
-        except InvalidTag:
-            message = f"the value of {context} does not open: it was altered, or belongs elsewhere"
-            raise Damaged(message) from None
+        with contextlib.suppress(InvalidTag):
+            if len(nonce) == _NONCE:  # of a shorter one the library says that the caller is wrong
+                return self._value_key(identity).decrypt(nonce, rest, context.encode())
+        message = f"the value of {context} does not open: it was altered, or belongs elsewhere"
+        raise Damaged(message)
 
     def _value_key(self, identity: bytes) -> AESGCM:
         if (made := self._values.get(identity)) is None:
@@ -151,6 +138,21 @@ class KeyRing:
         except KeyError:
             message = f"the key {identity.hex()} is not in the key file"
             raise Damaged(message) from None
+
+
+def _read(path: Path) -> dict[bytes, bytes]:
+    keys = {}
+    for number, line in enumerate(path.read_text(encoding="ascii").split(), 1):
+        head, _, tail = line.partition(":")
+        try:
+            identity, key = bytes.fromhex(head), base64.b64decode(tail, validate=True)
+        except ValueError:
+            identity = key = b""
+        if len(identity) != _ID or len(key) != _KEY or identity in keys:
+            message = f"line {number} of {path} is no key, or one that is there already"
+            raise ValueError(message)
+        keys[identity] = key
+    return keys
 
 
 def _hkdf(key: bytes, salt: bytes, info: bytes) -> bytes:

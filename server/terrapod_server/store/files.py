@@ -224,7 +224,7 @@ class _File:
     async def read(self, offset: int, size: int) -> bytes:
         size = max(0, min(size, self.size - offset))
         begin = offset - self._at
-        if 0 <= begin and begin + size <= len(self._first):
+        if begin >= 0 and begin + size <= len(self._first):
             return self._first[begin : begin + size]
         return await self._threads.run(self._read, offset, size)
 

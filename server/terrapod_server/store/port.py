@@ -95,11 +95,14 @@ class Store(Protocol):
             try:
                 async with self.opened(key, (offset, stop)) as source:
                     end = source.size if stop is None else min(stop, source.size)
-                    # up to the next border, so that no encrypted chunk is wanted twice
-                    while chunk := await source.read(at, max(0, min(end - at, CHUNK - at % CHUNK))):
+                    while True:
+                        # up to the next border, so that no encrypted chunk is wanted twice
+                        chunk = await source.read(at, max(0, min(end - at, CHUNK - at % CHUNK)))
+                        if chunk:
+                            yield chunk
                         at += len(chunk)
-                        yield chunk
-                return
+                        if at >= end or not chunk:
+                            return
             except Replaced:
                 if at > offset or not left:
                     raise

@@ -1,29 +1,49 @@
 """Objects in an S3 bucket, by multipart upload: an upload that breaks off leaves nothing.
 
-Imported by `select` alone, and only where S3 is set: the client holds 30 MiB.
+Imported by `select` alone, and only where S3 is set: the client holds 40 MiB.
+What an upload of a killed process leaves is invisible, and goes by a rule of
+the bucket (`AbortIncompleteMultipartUpload`).
 """
 
 import asyncio
+import base64
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator
+import io
+import re
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import aioboto3
-from botocore.exceptions import ClientError
+import aiohttp
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
 from terrapod_server.config import Storage
-from terrapod_server.store.port import Stored, checked, gathered
-from terrapod_shared.errors import NotFound
+from terrapod_server.store.port import (
+    EVERYTHING,
+    Replaced,
+    Span,
+    Store,
+    Stored,
+    Tally,
+    checked,
+    checked_prefix,
+    gathered,
+)
+from terrapod_server.store.threads import Threads
+from terrapod_shared.errors import NotFound, Unavailable
 
-#: S3 takes no part under 5 MiB but the last.
-_PART = 8 << 20
+#: S3 takes no part under 5 MiB but the last, and 10,000 parts: objects up to 48 GiB. An upload holds three parts.
+_PART = 5 << 20
 _GONE = frozenset({"NoSuchKey", "404", "NotFound", "NoSuchUpload"})
-_DELETED_AT_ONCE = 1000
+_CHANGED = frozenset({"PreconditionFailed", "412"})
+_PAST = frozenset({"InvalidRange", "416"})
+_TOTAL = re.compile(r"bytes \d+-\d+/(\d+)")
 
 
-class S3Store:
-    """Credentials come from the environment or the host, as for every AWS client."""
+class S3Store(Store):
+    """Credentials come from the environment or the host, as for every AWS client. Keeps the promise of `port.Store`."""
 
     def __init__(self, storage: Storage) -> None:
         self._session = aioboto3.Session()
@@ -32,100 +52,244 @@ class S3Store:
         self._client: Any = None
         self._stack = contextlib.AsyncExitStack()
         self._opening = asyncio.Lock()
+        self._threads = Threads("store", 2)
 
     async def _s3(self) -> Any:
         async with self._opening:
             if self._client is None:
                 made = self._session.client(
-                    "s3", region_name=self._storage.region or None, endpoint_url=self._storage.endpoint or None
+                    "s3",
+                    region_name=self._storage.region or None,
+                    endpoint_url=self._storage.endpoint or None,
+                    config=Config(
+                        connect_timeout=10,
+                        read_timeout=60,
+                        max_pool_connections=64,
+                        retries={"mode": "standard", "max_attempts": 4},
+                        # our parts carry Content-MD5, made in a thread; the default would sum them up on the loop,
+                        # and stores that are not Amazon's refuse it
+                        request_checksum_calculation="when_required",
+                        response_checksum_validation="when_required",
+                        s3={"addressing_style": "path" if self._storage.endpoint else "auto"},
+                    ),
                 )
                 self._client = await self._stack.enter_async_context(made)
         return self._client
 
     async def close(self) -> None:
+        self._threads.close()
         await self._stack.aclose()
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._storage.bucket, "Key": self._prefix + checked(key)}
 
-    async def put(self, key: str, chunks: AsyncIterator[bytes], *, durable: bool = True) -> Stored:  # noqa: ARG002
-        s3, at = await self._s3(), self._at(key)
-        sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
-
-        def count(chunk: bytes) -> None:
-            sha256.update(chunk)
-            md5.update(chunk)
-
+    async def put(
+        self,
+        key: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        durable: bool = True,  # noqa: ARG002  it always is
+        digests: bool = True,
+    ) -> Stored:
+        at, tally = self._at(key), Tally(digests=digests)
         parts = gathered(chunks, _PART)
         first = await anext(parts, b"")
-        await asyncio.to_thread(count, first)
-        size = len(first)
-        if size < _PART:
-            await s3.put_object(**at, Body=first)
-            return Stored(size, sha256.hexdigest(), md5.hexdigest())
-        upload = (await s3.create_multipart_upload(**at))["UploadId"]
-        try:
-            done = [await _part(s3, at, upload, 1, first)]
-            async for chunk in parts:
-                size += len(chunk)
-                await asyncio.to_thread(count, chunk)
-                done.append(await _part(s3, at, upload, len(done) + 1, chunk))
-            await s3.complete_multipart_upload(**at, UploadId=upload, MultipartUpload={"Parts": done})
-        except BaseException:
-            await asyncio.shield(s3.abort_multipart_upload(**at, UploadId=upload))
-            raise
-        return Stored(size, sha256.hexdigest(), md5.hexdigest())
-
-    async def get(self, key: str, *, offset: int = 0, limit: int | None = None) -> AsyncIterator[bytes]:
-        if limit == 0:
-            await self.size(key)
-            return
         s3 = await self._s3()
-        end = "" if limit is None else offset + limit - 1
+        if len(first) < _PART:
+            md5 = await self._count(tally, first)
+            with _translated():
+                await s3.put_object(**at, Body=first, ContentMD5=md5)
+            return tally.stored()
+        with _translated():
+            upload = {**at, "UploadId": (await s3.create_multipart_upload(**at))["UploadId"]}
         try:
-            answer = await s3.get_object(**self._at(key), **({"Range": f"bytes={offset}-{end}"} if offset or limit else {}))
-        except ClientError as error:
-            if error.response["Error"]["Code"] == "InvalidRange":
-                return
-            raise _known(error) from None
-        async with answer["Body"] as body:
-            async for chunk in body.iter_chunks(256 << 10):
-                yield chunk
+            done = await self._send_all(s3, upload, first, parts, tally)
+            with _translated():
+                await s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": done})
+        except BaseException:
+            await asyncio.shield(_abort(s3, upload))
+            raise
+        return tally.stored()
+
+    async def _send_all(
+        self, s3: Any, upload: dict[str, str], part: bytes, parts: AsyncIterator[bytes], tally: Tally
+    ) -> list[dict[str, Any]]:
+        """Sends a part while the next one comes in."""
+        done: list[dict[str, Any]] = []
+        sending: asyncio.Task[dict[str, Any]] | None = None
+        try:
+            while part:
+                md5 = await self._count(tally, part)
+                if sending is not None:
+                    done.append(await sending)
+                sending = asyncio.create_task(_send(s3, upload, len(done) + 1, part, md5))
+                part = await anext(parts, b"")
+            if sending is not None:
+                done.append(await sending)
+        finally:
+            if sending is not None and not sending.done():
+                sending.cancel()
+                await asyncio.wait([sending])
+        return done
+
+    async def _count(self, tally: Tally, part: bytes) -> str:
+        return await self._threads.run(_counted, tally, part)
+
+    @contextlib.asynccontextmanager
+    async def opened(self, key: str, *spans: Span) -> AsyncIterator["_Object"]:
+        made = _Object(await self._s3(), self._at(key), spans or (EVERYTHING,))
+        try:
+            await made.begin()
+            yield made
+        finally:
+            made.close()
 
     async def size(self, key: str) -> int:
         s3 = await self._s3()
-        try:
+        with _translated():
             return int((await s3.head_object(**self._at(key)))["ContentLength"])
-        except ClientError as error:
-            raise _known(error) from None
 
     async def delete(self, key: str) -> None:
-        await (await self._s3()).delete_object(**self._at(key))
+        s3 = await self._s3()
+        with _translated(), contextlib.suppress(NotFound):
+            await s3.delete_object(**self._at(key))
 
     async def delete_prefix(self, prefix: str) -> None:
-        s3, keys = await self._s3(), await self.keys(prefix)
-        for start in range(0, len(keys), _DELETED_AT_ONCE):
-            some = [{"Key": self._prefix + key} for key in keys[start : start + _DELETED_AT_ONCE]]
-            await s3.delete_objects(Bucket=self._storage.bucket, Delete={"Objects": some, "Quiet": True})
+        s3 = await self._s3()
+        async for page in self._pages(prefix):
+            if not page:
+                continue
+            with _translated():
+                gone = {"Objects": [{"Key": name} for name in page], "Quiet": True}
+                answer = await s3.delete_objects(Bucket=self._storage.bucket, Delete=gone)
+            if errors := answer.get("Errors"):
+                message = f"the object store kept {len(errors)} objects: {errors[0].get('Code')}"
+                raise Unavailable(message)
 
     async def keys(self, prefix: str) -> list[str]:
+        return sorted([name.removeprefix(self._prefix) async for page in self._pages(prefix) for name in page])
+
+    async def _pages(self, prefix: str) -> AsyncIterator[list[str]]:
+        """Names in the bucket, up to 1000 at once."""
         s3 = await self._s3()
-        pages = s3.get_paginator("list_objects_v2").paginate(
-            Bucket=self._storage.bucket, Prefix=self._prefix + checked(prefix.rstrip("/")) + "/"
-        )
-        return [
-            entry["Key"].removeprefix(self._prefix) async for page in pages for entry in page.get("Contents", ())
-        ]
+        token: dict[str, str] = {}
+        while True:
+            with _translated():
+                page = await s3.list_objects_v2(
+                    Bucket=self._storage.bucket, Prefix=self._prefix + checked_prefix(prefix), **token
+                )
+            yield [entry["Key"] for entry in page.get("Contents", ())]
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    async def presign(self, key: str, expires_s: int) -> str | None:
+        s3 = await self._s3()
+        url: str = await s3.generate_presigned_url("get_object", Params=self._at(key), ExpiresIn=expires_s)
+        return url
 
     async def healthy(self) -> bool:
-        await (await self._s3()).head_bucket(Bucket=self._storage.bucket)
+        s3 = await self._s3()
+        try:
+            with _translated():
+                await s3.head_bucket(Bucket=self._storage.bucket)
+        except (NotFound, Unavailable):
+            return False
         return True
 
 
-async def _part(s3: Any, at: dict[str, str], upload: str, number: int, chunk: bytes) -> dict[str, Any]:
-    answer = await s3.upload_part(**at, UploadId=upload, PartNumber=number, Body=chunk)
+class _Object:
+    """An open object; `port.Opened`. One request serves reads that follow one another."""
+
+    def __init__(self, s3: Any, at: dict[str, str], spans: tuple[Span, ...]) -> None:
+        self.size = 0
+        self._s3, self._name, self._spans = s3, at, spans
+        self._tag = ""
+        self._body: Any = None
+        self._at = 0
+
+    async def begin(self) -> None:
+        start, stop = self._spans[0]
+        if stop is None or stop > start:
+            await self._ask(start, stop)
+        if not self._tag:  # nothing is there to be read; but is the object?
+            with _translated():
+                head = await self._s3.head_object(**self._name)
+            self.size, self._tag = int(head["ContentLength"]), head["ETag"]
+
+    async def _ask(self, start: int, stop: int | None) -> None:
+        """Begins to read at `start`; without a body when that is past the end."""
+        self.close()
+        wanted = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
+        if self._tag:
+            wanted["IfMatch"] = self._tag
+        try:
+            with _translated():
+                answer = await self._s3.get_object(**self._name, **wanted)
+        except _Past:
+            return
+        total = _TOTAL.match(answer.get("ContentRange", ""))
+        self.size = int(total[1]) if total else int(answer["ContentLength"])
+        self._tag, self._body, self._at = answer["ETag"], answer["Body"], start
+
+    async def read(self, offset: int, size: int) -> bytes:
+        size = max(0, min(size, self.size - offset))
+        if not size:
+            return b""
+        if self._body is None or offset != self._at:
+            stops = [stop for start, stop in self._spans if start <= offset and (stop is None or offset + size <= stop)]
+            await self._ask(offset, stops[0] if stops else offset + size)
+        parts = []
+        left = size
+        with _translated():
+            while left and self._body is not None and (piece := await self._body.read(left)):
+                parts.append(piece)
+                left -= len(piece)
+        self._at = offset + size - left
+        return b"".join(parts)
+
+    def close(self) -> None:
+        if self._body is not None:
+            self._body.close()  # of a body that was not read to its end, the connection is closed
+            self._body = None
+
+
+class _Past(Exception):
+    """A range that begins past the object's end."""
+
+
+def _counted(tally: Tally, part: bytes) -> str:
+    tally.count(part)
+    return base64.b64encode(hashlib.md5(part, usedforsecurity=False).digest()).decode()
+
+
+async def _send(s3: Any, upload: dict[str, str], number: int, part: bytes, md5: str) -> dict[str, Any]:
+    with _translated():
+        # as a file, because aiohttp would hand 5 MiB of bytes to the socket in one go
+        answer = await s3.upload_part(**upload, PartNumber=number, Body=io.BytesIO(part), ContentMD5=md5)
     return {"ETag": answer["ETag"], "PartNumber": number}
 
 
-def _known(error: ClientError) -> Exception:
-    return NotFound() if error.response["Error"]["Code"] in _GONE else error
+async def _abort(s3: Any, upload: dict[str, str]) -> None:
+    with contextlib.suppress(NotFound, Unavailable), _translated():
+        await s3.abort_multipart_upload(**upload)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Errors of the client become ours. Not around what the caller streams in."""
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code in _GONE:
+            raise NotFound from None
+        if code in _CHANGED:
+            raise Replaced from None
+        if code in _PAST:
+            raise _Past from None
+        message = f"the object store answered {code}"
+        raise Unavailable(message) from error
+    except (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError) as error:
+        message = f"the object store does not answer: {type(error).__name__}"
+        raise Unavailable(message) from error

@@ -92,9 +92,7 @@ async def delete(row: Variable) -> None:
 async def resolve(services: Services, workspace_id: str) -> list[rules.Resolved]:
     """What a run of the workspace gets; for its listener's eyes."""
     rows = await Variable.filter(workspace_id=workspace_id)
-    own = [
-        rules.Resolved(row.key, row.category, _value(services, row), row.hcl, row.sensitive) for row in rows
-    ]
+    own = [rules.Resolved(row.key, row.category, _value(services, row), row.hcl, row.sensitive) for row in rows]
     return rules.resolve([own])
 
 

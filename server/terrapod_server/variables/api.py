@@ -12,8 +12,9 @@ VARIABLE = Resource(
     type="vars",
     attributes=(
         Attr("key", str, "its name", write=True, maximum=255),
-        Attr("value", str, "null where sensitive", write=True, nullable=True, maximum=1 << 20,
-             value=lambda v, _: v.shown),
+        Attr(
+            "value", str, "null where sensitive", write=True, nullable=True, maximum=1 << 20, value=lambda v, _: v.shown
+        ),
         Attr("category", str, "terraform's own, or of the environment", write=True, choices=("terraform", "env")),
         Attr("description", str, "what it is for", write=True, nullable=True),
         Attr("hcl", bool, "whether the value is an expression", write=True),

@@ -69,9 +69,7 @@ def _like(wildcard: str) -> Any:
 
 async def create(services: Services, principal: Principal, values: Mapping[str, Any]) -> Workspace:
     """Raises Invalid for a name that is taken, or a pool that may not be used."""
-    workspace = Workspace(
-        id=ids.make("ws"), owner_id=principal.id, owner_email=principal.name, **_settled(values)
-    )
+    workspace = Workspace(id=ids.make("ws"), owner_id=principal.id, owner_email=principal.name, **_settled(values))
     await _check_pool(services, workspace)
     try:
         async with in_transaction():

@@ -76,10 +76,23 @@ WORKSPACE = Resource(
             minimum=1,
             maximum=40,
         ),
-        Attr("working-directory", str, "folder of the root module", write=True, nullable=True, parse=rules.folder,
-             value=lambda w, _: w.working_directory or ""),
-        Attr("vcs-working-directory", str, "the same, in another spelling", write=True, parse=rules.folder,
-             value=lambda w, _: w.working_directory or ""),
+        Attr(
+            "working-directory",
+            str,
+            "folder of the root module",
+            write=True,
+            nullable=True,
+            parse=rules.folder,
+            value=lambda w, _: w.working_directory or "",
+        ),
+        Attr(
+            "vcs-working-directory",
+            str,
+            "the same, in another spelling",
+            write=True,
+            parse=rules.folder,
+            value=lambda w, _: w.working_directory or "",
+        ),
         Attr("auto-apply", bool, "whether the server confirms runs by itself", write=True),
         Attr("auto-apply-run-trigger", bool, "the same for runs that another run began", write=True),
         Attr("agent-pool-id", str, "the pool of execution-mode agent", write=True, nullable=True),
@@ -103,9 +116,7 @@ WORKSPACE = Resource(
         Attr("vcs-repo-url", str, "address of the repository", write=True, maximum=1024),
         Attr("vcs-branch", str, "its branch", write=True, maximum=254),
         Attr("drift-detection-enabled", bool, "whether drift is looked for", write=True),
-        Attr(
-            "drift-detection-interval-seconds", int, "how often", write=True, minimum=3600, maximum=31_536_000
-        ),
+        Attr("drift-detection-interval-seconds", int, "how often", write=True, minimum=3600, maximum=31_536_000),
         Attr("drift-last-checked-at", str, "when drift was last looked for", value=lambda *_: None),
         Attr("drift-status", str, "what was found", value=lambda *_: ""),
         Attr("locked", bool, "by a person or by a run", value=lambda w, _: w.locked or w.run_lock_id is not None),
@@ -114,13 +125,21 @@ WORKSPACE = Resource(
         Attr("resource-count", int, "resources in the current state"),
         Attr("apply-duration-average", int, "seconds; not measured", value=lambda *_: 0),
         Attr("plan-duration-average", int, "seconds; not measured", value=lambda *_: 0),
-        Attr("can-queue-destroy-plan", bool, "whether a destroy plan may be queued now",
-             value=lambda w, call: w.allow_destroy_plan and _level(w, call) >= Level.WRITE),
-        Attr("setting-overwrites", dict, "settings of its own",
-             value=lambda *_: {"execution-mode": True, "agent-pool": True}),
+        Attr(
+            "can-queue-destroy-plan",
+            bool,
+            "whether a destroy plan may be queued now",
+            value=lambda w, call: w.allow_destroy_plan and _level(w, call) >= Level.WRITE,
+        ),
+        Attr(
+            "setting-overwrites",
+            dict,
+            "settings of its own",
+            value=lambda *_: {"execution-mode": True, "agent-pool": True},
+        ),
         Attr("created-at", str, "when it was made"),
         Attr("updated-at", str, "when a setting was last changed"),
-        Attr("actions", dict, "what may be done now", value=lambda w, _: {"is-destroyable": True}),
+        Attr("actions", dict, "what may be done now", value=lambda *_: {"is-destroyable": True}),
         Attr("permissions", dict, "what the caller may do", value=lambda w, call: permissions(_level(w, call))),
     ),
     relations=(
@@ -130,12 +149,20 @@ WORKSPACE = Resource(
         One("current-state-version", "state-versions"),
         One("agent-pool", "agent-pools"),
         One("locked-by", lambda w: "users" if w.locked else "runs", key=_locked_by),
-        Many("outputs", "state-version-outputs", link=lambda w, _: f"{BY_ID.format(workspace=w.id)}/current-state-version-outputs"),
+        Many(
+            "outputs",
+            "state-version-outputs",
+            link=lambda w, _: f"{BY_ID.format(workspace=w.id)}/current-state-version-outputs",
+        ),
         Many("tags", "tags", write=True, link=lambda w, _: f"{BY_ID.format(workspace=w.id)}/relationships/tags"),
-        Many("tag-bindings", "tag-bindings", write=True,
-             link=lambda w, _: f"{BY_ID.format(workspace=w.id)}/tag-bindings"),
-        Many("remote-state-consumers", "workspaces",
-             link=lambda w, _: f"{BY_ID.format(workspace=w.id)}/relationships/remote-state-consumers"),
+        Many(
+            "tag-bindings", "tag-bindings", write=True, link=lambda w, _: f"{BY_ID.format(workspace=w.id)}/tag-bindings"
+        ),
+        Many(
+            "remote-state-consumers",
+            "workspaces",
+            link=lambda w, _: f"{BY_ID.format(workspace=w.id)}/relationships/remote-state-consumers",
+        ),
     ),
     links={
         "self": lambda w, _: f"/api/v2/organizations/default/workspaces/{w.name}",
@@ -390,6 +417,10 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("DELETE", BY_ID + "/relationships/tags", TAG, remove_tags, Level.ADMIN, body_many=True),
     Endpoint("GET", BY_ID + "/relationships/remote-state-consumers", WORKSPACE, consumers, Level.READ, many=True),
     Endpoint("POST", BY_ID + "/relationships/remote-state-consumers", None, add_consumers, Level.ADMIN, body_many=True),
-    Endpoint("PATCH", BY_ID + "/relationships/remote-state-consumers", None, replace_consumers, Level.ADMIN, body_many=True),
-    Endpoint("DELETE", BY_ID + "/relationships/remote-state-consumers", None, remove_consumers, Level.ADMIN, body_many=True),
+    Endpoint(
+        "PATCH", BY_ID + "/relationships/remote-state-consumers", None, replace_consumers, Level.ADMIN, body_many=True
+    ),
+    Endpoint(
+        "DELETE", BY_ID + "/relationships/remote-state-consumers", None, remove_consumers, Level.ADMIN, body_many=True
+    ),
 )

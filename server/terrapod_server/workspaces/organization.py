@@ -11,10 +11,20 @@ PROJECT_ID = "prj-00000000000000000default"
 PROJECT_NAME = "Default Project"
 _FOUNDED = datetime(2026, 1, 1, tzinfo=UTC)
 #: What an entitlement set may hold; terraform runs everything locally where `operations` is false.
-_ENTITLED = (
-    "agents audit-logging cost-estimation global-run-tasks operations private-module-registry private-run-tasks "
-    "run-tasks sso state-storage teams vcs-integrations"
-).split()
+_ENTITLED = [
+    "agents",
+    "audit-logging",
+    "cost-estimation",
+    "global-run-tasks",
+    "operations",
+    "private-module-registry",
+    "private-run-tasks",
+    "run-tasks",
+    "sso",
+    "state-storage",
+    "teams",
+    "vcs-integrations",
+]
 _NOT_ENTITLED = ("sentinel", "self-serve-billing", "waypoint-actions", "waypoint-templates-and-addons")
 
 
@@ -75,8 +85,17 @@ PROJECT = Resource(
         Attr("name", str, "always Default Project", write=True),
         Attr("description", str, "none", value=lambda *_: ""),
         Attr("created-at", datetime, "a fixed day", value=lambda *_: _FOUNDED),
-        Attr("permissions", dict, "what the caller may do",
-             value=lambda *_: {"can-read": True, "can-update": False, "can-destroy": False, "can-create-workspace": True}),
+        Attr(
+            "permissions",
+            dict,
+            "what the caller may do",
+            value=lambda *_: {
+                "can-read": True,
+                "can-update": False,
+                "can-destroy": False,
+                "can-create-workspace": True,
+            },
+        ),
     ),
     relations=(One("organization", "organizations", key=lambda *_: "default"),),
     load=lambda _ids: _projects(),
@@ -132,7 +151,9 @@ RESOURCES = (ORGANIZATION, ENTITLEMENTS, PROJECT)
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", "/api/v2/organizations", ORGANIZATION, organizations, Access.USER, many=True),
     Endpoint("GET", "/api/v2/organizations/{org}", ORGANIZATION, organization, Access.USER, run_token=True),
-    Endpoint("GET", "/api/v2/organizations/{org}/entitlement-set", ENTITLEMENTS, entitlements, Access.USER, run_token=True),
+    Endpoint(
+        "GET", "/api/v2/organizations/{org}/entitlement-set", ENTITLEMENTS, entitlements, Access.USER, run_token=True
+    ),
     Endpoint("GET", "/api/v2/organizations/{org}/projects", PROJECT, projects, Access.USER, many=True),
     Endpoint("POST", "/api/v2/organizations/{org}/projects", PROJECT, create_project, Access.USER, status=201),
     Endpoint("GET", "/api/v2/projects/{project}", PROJECT, project, Access.USER, guards="org"),

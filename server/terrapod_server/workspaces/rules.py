@@ -44,12 +44,6 @@ def labels(sent: Mapping[str, object]) -> dict[str, str]:
     return checked
 
 
-def like(wildcard: str) -> str:
-    """`*` of `search[wildcard-name]` as an SQL LIKE pattern with `\\` as escape."""
-    escaped = wildcard.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return escaped.replace("*", "%")
-
-
 def tagged(query: Mapping[str, str]) -> list[tuple[str, str | None]]:
     """The (key, value) pairs of `filter[tagged][i][key]` and `[value]`."""
     pairs = []

@@ -1,0 +1,40 @@
+# Each target sets up what it needs; .venv is made again when the lock changes.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup check fmt test demo bench migration dist
+
+setup: .venv/ready
+
+.venv/ready: requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: set PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "python3-venv is needed: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: setup
+	$(BIN)/pytest
+
+demo: setup
+	$(BIN)/python packaging/demo/demo.py
+
+bench: setup
+	$(BIN)/python packaging/bench/bench.py
+
+migration: setup
+	$(BIN)/python packaging/makemigration.py
+
+dist: setup
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation -w dist .

@@ -215,9 +215,14 @@ class _Life:
 
     async def start(self) -> None:
         await database.open_(self._config.database, MODELS, self._config.database_pool)
-        await database.migrate()
-        await self._services.bus.start()
-        await agents.ensure_default_pool()
+        try:
+            await database.migrate()
+            await self._services.bus.start()
+            await agents.ensure_default_pool()
+            await queue.on_start()
+        except BaseException:
+            await self.stop()
+            raise
         self._periodic.start()
 
     async def stop(self) -> None:

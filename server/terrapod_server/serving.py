@@ -47,9 +47,16 @@ async def until_signalled(work: Callable[[asyncio.Event], Awaitable[None]]) -> N
     await work(stop)
 
 
-async def serve_until(config: Config, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
-    """Serves until `stop` is set; then requests under way finish, and long polls end with nothing."""
+async def serve_until(
+    config: Config, stop: asyncio.Event, ready: asyncio.Event | None = None, made: list[app.App] | None = None
+) -> None:
+    """Serves until `stop` is set; then requests under way finish, and long polls end with nothing.
+
+    `ready` is set once it serves; the app is put into `made`.
+    """
     built = app.build(config)
+    if made is not None:
+        made.append(built)
     hypercorn = Hypercorn()
     hypercorn.bind = [f"[{config.host}]:{config.port}" if ":" in config.host else f"{config.host}:{config.port}"]
     hypercorn.alpn_protocols = ["h2", "http/1.1"] if config.http2 else ["http/1.1"]

@@ -7,10 +7,12 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 from tortoise import Tortoise, connections
+from tortoise.backends.base.executor import EXECUTOR_CACHE
+from tortoise.context import TortoiseContext
 from tortoise.migrations.executor import MigrationExecutor, MigrationTarget
 from tortoise.transactions import in_transaction
 
@@ -20,6 +22,8 @@ _MARK = re.compile(r"\$(\d+)")
 MIGRATIONS = "terrapod_server.migrations"
 #: Where the open PostgreSQL is, for connections that no pool lends.
 _opened: dict[str, str] = {}
+#: What `open_` made; kept, since the task that closes need not be the one that opened.
+_contexts: list[TortoiseContext] = []
 #: SQLite knows one writer; a second process waits so long for it.
 _BUSY_MS = 10_000
 
@@ -42,7 +46,7 @@ def settings(url: str, modules: Sequence[str], pool: int) -> dict[str, Any]:
     else:
         connection = {
             "engine": "tortoise.backends.asyncpg",
-            "credentials": {"dsn": postgres_dsn(url), "minsize": 1, "maxsize": pool},
+            "credentials": {**_credentials(url), "minsize": 1, "maxsize": pool},
         }
     return {
         "connections": {"default": connection},
@@ -58,6 +62,22 @@ def settings(url: str, modules: Sequence[str], pool: int) -> dict[str, Any]:
     }
 
 
+def _credentials(url: str) -> dict[str, Any]:
+    """The URL's parts as the ORM wants them; `host=` and `sslmode=` of its query as libpq reads them."""
+    parts = urlsplit(postgres_dsn(url))
+    more = dict(parse_qsl(parts.query))
+    found: dict[str, Any] = {
+        "host": more.get("host") or parts.hostname or "localhost",
+        "port": parts.port or int(more.get("port", "5432")),
+        "user": unquote(parts.username or ""),
+        "password": unquote(parts.password or "") or None,
+        "database": unquote(parts.path.lstrip("/")),
+    }
+    if "sslmode" in more:
+        found["ssl"] = more["sslmode"]
+    return found
+
+
 def postgres_dsn(url: str) -> str:
     """The URL in the one spelling of its scheme that asyncpg takes."""
     return "postgresql://" + url.partition("://")[2]
@@ -65,7 +85,7 @@ def postgres_dsn(url: str) -> str:
 
 async def open_(url: str, modules: Sequence[str], pool: int = 10) -> None:
     _opened["dsn"] = postgres_dsn(url)
-    await Tortoise.init(config=settings(url, modules, pool), _enable_global_fallback=True)
+    _contexts.append(await Tortoise.init(config=settings(url, modules, pool), _enable_global_fallback=True))
 
 
 async def migrate() -> None:
@@ -95,7 +115,9 @@ async def _one_at_a_time(name: str) -> AsyncIterator[None]:
 
 
 async def close() -> None:
-    await Tortoise.close_connections()
+    while _contexts:
+        await _contexts.pop().close_connections()
+    EXECUTOR_CACHE.clear()  # it keeps statements by the connection's name, of whatever dialect they were
 
 
 def dialect() -> str:

@@ -65,7 +65,7 @@ class S3Store(Store):
                         connect_timeout=10,
                         read_timeout=60,
                         max_pool_connections=64,
-                        retries={"mode": "standard", "max_attempts": 4},
+                        retries={"mode": "standard", "max_attempts": 3},
                         # our parts carry Content-MD5, made in a thread; the default would sum them up on the loop,
                         # and stores that are not Amazon's refuse it
                         request_checksum_calculation="when_required",
@@ -206,7 +206,7 @@ class _Object:
         self._s3, self._name, self._spans = s3, at, spans
         self._tag = ""
         self._body: Any = None
-        self._at = 0
+        self._at, self._until = 0, 0  #: what of the object the body has yet to give
 
     async def begin(self) -> None:
         start, stop = self._spans[0]
@@ -230,23 +230,32 @@ class _Object:
             return
         total = _TOTAL.match(answer.get("ContentRange", ""))
         self.size = int(total[1]) if total else int(answer["ContentLength"])
-        self._tag, self._body, self._at = answer["ETag"], answer["Body"], start
+        self._tag, self._body = answer["ETag"], answer["Body"]
+        self._at, self._until = start, self.size if stop is None else min(stop, self.size)
 
     async def read(self, offset: int, size: int) -> bytes:
         size = max(0, min(size, self.size - offset))
         if not size:
             return b""
-        if self._body is None or offset != self._at:
-            stops = [stop for start, stop in self._spans if start <= offset and (stop is None or offset + size <= stop)]
-            await self._ask(offset, stops[0] if stops else offset + size)
         parts = []
-        left = size
-        with _translated():
-            while left and self._body is not None and (piece := await self._body.read(left)):
-                parts.append(piece)
-                left -= len(piece)
-        self._at = offset + size - left
+        at, end = offset, offset + size
+        while at < end:
+            if self._body is None or at != self._at or at >= self._until:
+                await self._ask(at, self._planned(at, end))
+            with _translated():
+                piece = await self._body.read(min(end, self._until) - at) if self._body is not None else b""
+            if not piece:
+                message = "the object store broke off in the middle"
+                raise Unavailable(message)
+            parts.append(piece)
+            at += len(piece)
+            self._at = at
         return b"".join(parts)
+
+    def _planned(self, at: int, end: int) -> int | None:
+        """Where a request for these bytes should end, so that it serves the reads that follow too."""
+        stops = [stop for start, stop in self._spans if start <= at and (stop is None or end <= stop)]
+        return stops[0] if stops else end
 
     def close(self) -> None:
         if self._body is not None:

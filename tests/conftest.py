@@ -1,0 +1,66 @@
+"""Index of fixtures.
+
+database_url  a fresh database, once SQLite and once PostgreSQL (`postgres_url`: PostgreSQL alone)
+server        a real server on a port of its own (Hypercorn, the database above); see kit.serving.Running
+pg_server     the same on PostgreSQL alone, for what races
+terraform     the real Terraform 1.15.5 of the development set, as a program
+site          `terrapod-server up` as processes: server over TLS and a listener; see kit.site.Site
+"""
+
+import itertools
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "packaging" / "demo"))
+
+from kit.postgres import Postgres
+from kit.serving import Running, running
+from kit.site import Site
+from kit.site import terraform_program as make_terraform
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    with Postgres(tmp_path_factory) as started:
+        yield started
+
+
+@pytest.fixture
+async def postgres_url(postgres: Postgres) -> str:
+    return await postgres.fresh(f"t{next(_numbers)}")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite://{tmp_path / 'terrapod.sqlite3'}"
+    started: Postgres = request.getfixturevalue("postgres")
+    return await started.fresh(f"t{next(_numbers)}")
+
+
+@pytest.fixture
+async def server(database_url: str, tmp_path: Path) -> AsyncIterator[Running]:
+    async with running(tmp_path / "data", database_url) as started:
+        yield started
+
+
+@pytest.fixture
+async def pg_server(postgres_url: str, tmp_path: Path) -> AsyncIterator[Running]:
+    async with running(tmp_path / "data", postgres_url) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def terraform(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_terraform(tmp_path_factory.mktemp("bin"))
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory, terraform: Path) -> Iterator[Site]:
+    with Site(tmp_path_factory.mktemp("site"), terraform) as started:
+        yield started

@@ -1,0 +1,139 @@
+from kit.serving import Running
+
+
+async def test_a_workspace_is_made_shown_changed_and_removed(server: Running) -> None:
+    made = await server.workspace("net-prod", labels={"env": "prod"})
+    assert made["id"].startswith("ws-")
+    assert made["attributes"]["created-at"].endswith("Z")
+    assert made["attributes"]["permissions"]["can-queue-apply"] is True
+
+    for path in (f"/workspaces/{made['id']}", "/organizations/default/workspaces/net-prod", f"/workspaces/{made['id']}/"):
+        shown = await server.api.get(path)
+        assert shown.status_code == 200
+        assert shown.json()["data"]["attributes"]["tag-names"] == ["env"]
+
+    changed = await server.api.patch(
+        f"/workspaces/{made['id']}", json={"data": {"type": "workspaces", "attributes": {"auto-apply": True, "nonsense": 1}}}
+    )
+    assert changed.json()["data"]["attributes"]["auto-apply"] is True
+    assert changed.json()["data"]["attributes"]["labels"] == {"env": "prod"}
+
+    assert (await server.api.delete(f"/workspaces/{made['id']}")).status_code == 204
+    assert (await server.api.get(f"/workspaces/{made['id']}")).status_code == 404
+
+
+async def test_bad_input_gets_a_clear_error(server: Running) -> None:
+    path = "/organizations/default/workspaces"
+    cases = [
+        ({"name": 7}, 422, "/data/attributes/name"),
+        ({"name": "no spaces"}, 422, "/data/attributes/name"),
+        ({}, 422, "/data/attributes/name"),
+        ({"name": "a", "auto-apply": "yes"}, 422, "/data/attributes/auto-apply"),
+        ({"name": "a", "execution-mode": "moon"}, 422, "/data/attributes/execution-mode"),
+        ({"name": "a", "working-directory": "../x"}, 422, "/data/attributes/working-directory"),
+    ]
+    for attributes, status, pointer in cases:
+        answer = await server.post(path, attributes)
+        assert answer.status_code == status, answer.text
+        assert answer.json()["errors"][0]["source"]["pointer"] == pointer
+    assert (await server.api.post(path, content=b"{nope", headers={"Content-Type": "application/json"})).status_code == 400
+    assert (await server.api.post(path, content=b"{}", headers={"Content-Type": "text/xml"})).status_code == 415
+    large = b'{"data": "' + b"x" * (3 << 20) + b'"}'
+    assert (await server.api.post(path, content=large, headers={"Content-Type": "application/json"})).status_code == 413
+    assert (await server.post(path, {"name": "a"}, "runs")).json()["errors"][0]["source"]["pointer"] == "/data/type"
+    assert (await server.api.get("/workspaces/ws-nope")).status_code == 404
+    assert (await server.api.get("/nothing/here")).json()["errors"][0]["status"] == "404"
+    assert (await server.api.put("/workspaces/ws-nope")).status_code == 405
+    assert (await server.api.get("/organizations/other/workspaces")).status_code == 404
+    await server.workspace("taken")
+    assert (await server.post(path, {"name": "taken"})).status_code == 422
+
+
+async def test_locks_have_holders(server: Running) -> None:
+    made = await server.workspace()
+    lock, unlock = (f"/workspaces/{made['id']}/actions/{verb}" for verb in ("lock", "unlock"))
+    locked = await server.api.post(lock, json={"data": {"type": "", "attributes": {"reason": "mine"}}})
+    assert locked.json()["data"]["attributes"]["locked"] is True
+    again = await server.api.post(lock, json={"reason": "again"})
+    assert again.status_code == 409
+    assert "is locked by User admin@localhost" in again.json()["errors"][0]["detail"]
+    assert (await server.api.post(unlock)).status_code == 200
+    twice = await server.api.post(unlock)
+    assert (twice.status_code, "already unlocked" in twice.text) == (409, True)
+
+
+async def test_lists_are_searched_and_paged(server: Running) -> None:
+    for number in range(5):
+        await server.workspace(f"app-{number}", labels={"n": str(number), "team": ""})
+    await server.workspace("other")
+    base = "/organizations/default/workspaces"
+
+    async def names(query: str) -> list[str]:
+        answer = await server.api.get(f"{base}?{query}")
+        assert answer.status_code == 200, answer.text
+        return [entry["attributes"]["name"] for entry in answer.json()["data"]]
+
+    assert await names("search[name]=APP-1") == ["app-1"]
+    assert await names("search[tags]=team,n&page[size]=2") == ["app-0", "app-1"]
+    assert await names("search[exclude-tags]=team") == ["other"]
+    assert await names("filter[tagged][0][key]=n&filter[tagged][0][value]=3&search[tags]=n") == ["app-3"]
+    assert await names("search[wildcard-name]=*-4") == ["app-4"]
+    assert (await names("sort=-name"))[0] == "other"
+    page = (await server.api.get(f"{base}?page[number]=9&page[size]=2")).json()
+    assert page["data"] == []
+    assert page["meta"]["pagination"] == {
+        "current-page": 9, "prev-page": 8, "next-page": None, "total-pages": 3, "total-count": 6,
+    }  # fmt: skip
+    assert (await server.api.get(f"{base}?page[size]=x")).status_code == 422
+
+
+async def test_tags_are_labels(server: Running) -> None:
+    made = await server.workspace(labels={"env": "prod"})
+    path = f"/workspaces/{made['id']}"
+    await server.api.patch(
+        f"{path}/tag-bindings",
+        json={"data": [{"type": "tag-bindings", "attributes": {"key": "env"}}, {"attributes": {"key": "a", "value": "b"}}]},
+    )
+    await server.api.post(f"{path}/relationships/tags", json={"data": [{"type": "tags", "attributes": {"name": "extra"}}]})
+    shown = (await server.api.get(path)).json()["data"]["attributes"]
+    assert shown["labels"] == {"env": "prod", "a": "b", "extra": ""}
+    await server.api.request(
+        "DELETE", f"{path}/relationships/tags", json={"data": [{"type": "tags", "attributes": {"name": "extra"}}]}
+    )
+    bindings = (await server.api.get(f"{path}/tag-bindings")).json()["data"]
+    assert [(b["attributes"]["key"], b["attributes"]["value"]) for b in bindings] == [("a", "b"), ("env", "prod")]
+
+
+async def test_a_repeated_post_is_done_once(server: Running) -> None:
+    body = {"data": {"type": "workspaces", "attributes": {"name": "once"}}}
+    first, second = [
+        await server.api.post("/organizations/default/workspaces", json=body, headers={"Idempotency-Key": "k1"}) for _ in range(2)
+    ]
+    assert first.status_code == second.status_code == 201
+    assert first.json() == second.json()
+    other = {"data": {"type": "workspaces", "attributes": {"name": "two"}}}
+    changed = await server.api.post("/organizations/default/workspaces", json=other, headers={"Idempotency-Key": "k1"})
+    assert changed.status_code == 422
+
+
+async def test_variables_are_sealed_and_sensitive_for_good(server: Running) -> None:
+    made = await server.workspace()
+    path = f"/workspaces/{made['id']}/vars"
+    secret = "canary-4711-secret"
+    answer = await server.post(path, {"key": "token", "value": secret, "category": "env", "sensitive": True}, "vars")
+    assert answer.status_code == 201
+    assert answer.json()["data"]["attributes"]["value"] is None
+    var = answer.json()["data"]["id"]
+    assert (await server.post(path, {"key": "token", "value": "x", "category": "terraform"}, "vars")).status_code == 201
+    assert (await server.post(path, {"key": "token", "value": "x", "category": "env"}, "vars")).status_code == 422
+    for reserved in ("PATH", "LD_PRELOAD", "TF_CLI_ARGS_plan", "TF_WORKSPACE", "a=b"):
+        assert (await server.post(path, {"key": reserved, "value": "x", "category": "env"}, "vars")).status_code == 422
+    opened = await server.api.patch(f"{path}/{var}", json={"data": {"type": "vars", "attributes": {"sensitive": False}}})
+    assert opened.status_code == 422
+    before = (await server.api.get(f"{path}/{var}")).json()["data"]["attributes"]["version-id"]
+    await server.api.patch(f"{path}/{var}", json={"data": {"type": "vars", "attributes": {}}})
+    assert (await server.api.get(f"{path}/{var}")).json()["data"]["attributes"]["version-id"] != before
+    for text in ((await server.api.get(path)).text, (await server.api.get(f"/workspaces/{made['id']}/all-vars")).text):
+        assert secret not in text
+    for file in server.folder.rglob("*"):
+        assert not file.is_file() or secret.encode() not in file.read_bytes(), file

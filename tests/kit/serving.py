@@ -1,0 +1,171 @@
+"""A real server in the test's own loop: Hypercorn on a port, a real database, a client with an admin's token."""
+
+import asyncio
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from kit.postgres import free_port
+from terrapod_listener.client import Server as ListenerClient
+from terrapod_listener.identity import Identity
+from terrapod_listener.joining import join
+from terrapod_server import app, serving
+from terrapod_server.config import Config, load
+from terrapod_server.kit.call import Services
+from terrapod_shared import wire
+
+DATA = dict[str, Any]
+
+
+async def until(ask: Callable[[], Awaitable[Any]], timeout_s: float = 20.0) -> Any:
+    """Waits until `ask` answers something true, and gives it."""
+    async with asyncio.timeout(timeout_s):
+        while True:
+            found = await ask()
+            if found:
+                return found
+            await asyncio.sleep(0.02)
+
+
+@dataclass
+class Running:
+    """A server that serves, and what tests do with it."""
+
+    url: str
+    token: str
+    api: httpx.AsyncClient
+    services: Services
+    folder: Path
+
+    async def post(self, path: str, attributes: DATA | None = None, kind: str = "", **relationships: Any) -> httpx.Response:
+        data: DATA = {"type": kind, "attributes": attributes or {}}
+        if relationships:
+            data["relationships"] = {name.replace("_", "-"): {"data": value} for name, value in relationships.items()}
+        return await self.api.post(path, json={"data": data})
+
+    async def workspace(self, name: str = "", **attributes: Any) -> DATA:
+        answer = await self.post(
+            "/organizations/default/workspaces", {"name": name or f"w-{uuid.uuid4().hex[:10]}", **attributes}
+        )
+        assert answer.status_code == 201, answer.text
+        data: DATA = answer.json()["data"]
+        return data
+
+    async def configuration(self, workspace_id: str, archive: bytes | None = None, **attributes: Any) -> DATA:
+        answer = await self.post(
+            f"/workspaces/{workspace_id}/configuration-versions", {"auto-queue-runs": False, **attributes}
+        )
+        assert answer.status_code == 201, answer.text
+        data: DATA = answer.json()["data"]
+        put = await self.api.put(data["attributes"]["upload-url"], content=archive or tar({"main.tf": b"# nothing\n"}))
+        assert put.status_code == 200, put.text
+        return data
+
+    async def run(self, workspace_id: str, configuration_id: str | None = None, **attributes: Any) -> httpx.Response:
+        related: DATA = {"workspace": {"type": "workspaces", "id": workspace_id}}
+        if configuration_id:
+            related["configuration_version"] = {"type": "configuration-versions", "id": configuration_id}
+        return await self.post("/runs", attributes, "runs", **related)
+
+    async def status(self, run_id: str) -> str:
+        answer = await self.api.get(f"/runs/{run_id}")
+        status: str = answer.json()["data"]["attributes"]["status"]
+        return status
+
+    async def state(self, workspace_id: str, raw: bytes, **more: Any) -> httpx.Response:
+        document = json.loads(raw)
+        return await self.post(
+            f"/workspaces/{workspace_id}/state-versions",
+            {
+                "serial": document["serial"],
+                "lineage": document["lineage"],
+                "md5": hashlib.md5(raw).hexdigest(),
+                **more,
+            },
+            "state-versions",
+        )
+
+    async def pool_id(self) -> str:
+        answer = await self.api.get("/organizations/default/agent-pools?q=default")
+        pool_id: str = answer.json()["data"][0]["id"]
+        return pool_id
+
+    async def join_token(self, pool_id: str = "", **attributes: Any) -> str:
+        pool_id = pool_id or await self.pool_id()
+        answer = await self.post(f"/agent-pools/{pool_id}/authentication-tokens", {"description": "test", **attributes})
+        assert answer.status_code == 201, answer.text
+        token: str = answer.json()["data"]["attributes"]["token"]
+        return token
+
+    async def listener(self, home: Path, name: str = "one", engine: str = "1.15.5", pool_id: str = "") -> ListenerClient:
+        """A joined listener that says it has an engine of its own; its calls are the real, signed ones."""
+        identity: Identity = await join(home, self.url, await self.join_token(pool_id), name, None)
+        client = ListenerClient(identity)
+        local = [wire.LocalEngine(tool="terraform", version=engine, sha256="0" * 64)]
+        await client.beat(wire.Beat(free_slots=5, capacity=5, local_engines=local))
+        return client
+
+
+@contextlib.asynccontextmanager
+async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterator[Running]:
+    """Starts and stops a server; the release sites of its settings are nowhere, so that no test asks the internet."""
+    port = free_port()
+    nowhere = {"terraform_url": "http://127.0.0.1:9/terraform", "tofu_url": "http://127.0.0.1:9/tofu", "tofu_index_url": "http://127.0.0.1:9/tofu.json"}
+    config: Config = load({}, None, **{"data": str(data), "port": port, "database_url": database_url, "engines": nowhere, "shutdown_s": 5.0, **settings})
+    stop, ready = asyncio.Event(), asyncio.Event()
+    built: list[app.App] = []
+    task = asyncio.create_task(serving.serve_until(config, stop, ready, built))
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED, timeout=30)
+    if not ready.is_set():
+        waiting.cancel()
+        await task
+    token = await app.ensure_admin("test")
+    assert token
+    url = f"http://127.0.0.1:{port}"
+    try:
+        async with httpx.AsyncClient(
+            base_url=f"{url}/api/v2/", headers={"Authorization": f"Bearer {token}"}, timeout=30
+        ) as api:
+            yield Running(url, token, api, built[0].services, data)
+    finally:
+        stop.set()
+        await task
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+    """A gzip tar of these files."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return gzip.compress(buffer.getvalue())
+
+
+def state_bytes(serial: int = 1, lineage: str = "aaaa", outputs: DATA | None = None, resources: int = 0) -> bytes:
+    """A state of terraform's format 4."""
+    found = [
+        {
+            "mode": "managed", "type": "terraform_data", "name": f"r{number}",
+            "provider": 'provider["terraform.io/builtin/terraform"]', "instances": [{"attributes": {"id": str(number)}}],
+        }
+        for number in range(resources)
+    ]  # fmt: skip
+    return json.dumps(
+        {
+            "version": 4, "terraform_version": "1.15.5", "serial": serial, "lineage": lineage,
+            "outputs": outputs or {}, "resources": found,
+        }, indent=2,
+    ).encode()  # fmt: skip

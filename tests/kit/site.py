@@ -1,0 +1,131 @@
+"""`terrapod-server up` as real processes, and the real terraform against it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pexpect
+import terraform_shim
+
+from kit.postgres import free_port
+
+BIN = Path(sys.executable).parent
+CLOUD = """\
+terraform {{
+  cloud {{
+    hostname     = "{host}"
+    organization = "default"
+    workspaces {{ {workspaces} }}
+  }}
+}}
+"""
+REMOTE = """\
+terraform {{
+  backend "remote" {{
+    hostname     = "{host}"
+    organization = "default"
+    workspaces {{ name = "{name}" }}
+  }}
+}}
+"""
+
+
+def terraform_program(folder: Path) -> Path:
+    return terraform_shim.write(folder)
+
+
+@dataclass
+class Done:
+    """What a command printed, and its exit code. Tests look at both."""
+
+    code: int
+    out: str
+
+
+class Site:
+    """Server and listener on this host."""
+
+    def __init__(self, folder: Path, terraform: Path) -> None:
+        self.folder, self.terraform = folder, terraform
+        self.data = folder / "data"
+        self.port = free_port()
+        self.host = f"localhost:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        home = self.data / "listener"
+        home.mkdir(parents=True, mode=0o700)
+        files = f'["{self.terraform}", "{terraform_shim.library()}"]'
+        (home / "listener.toml").write_text(
+            f'capacity = 3\n[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
+            f'path = "{self.terraform}"\nfiles = {files}\n'
+        )
+        with (self.folder / "up.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [BIN / "terrapod-server", "up", "--data", str(self.data), "--port", str(self.port)], stdout=log, stderr=log
+            )
+        until = time.monotonic() + 30
+        while not (home / "identity.json").exists():
+            assert self._process.poll() is None, self.log
+            assert time.monotonic() < until, self.log
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process
+        self._process.send_signal(signal.SIGTERM)
+        assert self._process.wait(60) == 0, self.log
+        left = subprocess.run(["pgrep", "-f", str(self.data)], capture_output=True, text=True, check=False)
+        assert left.stdout == "", f"left running: {left.stdout}"
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "up.log").read_text()
+
+    @property
+    def token(self) -> str:
+        return (self.data / "admin-token").read_text()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "SSL_CERT_FILE": str(self.data / "ca.pem"),
+            "TF_CLI_CONFIG_FILE": str(self.data / "terraform.rc"),
+            "CHECKPOINT_DISABLE": "1",
+        }
+
+    def example(self, name: str, body: str, *, workspaces: str = "", head: str = "") -> Path:
+        """A folder with a configuration whose cloud block names the workspace."""
+        folder = self.folder / "examples" / name
+        folder.mkdir(parents=True)
+        block = head or CLOUD.format(host=self.host, workspaces=workspaces or f'name = "{name}"')
+        (folder / "main.tf").write_text(block + body)
+        return folder
+
+    def remote(self, name: str, body: str) -> Path:
+        return self.example(f"{name}-remote", body, head=REMOTE.format(host=self.host, name=name))
+
+    def run(self, folder: Path, *argv: str, program: Path | None = None, **environment: str) -> Done:
+        done = subprocess.run(
+            [str(program or self.terraform), *argv], cwd=folder, env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=90, check=False,
+        )  # fmt: skip
+        return Done(done.returncode, done.stdout.decode("utf-8", "replace"))
+
+    def ok(self, folder: Path, *argv: str, **environment: str) -> str:
+        done = self.run(folder, *argv, **environment)
+        assert done.code == 0, f"{argv}: {done.code}\n{done.out}\n{self.log[-3000:]}"
+        return done.out
+
+    def interactive(self, folder: Path, *argv: str) -> "pexpect.spawn[str]":
+        """The command on a terminal of its own."""
+        return pexpect.spawn(
+            str(self.terraform), list(argv), cwd=str(folder), env=self.environment, timeout=60, encoding="utf-8"
+        )

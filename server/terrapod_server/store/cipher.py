@@ -227,7 +227,7 @@ class EncryptedStore(Store):
                 message = f"{key} is damaged at its head"
                 raise Damaged(message)
             identity, salt = header[len(_MAGIC) : -_SALT], header[-_SALT:]
-            yield _Open(source, _Cipher(self._ring, identity, salt, key))
+            yield _Open(source, _Cipher(self._ring, identity, salt, key), key)
 
     def _source(self, key: str, spans: tuple[Span, ...]) -> AbstractAsyncContextManager[Opened]:
         below = [_below(span) for span in spans]
@@ -237,7 +237,7 @@ class EncryptedStore(Store):
         return self._store.opened(key, (0, HEADER), *below)
 
     async def size(self, key: str) -> int:
-        return _plain_size(await self._store.size(key))
+        return _shape(key, await self._store.size(key))[0]
 
     async def delete(self, key: str) -> None:
         await self._store.delete(key)
@@ -262,10 +262,9 @@ class EncryptedStore(Store):
 class _Open:
     """An open object, decrypted chunk by chunk; `port.Opened`."""
 
-    def __init__(self, source: Opened, cipher: _Cipher) -> None:
-        self.size = _plain_size(source.size)
+    def __init__(self, source: Opened, cipher: _Cipher, key: str) -> None:
+        self.size, self._last = _shape(key, source.size)
         self._source, self._cipher = source, cipher
-        self._last = (_body(source.size) - 1) // _SEALED
         self._index, self._chunk = -1, b""
 
     async def read(self, offset: int, size: int) -> bytes:
@@ -293,11 +292,15 @@ def _below(span: Span) -> Span:
     return begin, None if stop is None else max(begin, HEADER + -(-stop // PLAIN) * _SEALED)
 
 
-def _body(sealed: int) -> int:
-    """Bytes of all chunks; at least those of an empty one, which is what an empty object has."""
-    return max(_TAG, sealed - HEADER)
+def _shape(key: str, sealed: int) -> tuple[int, int]:
+    """Plain size, and the index of the last chunk. Raises Damaged for a size that no object has.
 
-
-def _plain_size(sealed: int) -> int:
-    body = _body(sealed)
-    return max(0, body - -(-body // _SEALED) * _TAG)
+    Only an empty object ends with an empty chunk. So whoever reads all plain
+    bytes opens the last chunk, and learns by that whether it is the last.
+    """
+    full, rest = divmod(sealed - HEADER, _SEALED)
+    if sealed < HEADER + _TAG or (full and 0 < rest <= _TAG):
+        message = f"{key} is damaged: it was cut"
+        raise Damaged(message)
+    chunks = full + bool(rest)
+    return sealed - HEADER - chunks * _TAG, chunks - 1

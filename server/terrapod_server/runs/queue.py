@@ -134,19 +134,20 @@ async def prolong(services: Services, listener_id: str, leases: Iterable[wire.He
 
 async def _prolong(services: Services, listener_id: str, lease: wire.HeldLease) -> wire.LeaseVerdict:
     phase_id = phase_id_of(lease.run_id, lease.phase)
+    was_held = await Phase.exists(id=phase_id, lease_state="held")
     rows = await database.query(
         f"""
-        WITH before AS (SELECT id, lease_state FROM run_phase WHERE id = $1)
+        WITH one AS (SELECT 1)
         UPDATE run_phase SET lease_state = 'leased', lease_until = {_now()} + {wire.LEASE_S}, lease_step = $4
         WHERE id = $1 AND lease_number = $2 AND lease_listener_id = $3
           AND (lease_state = 'held' OR (lease_state = 'leased' AND (kind = 'apply' OR lease_until > {_now()})))
-        RETURNING (SELECT lease_state FROM before) AS was, workspace_id
+        RETURNING workspace_id
         """,  # noqa: S608  as above
         [phase_id, lease.number, listener_id, lease.step[:20]],
     )
     verdict: Literal["ok", "resumed", "lost"] = "lost"
     if rows:
-        verdict = "resumed" if rows[0]["was"] == "held" else "ok"
+        verdict = "resumed" if was_held else "ok"
         if verdict == "resumed":
             await Run.filter(id=lease.run_id).update(status_message="")
             await services.bus.publish(f"workspace:{rows[0]['workspace_id']}")

@@ -1,0 +1,319 @@
+"""Runs through the API, with a listener's real signed calls."""
+
+import asyncio
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from kit.serving import Running, state_bytes, tar, until
+from terrapod_listener.client import Server as ListenerClient
+from terrapod_server.runs import queue
+from terrapod_server.runs.model import Phase
+from terrapod_shared import errors, wire
+
+PLAN = {"format_version": "1.2", "applyable": True, "resource_changes": [], "output_changes": {
+    "secret": {"actions": ["create"], "before": None, "after": "hunter2-canary", "after_sensitive": True}}}  # fmt: skip
+
+
+async def plan_it(listener: ListenerClient, work: wire.Work, folder: Path, *, changes: bool = True) -> None:
+    """What a listener does with a plan, without terraform: log, artifacts, report."""
+    run, lease = work.run_id, work.lease.number
+    await listener.report(run, wire.Report(phase="plan", status="planning"), lease)
+    log = b"one\ntwo\nthree\nplanned\n"
+    await listener.call("PUT", f"{listener.base}/runs/{run}/plan/log?offset=0", body=log, lease=lease)
+    digests = {}
+    for name, content in (("plan-file", b"plan"), ("plan-json", json.dumps(PLAN).encode()), ("schemas", b"{}")):
+        path = folder / name
+        path.write_bytes(content)
+        await listener.call("PUT", f"{listener.base}/runs/{run}/{name}", file=path, lease=lease)
+        digests[name] = hashlib.sha256(content).hexdigest()
+    report = wire.Report(phase="plan", status="planned", has_changes=changes, digests=digests, log_bytes=len(log))
+    await listener.report(run, report, lease)
+
+
+async def apply_it(listener: ListenerClient, work: wire.Work, folder: Path, serial: int = 1) -> None:
+    run, lease = work.run_id, work.lease.number
+    await listener.report(run, wire.Report(phase="apply", status="applying"), lease)
+    raw = state_bytes(serial, resources=1)
+    path = folder / "state"
+    path.write_bytes(raw)
+    query = f"serial={serial}&lineage=aaaa&md5={hashlib.md5(raw).hexdigest()}"
+    await listener.call("PUT", f"{listener.base}/runs/{run}/state?{query}", file=path, lease=lease)
+    await listener.report(run, wire.Report(phase="apply", status="applied", state="uploaded"), lease)
+
+
+async def take(listener: ListenerClient) -> wire.Work:
+    work = await listener.next_work(10)
+    assert work is not None
+    return work
+
+
+async def test_a_run_from_its_creation_to_its_state(server: Running, tmp_path: Path) -> None:
+    listener = await server.listener(tmp_path / "home")
+    workspace = await server.workspace()
+    configuration = await server.configuration(workspace["id"])
+    waiting = asyncio.create_task(take(listener))
+    made = await server.run(workspace["id"], configuration["id"], message="hello")
+    assert made.status_code == 201, made.text
+    run = made.json()["data"]
+    assert run["attributes"]["status"] == "plan_queued"
+    work = await waiting
+    assert (work.run_id, work.phase, work.engine.local) == (run["id"], "plan", True)
+    await plan_it(listener, work, tmp_path)
+
+    shown = (await server.api.get(f"/runs/{run['id']}?include=plan,workspace")).json()
+    assert shown["data"]["attributes"]["status"] == "planned"
+    assert shown["data"]["attributes"]["actions"]["is-confirmable"] is True
+    plan = next(entry for entry in shown["included"] if entry["type"] == "plans")
+    assert plan["attributes"]["status"] == "finished"
+    log = await server.api.get(plan["attributes"]["log-read-url"] + "?limit=65536&offset=0", headers={"Authorization": ""})
+    assert log.content == b"\x02one\ntwo\nthree\nplanned\n\x03"
+    past = await server.api.get(plan["attributes"]["log-read-url"] + "?limit=9&offset=999")
+    assert (past.status_code, past.content) == (200, b"")
+    redacted = await server.api.get(f"/plans/{plan['id']}/json-output-redacted")
+    assert "hunter2-canary" not in redacted.text
+    assert redacted.json()["plan_format_version"] == "1.2"
+    assert "hunter2-canary" in (await server.api.get(f"/plans/{plan['id']}/json-output")).text
+
+    assert (await server.api.post(f"/runs/{run['id']}/actions/apply", json={"comment": "go"})).status_code == 202
+    assert (await server.api.post(f"/runs/{run['id']}/actions/confirm")).status_code == 202, "a repeat by the same token"
+    locked = (await server.api.get(f"/workspaces/{workspace['id']}")).json()["data"]
+    assert locked["attributes"]["locked"] is True
+    assert locked["relationships"]["locked-by"]["data"] == {"id": run["id"], "type": "runs"}
+    lock = await server.api.post(f"/workspaces/{workspace['id']}/actions/lock")
+    assert (lock.status_code, f"is locked by Run {run['id']}" in lock.text) == (409, True)
+    await apply_it(listener, await take(listener), tmp_path)
+    assert await server.status(run["id"]) == "applied"
+    state = (await server.api.get(f"/workspaces/{workspace['id']}/current-state-version")).json()["data"]
+    assert state["attributes"]["serial"] == 1
+    assert state["relationships"]["run"]["data"]["id"] == run["id"]
+    assert (await server.api.get(f"/workspaces/{workspace['id']}")).json()["data"]["attributes"]["locked"] is False
+    events = [e["attributes"]["action"] for e in (await server.api.get(f"/runs/{run['id']}/run-events")).json()["data"]]
+    assert events == ["create", "queue", "start", "plan", "confirm", "queue_apply", "start", "apply"]
+    for file in server.folder.rglob("*"):
+        assert not file.is_file() or b"hunter2-canary" not in file.read_bytes(), file
+
+
+async def test_one_run_at_a_time_applies(server: Running, tmp_path: Path) -> None:
+    listener = await server.listener(tmp_path / "home")
+    workspace = await server.workspace()
+    await server.configuration(workspace["id"])
+    first, second = [(await server.run(workspace["id"])).json()["data"]["id"] for _ in range(2)]
+    only = (await server.run(workspace["id"], **{"plan-only": True})).json()["data"]["id"]
+    assert [await server.status(run) for run in (first, second, only)] == ["plan_queued", "pending", "plan_queued"]
+    await plan_it(listener, await take(listener), tmp_path)
+    assert await server.status(second) == "pending"
+    queued = (await server.api.get("/organizations/default/runs/queue")).json()["data"]
+    assert second in [entry["id"] for entry in queued]
+    assert (await server.api.get("/organizations/default/capacity")).json()["data"]["attributes"]["pending"] == 1
+    assert (await server.api.post(f"/runs/{first}/actions/discard")).status_code == 202
+    assert [await server.status(run) for run in (first, second)] == ["discarded", "plan_queued"]
+
+
+async def test_a_manual_lock_holds_runs(server: Running, tmp_path: Path) -> None:
+    listener = await server.listener(tmp_path / "home")
+    workspace = await server.workspace(**{"auto-apply": True})
+    await server.configuration(workspace["id"])
+    lock, unlock = (f"/workspaces/{workspace['id']}/actions/{verb}" for verb in ("lock", "unlock"))
+    await server.api.post(lock)
+    run = (await server.run(workspace["id"])).json()["data"]["id"]
+    assert await server.status(run) == "pending"
+    await server.api.post(unlock)
+    work = await take(listener)
+    await server.api.post(lock)
+    await plan_it(listener, work, tmp_path)
+    assert await server.status(run) == "planned"
+    refused = await server.api.post(f"/runs/{run}/actions/apply")
+    assert (refused.status_code, "is locked by User" in refused.text) == (409, True)
+    await server.api.post(unlock)
+    assert await server.status(run) == "apply_queued"
+
+
+async def test_cancel_before_and_while_it_runs(server: Running, tmp_path: Path) -> None:
+    listener = await server.listener(tmp_path / "home")
+    workspace = await server.workspace()
+    await server.configuration(workspace["id"])
+    early = (await server.run(workspace["id"])).json()["data"]["id"]
+    assert (await server.api.post(f"/runs/{early}/actions/cancel")).status_code == 202
+    assert await server.status(early) == "canceled"
+    plan = (await server.api.get(f"/runs/{early}/plan")).json()["data"]["attributes"]
+    log = (await server.api.get(plan["log-read-url"])).content
+    assert (log[:1], log[-1:], log.count(b"\n")) == (b"\x02", b"\x03", 3)
+
+    late = (await server.run(workspace["id"], message="late")).json()["data"]["id"]
+    work = await take(listener)
+    await listener.report(late, wire.Report(phase="plan", status="planning"), work.lease.number)
+    held = [wire.HeldLease(run_id=late, phase="plan", number=work.lease.number)]
+    beating = asyncio.create_task(listener.beat(wire.Beat(leases=held), wait_s=20))
+    await until(lambda: _is_waiting(server, listener))
+    await server.api.post(f"/runs/{late}/actions/cancel")
+    pulse = await asyncio.wait_for(beating, 5)
+    assert pulse.cancels == {late: "cancel"}
+    assert await server.status(late) == "planning", "free only when the listener says so"
+    assert (await server.api.post(f"/runs/{late}/actions/force-cancel")).status_code == 409
+    await listener.report(late, wire.Report(phase="plan", status="canceled"), work.lease.number)
+    assert await server.status(late) == "canceled"
+    assert (await server.api.post(f"/runs/{late}/actions/cancel")).status_code == 409
+
+
+async def _is_waiting(server: Running, listener: ListenerClient) -> bool:
+    return bool(server.services.bus._waiting.get(f"listener:{listener.identity.kept.listener_id}"))
+
+
+async def test_runs_need_what_they_are_run_with(server: Running) -> None:
+    workspace = await server.workspace()
+    none = await server.run(workspace["id"])
+    assert (none.status_code, "no uploaded configuration" in none.text) == (422, True)
+    assert (await server.post("/runs", {}, "runs")).status_code == 422
+    configuration = await server.configuration(workspace["id"])
+    unknown = await server.run(workspace["id"], configuration["id"], **{"terraform-version": "9.9.9"})
+    assert (unknown.status_code, "9.9.9" in unknown.text) == (422, True)
+
+
+async def test_the_same_request_within_a_minute_is_one_run(server: Running, tmp_path: Path) -> None:
+    await server.listener(tmp_path / "home")
+    workspace = await server.workspace()
+    configuration = await server.configuration(workspace["id"])
+    ids = {(await server.run(workspace["id"], configuration["id"])).json()["data"]["id"] for _ in range(2)}
+    assert len(ids) == 1
+
+
+async def test_old_leases_change_nothing(server: Running, tmp_path: Path) -> None:
+    listener = await server.listener(tmp_path / "home")
+    workspace = await server.workspace()
+    await server.configuration(workspace["id"])
+    run = (await server.run(workspace["id"])).json()["data"]["id"]
+    work = await take(listener)
+    refusal = wire.Report(phase="plan", status="refused", reason="engine missing")
+    await listener.report(run, refusal, work.lease.number)
+    with pytest.raises(errors.LeaseEnded):
+        await listener.report(run, wire.Report(phase="plan", status="planning"), work.lease.number)
+    again = await take(listener)
+    assert again.lease.number > work.lease.number
+    with pytest.raises(errors.LeaseEnded):
+        await listener.call("PUT", f"{listener.base}/runs/{run}/plan/log?offset=0", body=b"x", lease=work.lease.number)
+    with pytest.raises(errors.Conflict) as gap:
+        await listener.call("PUT", f"{listener.base}/runs/{run}/plan/log?offset=7", body=b"x", lease=again.lease.number)
+    assert gap.value.meta["expected"] == 0
+
+
+async def test_a_lost_plan_is_queued_again_and_a_lost_apply_is_held(server: Running, tmp_path: Path) -> None:
+    listener = await server.listener(tmp_path / "home")
+    workspace = await server.workspace()
+    await server.configuration(workspace["id"])
+    run = (await server.run(workspace["id"])).json()["data"]["id"]
+    work = await take(listener)
+    await listener.report(run, wire.Report(phase="plan", status="planning"), work.lease.number)
+    await _expire(run, "plan")
+    await queue.sweep(server.services)
+    assert await server.status(run) == "plan_queued"
+    await plan_it(listener, await take(listener), tmp_path)
+    await server.api.post(f"/runs/{run}/actions/apply")
+    work = await take(listener)
+    await listener.report(run, wire.Report(phase="apply", status="applying"), work.lease.number)
+    await _expire(run, "apply")
+    await queue.sweep(server.services)
+    shown = (await server.api.get(f"/runs/{run}")).json()["data"]["attributes"]
+    assert (shown["status"], "listener was lost" in shown["status-message"]) == ("applying", True)
+    pulse = await listener.beat(wire.Beat(leases=[wire.HeldLease(run_id=run, phase="apply", number=work.lease.number)]))
+    assert pulse.leases[0].verdict == "resumed"
+    await _expire(run, "apply")
+    await queue.sweep(server.services)
+    assert (await server.api.post(f"/runs/{run}/actions/release")).status_code == 202
+    assert await server.status(run) == "errored"
+    raw = state_bytes(1)
+    (tmp_path / "late").write_bytes(raw)
+    query = f"serial=1&lineage=aaaa&md5={hashlib.md5(raw).hexdigest()}"
+    late = await listener.call("PUT", f"{listener.base}/runs/{run}/state?{query}", file=tmp_path / "late", lease=work.lease.number)
+    assert late.status_code == 202, "kept aside"
+    assert (await server.api.get(f"/workspaces/{workspace['id']}/current-state-version")).status_code == 404
+
+
+async def _expire(run: str, kind: str) -> None:
+    await Phase.filter(id=queue.phase_id_of(run, kind)).update(lease_until=-1.0)
+
+
+async def test_events_are_streamed_and_resumed(server: Running, tmp_path: Path) -> None:
+    await server.listener(tmp_path / "home")
+    workspace = await server.workspace()
+    await server.configuration(workspace["id"])
+    path = f"/workspaces/{workspace['id']}/runs/events"
+
+    async def first_events(headers: dict[str, str], count: int) -> list[str]:
+        found: list[str] = []
+        async with server.api.stream("GET", path, headers=headers) as answer:
+            if not headers:
+                await server.run(workspace["id"])
+            async for line in answer.aiter_lines():
+                found += [line] if line.startswith(("id:", "event:")) else []
+                if len(found) >= 2 * count:
+                    return found
+        return found
+
+    live = await asyncio.wait_for(first_events({}, 2), 10)
+    assert live[1] == "event: run_update"
+    first = int(live[0].partition(" ")[2])
+    resumed = await asyncio.wait_for(first_events({"Last-Event-ID": str(first)}, 1), 10)
+    assert int(resumed[0].partition(" ")[2]) == first + 1
+
+
+async def test_races_on_postgres(pg_server: Running, tmp_path: Path) -> None:
+    server = pg_server
+    listener = await server.listener(tmp_path / "home", "one")
+    pool, listener_id = await server.pool_id(), listener.identity.kept.listener_id
+    made = []
+    for _ in range(5):
+        workspace = await server.workspace()
+        await server.configuration(workspace["id"])
+        made.append((await server.run(workspace["id"])).json()["data"]["id"])
+    claimed = [p for p in await asyncio.gather(*(queue.claim(listener_id, pool, ["terraform 1.15.5"]) for _ in range(20))) if p]
+    assert sorted(phase.run_id for phase in claimed) == sorted(made), "each phase once"
+
+    workspace = await server.workspace()
+    await server.configuration(workspace["id"])
+    answers = await asyncio.gather(*(server.run(workspace["id"], message=str(n)) for n in range(8)))
+    assert {answer.status_code for answer in answers} == {201}
+    statuses = sorted([await server.status(answer.json()["data"]["id"]) for answer in answers])
+    assert statuses == ["pending"] * 7 + ["plan_queued"], "never two that could apply"
+
+    work = await take(listener)
+    await plan_it(listener, work, tmp_path)
+    verbs = ["apply", "discard"] * 4
+    answers = await asyncio.gather(*(server.api.post(f"/runs/{work.run_id}/actions/{verb}") for verb in verbs))
+    won = {verb for verb, answer in zip(verbs, answers, strict=True) if answer.status_code == 202}
+    assert len(won) == 1, "either confirmed or discarded"
+    assert {answer.status_code for answer in answers} == {202, 409}
+
+
+async def test_join_tokens_and_locks_race_on_postgres(pg_server: Running, tmp_path: Path) -> None:
+    from terrapod_listener.joining import join  # noqa: PLC0415
+
+    token = await pg_server.join_token()
+
+    async def attempt(number: int) -> bool:
+        try:
+            await join(tmp_path / f"home{number}", pg_server.url, token, f"listener-{number}", None)
+        except errors.Unauthorized:
+            return False
+        return True
+
+    assert sum(await asyncio.gather(*(attempt(number) for number in range(8)))) == 1
+    workspace = await pg_server.workspace()
+    path = f"/workspaces/{workspace['id']}/actions/lock"
+    locks = await asyncio.gather(*(pg_server.api.post(path) for _ in range(8)))
+    assert sorted(answer.status_code for answer in locks) == [200] + [409] * 7
+
+
+async def test_hostile_configurations_are_refused(server: Running) -> None:
+    workspace = await server.workspace()
+    made = await server.post(f"/workspaces/{workspace['id']}/configuration-versions", {"auto-queue-runs": False})
+    url = made.json()["data"]["attributes"]["upload-url"]
+    assert "upload-url" not in (await server.api.get(f"/configuration-versions/{made.json()['data']['id']}")).text
+    good = tar({"main.tf": b""})
+    for bad in (b"", b"no archive", good[:-9], tar({"../x": b""}), tar({"/etc/x": b""})):
+        answer = await server.api.put(url, content=bad)
+        assert answer.status_code == 422, (bad[:20], answer.text)
+    assert (await server.api.put(url, content=good)).status_code == 200
+    assert (await server.api.put(url, content=good)).status_code == 200
+    assert (await server.api.put(url[:-2] + "AA", content=good)).status_code == 404

@@ -29,23 +29,27 @@ class Process:
         timeout_s: float,
     ) -> int:
         """The exit code; negative for a signal. Output goes to `on_output`, or standard output to a file."""
+        # a pipe of our own: asyncio's `wait` would wait for everybody who holds its pipe, not for the child alone
+        reader_end, writer_end = os.pipe()
         target = to_file.open("wb") if to_file else None
         try:
-            self._child = await asyncio.create_subprocess_exec(
+            self._child = child = await asyncio.create_subprocess_exec(
                 *argv,
                 cwd=cwd,
                 env=dict(env),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=target or asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE if target else asyncio.subprocess.STDOUT,
+                stdout=target or writer_end,
+                stderr=writer_end,
                 start_new_session=True,
             )
+        except BaseException:
+            os.close(reader_end)
+            raise
         finally:
+            os.close(writer_end)
             if target:
                 target.close()
-        child = self._child
-        pipe = child.stderr if to_file else child.stdout
-        reading = asyncio.create_task(_pump(pipe, on_output))
+        reading = asyncio.create_task(_pump(reader_end, on_output))
         try:
             async with asyncio.timeout(timeout_s):
                 code = await child.wait()
@@ -57,7 +61,7 @@ class Process:
             if self._killer:
                 self._killer.cancel()
             self._signal(signal.SIGKILL)  # whoever the program left behind in its group
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError):  # a daemon that left the session may hold the pipe
             await asyncio.wait_for(reading, 5)
         self._child = None
         return code
@@ -80,6 +84,14 @@ class Process:
                 os.killpg(self._child.pid, number)
 
 
-async def _pump(pipe: asyncio.StreamReader | None, on_output: Callable[[bytes], None]) -> None:
-    while pipe is not None and (chunk := await pipe.read(_READ)):
-        on_output(chunk)
+async def _pump(reader_end: int, on_output: Callable[[bytes], None]) -> None:
+    reader = asyncio.StreamReader(limit=_READ)
+    file = os.fdopen(reader_end, "rb", buffering=0)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), file
+    )
+    try:
+        while chunk := await reader.read(_READ):
+            on_output(chunk)
+    finally:
+        transport.close()

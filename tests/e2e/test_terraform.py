@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+
 from kit.site import Site
 
 ONE = """
@@ -43,7 +44,8 @@ def curl(site: Site, method: str, path: str, body: str = "") -> str:
 def runs(site: Site, workspace: str) -> list[dict[str, str]]:
     found = json.loads(curl(site, "GET", f"/organizations/default/workspaces/{workspace}"))["data"]["id"]
     return [
-        {"id": run["id"], **run["attributes"]} for run in json.loads(curl(site, "GET", f"/workspaces/{found}/runs"))["data"]
+        {"id": run["id"], **run["attributes"]}
+        for run in json.loads(curl(site, "GET", f"/workspaces/{found}/runs"))["data"]
     ]
 
 
@@ -80,11 +82,13 @@ resource "terraform_data" "b" { input = "b" }
 """
     folder = site.example(workspace, body)
     site.ok(folder, "init")
-    assert "1 added" in plain(site.ok(folder, "apply", "-auto-approve", "-target=terraform_data.a", "-var", 'word=say "${hi}"'))
+    assert "1 added" in plain(
+        site.ok(folder, "apply", "-auto-approve", "-target=terraform_data.a", "-var", 'word=say "${hi}"')
+    )
     shown = plain(site.ok(folder, "show"))
-    assert 'say \\"$${hi}\\"' in shown
+    assert 'say \\"${hi}\\"' in shown
     assert "terraform_data.b" not in shown
-    assert "must be replaced" in plain(site.ok(folder, "plan", "-replace=terraform_data.a", "-var", "word=x"))
+    assert "as requested" in plain(site.ok(folder, "plan", "-replace=terraform_data.a", "-var", "word=x"))
     assert "Plan: 0 to add, 0 to change, 1 to destroy" in plain(site.ok(folder, "plan", "-destroy"))
     assert "No changes" in plain(site.ok(folder, "plan", "-refresh-only"))
     (folder / "terraform.tfvars").write_text('word = "from the file"\n')
@@ -112,11 +116,13 @@ resource "terraform_data" "a" {
         ("SHOUT", "loud", "env", False, True),
     ):
         attributes = {"key": key, "value": value, "category": category, "hcl": hcl, "sensitive": sensitive}
-        answer = curl(site, "POST", f"/workspaces/{found}/vars", json.dumps({"data": {"type": "vars", "attributes": attributes}}))
+        answer = curl(
+            site, "POST", f"/workspaces/{found}/vars", json.dumps({"data": {"type": "vars", "attributes": attributes}})
+        )
         assert '"errors"' not in answer, answer
     applied = plain(site.ok(folder, "apply", "-auto-approve"))
     assert "env=loud" in applied
-    assert 'a \\"quoted\\" $${word} x+y' in plain(site.ok(folder, "state", "show", "terraform_data.a"))
+    assert 'a \\"quoted\\" ${word} x+y' in plain(site.ok(folder, "state", "show", "terraform_data.a"))
 
 
 def test_apply_asks_and_takes_yes_and_no(site: Site) -> None:
@@ -153,7 +159,9 @@ def test_a_saved_plan_is_shown_and_applied(site: Site) -> None:
     site.ok(folder, "init")
     site.ok(folder, "plan", "-out=saved")
     assert "Plan: 1 to add" in plain(site.ok(folder, "show", "saved"))
-    assert json.loads(site.ok(folder, "show", "-json", "saved"))["resource_changes"][0]["change"]["actions"] == ["create"]
+    assert json.loads(site.ok(folder, "show", "-json", "saved"))["resource_changes"][0]["change"]["actions"] == [
+        "create"
+    ]
     assert "1 added" in plain(site.ok(folder, "apply", "saved"))
     again = site.run(folder, "apply", "saved")
     assert again.code == 1
@@ -289,9 +297,12 @@ resource "terraform_data" "a" {{
 
 
 def test_a_forged_end_mark_does_not_end_the_log(site: Site) -> None:
-    folder = site.remote(
-        name(), 'resource "terraform_data" "a" { provisioner "local-exec" { command = "printf \'before\\\\003\'; sleep 1; echo after" } }'
-    )
+    body = """
+resource "terraform_data" "a" {
+  provisioner "local-exec" { command = "printf 'before\\\\003'; sleep 1; echo after" }
+}
+"""
+    folder = site.remote(name(), body)
     site.ok(folder, "init")
     applied = plain(site.ok(folder, "apply", "-auto-approve"))
     assert "after" in applied
@@ -354,6 +365,11 @@ output "seen" {{ value = data.terraform_remote_state.other.outputs.a }}
     refused = site.run(second, "apply", "-auto-approve")
     assert refused.code == 1, refused.out
     found = json.loads(curl(site, "GET", f"/organizations/default/workspaces/{source}"))["data"]["id"]
-    curl(site, "PATCH", f"/workspaces/{found}", '{"data": {"type": "workspaces", "attributes": {"global-remote-state": true}}}')
+    curl(
+        site,
+        "PATCH",
+        f"/workspaces/{found}",
+        '{"data": {"type": "workspaces", "attributes": {"global-remote-state": true}}}',
+    )
     site.ok(second, "apply", "-auto-approve")
     assert site.ok(second, "output", "-raw", "seen") == "one"

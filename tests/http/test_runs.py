@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from kit.serving import Running, state_bytes, tar, until
 from terrapod_listener.client import Server as ListenerClient
 from terrapod_server.runs import queue
@@ -67,7 +68,9 @@ async def test_a_run_from_its_creation_to_its_state(server: Running, tmp_path: P
     assert shown["data"]["attributes"]["actions"]["is-confirmable"] is True
     plan = next(entry for entry in shown["included"] if entry["type"] == "plans")
     assert plan["attributes"]["status"] == "finished"
-    log = await server.api.get(plan["attributes"]["log-read-url"] + "?limit=65536&offset=0", headers={"Authorization": ""})
+    log = await server.api.get(
+        plan["attributes"]["log-read-url"] + "?limit=65536&offset=0", headers={"Authorization": ""}
+    )
     assert log.content == b"\x02one\ntwo\nthree\nplanned\n\x03"
     past = await server.api.get(plan["attributes"]["log-read-url"] + "?limit=9&offset=999")
     assert (past.status_code, past.content) == (200, b"")
@@ -77,7 +80,9 @@ async def test_a_run_from_its_creation_to_its_state(server: Running, tmp_path: P
     assert "hunter2-canary" in (await server.api.get(f"/plans/{plan['id']}/json-output")).text
 
     assert (await server.api.post(f"/runs/{run['id']}/actions/apply", json={"comment": "go"})).status_code == 202
-    assert (await server.api.post(f"/runs/{run['id']}/actions/confirm")).status_code == 202, "a repeat by the same token"
+    assert (await server.api.post(f"/runs/{run['id']}/actions/confirm")).status_code == 202, (
+        "a repeat by the same token"
+    )
     locked = (await server.api.get(f"/workspaces/{workspace['id']}")).json()["data"]
     assert locked["attributes"]["locked"] is True
     assert locked["relationships"]["locked-by"]["data"] == {"id": run["id"], "type": "runs"}
@@ -225,7 +230,9 @@ async def test_a_lost_plan_is_queued_again_and_a_lost_apply_is_held(server: Runn
     raw = state_bytes(1)
     (tmp_path / "late").write_bytes(raw)
     query = f"serial=1&lineage=aaaa&md5={hashlib.md5(raw).hexdigest()}"
-    late = await listener.call("PUT", f"{listener.base}/runs/{run}/state?{query}", file=tmp_path / "late", lease=work.lease.number)
+    late = await listener.call(
+        "PUT", f"{listener.base}/runs/{run}/state?{query}", file=tmp_path / "late", lease=work.lease.number
+    )
     assert late.status_code == 202, "kept aside"
     assert (await server.api.get(f"/workspaces/{workspace['id']}/current-state-version")).status_code == 404
 
@@ -267,7 +274,9 @@ async def test_races_on_postgres(pg_server: Running, tmp_path: Path) -> None:
         workspace = await server.workspace()
         await server.configuration(workspace["id"])
         made.append((await server.run(workspace["id"])).json()["data"]["id"])
-    claimed = [p for p in await asyncio.gather(*(queue.claim(listener_id, pool, ["terraform 1.15.5"]) for _ in range(20))) if p]
+    claimed = [
+        p for p in await asyncio.gather(*(queue.claim(listener_id, pool, ["terraform 1.15.5"]) for _ in range(20))) if p
+    ]
     assert sorted(phase.run_id for phase in claimed) == sorted(made), "each phase once"
 
     workspace = await server.workspace()

@@ -7,13 +7,18 @@ async def test_a_workspace_is_made_shown_changed_and_removed(server: Running) ->
     assert made["attributes"]["created-at"].endswith("Z")
     assert made["attributes"]["permissions"]["can-queue-apply"] is True
 
-    for path in (f"/workspaces/{made['id']}", "/organizations/default/workspaces/net-prod", f"/workspaces/{made['id']}/"):
+    for path in (
+        f"/workspaces/{made['id']}",
+        "/organizations/default/workspaces/net-prod",
+        f"/workspaces/{made['id']}/",
+    ):
         shown = await server.api.get(path)
         assert shown.status_code == 200
         assert shown.json()["data"]["attributes"]["tag-names"] == ["env"]
 
     changed = await server.api.patch(
-        f"/workspaces/{made['id']}", json={"data": {"type": "workspaces", "attributes": {"auto-apply": True, "nonsense": 1}}}
+        f"/workspaces/{made['id']}",
+        json={"data": {"type": "workspaces", "attributes": {"auto-apply": True, "nonsense": 1}}},
     )
     assert changed.json()["data"]["attributes"]["auto-apply"] is True
     assert changed.json()["data"]["attributes"]["labels"] == {"env": "prod"}
@@ -36,7 +41,9 @@ async def test_bad_input_gets_a_clear_error(server: Running) -> None:
         answer = await server.post(path, attributes)
         assert answer.status_code == status, answer.text
         assert answer.json()["errors"][0]["source"]["pointer"] == pointer
-    assert (await server.api.post(path, content=b"{nope", headers={"Content-Type": "application/json"})).status_code == 400
+    assert (
+        await server.api.post(path, content=b"{nope", headers={"Content-Type": "application/json"})
+    ).status_code == 400
     assert (await server.api.post(path, content=b"{}", headers={"Content-Type": "text/xml"})).status_code == 415
     large = b'{"data": "' + b"x" * (3 << 20) + b'"}'
     assert (await server.api.post(path, content=large, headers={"Content-Type": "application/json"})).status_code == 413
@@ -92,9 +99,13 @@ async def test_tags_are_labels(server: Running) -> None:
     path = f"/workspaces/{made['id']}"
     await server.api.patch(
         f"{path}/tag-bindings",
-        json={"data": [{"type": "tag-bindings", "attributes": {"key": "env"}}, {"attributes": {"key": "a", "value": "b"}}]},
+        json={
+            "data": [{"type": "tag-bindings", "attributes": {"key": "env"}}, {"attributes": {"key": "a", "value": "b"}}]
+        },
     )
-    await server.api.post(f"{path}/relationships/tags", json={"data": [{"type": "tags", "attributes": {"name": "extra"}}]})
+    await server.api.post(
+        f"{path}/relationships/tags", json={"data": [{"type": "tags", "attributes": {"name": "extra"}}]}
+    )
     shown = (await server.api.get(path)).json()["data"]["attributes"]
     assert shown["labels"] == {"env": "prod", "a": "b", "extra": ""}
     await server.api.request(
@@ -107,7 +118,8 @@ async def test_tags_are_labels(server: Running) -> None:
 async def test_a_repeated_post_is_done_once(server: Running) -> None:
     body = {"data": {"type": "workspaces", "attributes": {"name": "once"}}}
     first, second = [
-        await server.api.post("/organizations/default/workspaces", json=body, headers={"Idempotency-Key": "k1"}) for _ in range(2)
+        await server.api.post("/organizations/default/workspaces", json=body, headers={"Idempotency-Key": "k1"})
+        for _ in range(2)
     ]
     assert first.status_code == second.status_code == 201
     assert first.json() == second.json()
@@ -128,7 +140,9 @@ async def test_variables_are_sealed_and_sensitive_for_good(server: Running) -> N
     assert (await server.post(path, {"key": "token", "value": "x", "category": "env"}, "vars")).status_code == 422
     for reserved in ("PATH", "LD_PRELOAD", "TF_CLI_ARGS_plan", "TF_WORKSPACE", "a=b"):
         assert (await server.post(path, {"key": reserved, "value": "x", "category": "env"}, "vars")).status_code == 422
-    opened = await server.api.patch(f"{path}/{var}", json={"data": {"type": "vars", "attributes": {"sensitive": False}}})
+    opened = await server.api.patch(
+        f"{path}/{var}", json={"data": {"type": "vars", "attributes": {"sensitive": False}}}
+    )
     assert opened.status_code == 422
     before = (await server.api.get(f"{path}/{var}")).json()["data"]["attributes"]["version-id"]
     await server.api.patch(f"{path}/{var}", json={"data": {"type": "vars", "attributes": {}}})

@@ -88,7 +88,7 @@ class Postgres:
                 connection = await asyncpg.connect(f"{self.base}/postgres")
                 break
             except asyncpg.CannotConnectNowError:
-                if attempt == 49:  # noqa: PLR2004
+                if attempt == 49:
                     raise
         try:
             await connection.execute(f'DROP DATABASE IF EXISTS "{name}"')

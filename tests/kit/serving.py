@@ -47,7 +47,9 @@ class Running:
     services: Services
     folder: Path
 
-    async def post(self, path: str, attributes: DATA | None = None, kind: str = "", **relationships: Any) -> httpx.Response:
+    async def post(
+        self, path: str, attributes: DATA | None = None, kind: str = "", **relationships: Any
+    ) -> httpx.Response:
         data: DATA = {"type": kind, "attributes": attributes or {}}
         if relationships:
             data["relationships"] = {name.replace("_", "-"): {"data": value} for name, value in relationships.items()}
@@ -107,7 +109,9 @@ class Running:
         token: str = answer.json()["data"]["attributes"]["token"]
         return token
 
-    async def listener(self, home: Path, name: str = "one", engine: str = "1.15.5", pool_id: str = "") -> ListenerClient:
+    async def listener(
+        self, home: Path, name: str = "one", engine: str = "1.15.5", pool_id: str = ""
+    ) -> ListenerClient:
         """A joined listener that says it has an engine of its own; its calls are the real, signed ones."""
         identity: Identity = await join(home, self.url, await self.join_token(pool_id), name, None)
         client = ListenerClient(identity)
@@ -120,8 +124,23 @@ class Running:
 async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterator[Running]:
     """Starts and stops a server; the release sites of its settings are nowhere, so that no test asks the internet."""
     port = free_port()
-    nowhere = {"terraform_url": "http://127.0.0.1:9/terraform", "tofu_url": "http://127.0.0.1:9/tofu", "tofu_index_url": "http://127.0.0.1:9/tofu.json"}
-    config: Config = load({}, None, **{"data": str(data), "port": port, "database_url": database_url, "engines": nowhere, "shutdown_s": 5.0, **settings})
+    nowhere = {
+        "terraform_url": "http://127.0.0.1:9/terraform",
+        "tofu_url": "http://127.0.0.1:9/tofu",
+        "tofu_index_url": "http://127.0.0.1:9/tofu.json",
+    }
+    config: Config = load(
+        {},
+        None,
+        **{
+            "data": str(data),
+            "port": port,
+            "database_url": database_url,
+            "engines": nowhere,
+            "shutdown_s": 5.0,
+            **settings,
+        },
+    )
     stop, ready = asyncio.Event(), asyncio.Event()
     built: list[app.App] = []
     task = asyncio.create_task(serving.serve_until(config, stop, ready, built))

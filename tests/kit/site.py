@@ -67,7 +67,9 @@ class Site:
         )
         with (self.folder / "up.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [BIN / "terrapod-server", "up", "--data", str(self.data), "--port", str(self.port)], stdout=log, stderr=log
+                [BIN / "terrapod-server", "up", "--data", str(self.data), "--port", str(self.port)],
+                stdout=log,
+                stderr=log,
             )
         until = time.monotonic() + 30
         while not (home / "identity.json").exists():

@@ -1,5 +1,6 @@
 """The verbs of pools, join tokens and listeners."""
 
+import base64
 import hashlib
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -190,6 +191,7 @@ async def join(
         raise Invalid(wrong, pointer="/name")
     keys = await authority.keys(services)
     private = None
+    _check_sealing(message)
     if message.csr:
         public = signing.public_key_of_csr(message.csr)
     else:
@@ -228,6 +230,17 @@ async def join(
         private_key=_private(private) if private else "",
     )
     return row, answer
+
+
+def _check_sealing(message: wire.Join) -> None:
+    """A listener that makes its own keys has one for sensitive values too."""
+    try:
+        raw = base64.b64decode(message.sealing_key, validate=True)
+    except ValueError:
+        raw = b"?"
+    if len(raw) != 32 and (message.csr or raw):  # noqa: PLR2004
+        wrong = "sealing_key must be an X25519 public key, raw, base64"
+        raise Invalid(wrong, pointer="/sealing_key")
 
 
 def _check_rejoin(row: Listener, joined: Pool, signer: Listener | None) -> None:

@@ -20,7 +20,7 @@ from terrapod_server.runs.model import Phase
 from terrapod_server.states import actions as states
 from terrapod_server.store import keys
 from terrapod_shared import clock, ids, wire
-from terrapod_shared.errors import BadRequest, Conflict, Invalid, LeaseEnded, NotFound, TerrapodError
+from terrapod_shared.errors import BadRequest, Conflict, Invalid, LeaseEnded, NotFound, TerrapodError, Unauthorized
 
 log = logging.getLogger(__name__)
 _WAIT_MOST_S = 60.0
@@ -319,21 +319,30 @@ async def next_run(call: Call) -> Response:
             if not await subscription.wait(left):
                 return Response(status_code=204)
             me = await actions.listener(me.id)
+            if me.revoked_at is not None:
+                message = "this listener was removed"
+                raise Unauthorized(message)
+            if await call.request.is_disconnected():
+                return Response(status_code=204)
 
 
 async def _offer(call: Call, me: Listener, phase: Phase) -> Response | None:
     """The answer that carries work; None where it could not be made, and the run says why."""
+    keeping = asyncio.create_task(queue.keep_offer(phase))
     try:
         body = msgspec.json.encode(await work.build(call.services, me, phase))
-    except TerrapodError as error:
-        log.warning("cannot hand out %s: %s", phase.id, error.detail)
+    except Exception as error:
+        text = error.detail if isinstance(error, TerrapodError) else "internal server error"
+        log.warning("cannot hand out %s", phase.id, exc_info=error)
         report = wire.Report(
             phase="plan" if phase.kind == "plan" else "apply",
             status="errored",
-            error_message=f"the run could not be handed to a listener: {error.detail}",
+            error_message=f"the run could not be handed to a listener: {text}",
         )
         await queue.finish(call.services, phase.run_id, report, phase.lease_number, me.id, 0)
         return None
+    finally:
+        keeping.cancel()
     signature = await work.sign(call.services, me.id, body)
     headers = {wire.PROTOCOL_HEADER: str(wire.PROTOCOL), wire.WORK_SIGNATURE_HEADER: signature}
     return Response(body, 200, headers, "application/json")
@@ -345,6 +354,9 @@ async def report(call: Call) -> Response:
     message = _decode(await auth.small(call), wire.Report)
     services = call.services
     if message.status in ("planning", "applying"):
+        if call.request.state.is_late:
+            why = "this listener's certificate is over: renew it before taking work"
+            raise Unauthorized(why)
         seconds = await queue.accept(services, run_id, message.phase, number, me.id)
         return _answer(wire.Reported(status=message.status, seconds=seconds))
     if message.status == "refused":
@@ -388,12 +400,11 @@ async def put_artifact(call: Call) -> Response:
         return await _put_state(call)
     if name not in _ARTIFACTS:
         raise NotFound
-    phase = await queue.check(call.path["run"], "plan", call.principal.lease, _me(call).id)
-    key = keys.artifact(phase.workspace_id, phase.run_id, name)
+    run_id, number, me = call.path["run"], call.principal.lease, _me(call)
+    phase = await queue.check(run_id, "plan", number, me.id)
     call.limit_bytes = _ARTIFACT_MOST[name]
-    stored = await call.services.store.put(key, auth.body(call))
-    phase = await queue.check(call.path["run"], "plan", call.principal.lease, _me(call).id)
-    await Phase.filter(id=phase.id).update(digests={**phase.digests, name: stored.sha256})
+    stored = await call.services.store.put(queue.artifact_key(phase, name), auth.body(call))
+    await queue.note_artifact(call.services, run_id, "plan", number, me.id, name, stored.sha256)
     return _digest(stored.sha256)
 
 
@@ -423,8 +434,9 @@ async def _put_state(call: Call) -> Response:
         md5=md5,
         chunks=auth.body(call),
         intermediate=call.flag("intermediate"),
+        fence=lambda: queue.check(run_id, "apply", number, me.id),
     )
-    await Phase.filter(id=phase.id).update(digests={**phase.digests, "state": row.sha256})
+    await queue.note_artifact(call.services, run_id, "apply", number, me.id, "state", row.sha256)
     return _digest(row.sha256)
 
 
@@ -432,7 +444,7 @@ async def _late(call: Call, run_id: str, serial: int, lineage: str, md5: str) ->
     """A state whose lease is over: kept aside once per lease that the sender held, and never made current."""
     me, number = _me(call), call.principal.lease
     phase = await Phase.get_or_none(id=queue.phase_id_of(run_id, "apply"))
-    if phase is None or number > phase.lease_number or not await _held(phase, me, number):
+    if phase is None or number > phase.lease_number or not _held(phase, me, number):
         raise NotFound
     old = await LateState.get_or_none(run_id=run_id, lease_number=number)
     if old is not None and old.md5 == md5:
@@ -442,7 +454,12 @@ async def _late(call: Call, run_id: str, serial: int, lineage: str, md5: str) ->
     if old is not None:
         message = "a state of this lease was kept already"
         raise Conflict(message)
-    stored = await call.services.store.put(keys.late_state(phase.workspace_id, run_id, number), auth.body(call))
+    key = keys.late_state(phase.workspace_id, run_id, number, ids.tail())
+    stored = await call.services.store.put(key, auth.body(call))
+    if stored.md5 != md5:
+        await call.services.store.delete(key)
+        message = f"the bytes have the md5 {stored.md5}, and {md5} was announced"
+        raise Invalid(message)
     await LateState.create(
         id=ids.make("sv"),
         workspace_id=phase.workspace_id,
@@ -452,17 +469,16 @@ async def _late(call: Call, run_id: str, serial: int, lineage: str, md5: str) ->
         serial=serial,
         lineage=lineage,
         md5=stored.md5,
+        key=key,
         sha256=stored.sha256,
         size=stored.size,
     )
     return Response(status_code=202)
 
 
-async def _held(phase: Phase, me: Listener, number: int) -> bool:
-    """Whether the listener held that lease: it is the phase's last holder, or the events say so."""
-    if phase.lease_listener_id == me.id and number == phase.lease_number:
-        return True
-    return phase.lease_listener_id is None and number == phase.lease_number - 1
+def _held(phase: Phase, me: Listener, number: int) -> bool:
+    """Whether the listener held that lease: an apply is never handed to a second one."""
+    return phase.lease_listener_id == me.id and 0 < number <= phase.lease_number
 
 
 async def get_artifact(call: Call) -> Response:
@@ -483,7 +499,7 @@ async def get_artifact(call: Call) -> Response:
         plan = await Phase.get(id=run.plan_id)
         if name not in plan.digests:
             raise NotFound
-        key, digest = keys.artifact(run.workspace_id, run.id, name), plan.digests[name]
+        key, digest = queue.artifact_key(plan, name), plan.digests[name]
     else:
         raise NotFound
     return await _stream(call, key, digest)

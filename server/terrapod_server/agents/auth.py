@@ -31,6 +31,7 @@ async def authenticate(request: Request, services: Services) -> Principal:
     await _spend(f"{row.id} {verified.nonce}")
     request.state.listener = row
     request.state.digest = verified.content_digest
+    request.state.is_late = row.certificate_until < clock.now()
     del services
     return Principal(kind="listener", id=row.id, name=row.name, lease=verified.lease, pool_id=row.pool_id)
 
@@ -79,13 +80,14 @@ async def verify(request: Request) -> tuple[Listener, signing.Verified]:
 def _may_late(request: Request) -> bool:
     """What a listener that was off for long may do: renew, beat, deliver state and logs, end its phase."""
     path = request.url.path.rstrip("/")
-    return path.endswith(("/renew", "/heartbeat", "/state", "/log")) or request.method == "PATCH"
+    is_delivery = request.method == "PUT" and path.endswith(("/state", "/log"))
+    return is_delivery or request.method == "PATCH" or path.endswith(("/renew", "/heartbeat"))
 
 
 async def _spend(nonce: str) -> None:
     now = time.monotonic()
-    for old in [key for key, until in _seen.items() if until < now][:100]:
-        del _seen[old]
+    while _seen and next(iter(_seen.values())) < now:  # the oldest are first
+        del _seen[next(iter(_seen))]
     fresh = nonce not in _seen
     _seen[nonce] = now + NONCE_S
     if fresh and database.is_postgres():

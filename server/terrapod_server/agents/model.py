@@ -119,6 +119,7 @@ class LateState(Model):
     serial = fields.BigIntField()
     lineage = fields.CharField(max_length=255, default="")
     md5 = fields.CharField(max_length=32)
+    key = fields.CharField(max_length=200)
     sha256 = fields.CharField(max_length=64)
     size = fields.BigIntField()
     created_at = fields.DatetimeField(auto_now_add=True)

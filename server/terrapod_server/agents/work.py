@@ -17,6 +17,7 @@ from terrapod_server.variables.rules import Resolved, resolve
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.organization import PROJECT_NAME
 from terrapod_shared import signing, wire
+from terrapod_shared.errors import Conflict
 
 
 async def build(services: Services, listener: Listener, phase: Phase) -> wire.Work:
@@ -84,7 +85,10 @@ async def _variables(services: Services, listener: Listener, run: Run, phase: Ph
     found = []
     for each in resolve([await variables.resolve(services, run.workspace_id), own]):
         sealed = ""
-        if each.sensitive and listener.sealing_key:
+        if each.sensitive and not listener.sealing_key:
+            message = f"listener {listener.name} has no key to seal the sensitive variable {each.key} to"
+            raise Conflict(message)
+        if each.sensitive:
             info = wire.seal_info(run.id, phase.kind, phase.lease_number, each.category, each.key)
             sealed = signing.seal(listener.sealing_key, info, each.value.encode())
         found.append(

@@ -123,6 +123,7 @@ class Migration(migrations.Migration):
                 ("serial", fields.BigIntField()),
                 ("lineage", fields.CharField(default="", max_length=255)),
                 ("md5", fields.CharField(max_length=32)),
+                ("key", fields.CharField(max_length=200)),
                 ("sha256", fields.CharField(max_length=64)),
                 ("size", fields.BigIntField()),
                 ("created_at", fields.DatetimeField(auto_now=False, auto_now_add=True)),

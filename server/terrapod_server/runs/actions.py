@@ -127,7 +127,7 @@ class Change:
         if word in _PHASE_STAMPS:
             values["status_timestamps"] = {**phase.status_timestamps, _PHASE_STAMPS[word]: stamp}
         if word == "queued":
-            values |= {"lease_state": "ready", "lease_listener_id": None}
+            values |= {"lease_state": "ready", "lease_listener_id": None, "digests": {}}
         elif word != "running":
             values |= {"lease_state": "ended" if phase.lease_number else "none"}
             if phase.lease_state in ("ready", "offered"):
@@ -457,7 +457,7 @@ async def release(services: Services, run_id: str, principal: Principal) -> Run:
         if held is None:
             message = f"run {run.id} is not held: its listener is not lost"
             raise Conflict(message)
-        await Phase.filter(id=held.id).update(lease_number=held.lease_number + 1, lease_listener_id=None)
+        await Phase.filter(id=held.id).update(lease_number=held.lease_number + 1)
         text = f"released by {principal.name}: the listener was lost while it applied, and the state may be behind"
         await change.fire(run, Event.FAIL, user_id=principal.id, error_message=text, status_message="")
         await change.advance()

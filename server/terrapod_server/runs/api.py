@@ -9,9 +9,9 @@ from starlette.responses import Response, StreamingResponse
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Many, One, Page, Raw, Resource, Row
 from terrapod_server.runs import actions, events, logs, redact, states
+from terrapod_server.runs import queue as queue_
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
-from terrapod_server.store import keys
 from terrapod_server.store.port import once, whole
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared.errors import Conflict, Invalid, NotFound
@@ -353,7 +353,7 @@ async def json_output(call: Call) -> Response:
     plan = await show_plan(call)
     if "plan-json" not in plan.digests:
         return Response(status_code=204)
-    key = keys.artifact(plan.workspace_id, plan.run_id, "plan-json")
+    key = queue_.artifact_key(plan, "plan-json")
     size = await call.services.store.size(key)
     return StreamingResponse(
         call.services.store.get(key), media_type="application/json", headers={"Content-Length": str(size)}
@@ -366,14 +366,14 @@ async def json_output_redacted(call: Call) -> Response:
     if "plan-json" not in plan.digests:
         return Response(status_code=204)
     store = call.services.store
-    key = keys.artifact(plan.workspace_id, plan.run_id, "redacted")
+    key = queue_.artifact_key(plan, "redacted")
     try:
         body = await whole(store, key, _PLAN_JSON_MOST)
     except NotFound:
         parts = [b"", b""]
         for place, name in enumerate(("plan-json", "schemas")):
             if name in plan.digests:
-                parts[place] = await whole(store, keys.artifact(plan.workspace_id, plan.run_id, name), _PLAN_JSON_MOST)
+                parts[place] = await whole(store, queue_.artifact_key(plan, name), _PLAN_JSON_MOST)
         body = await asyncio.to_thread(redact.compose, *parts)
         await store.put(key, once(body), durable=False)
     return Response(body, media_type="application/json")

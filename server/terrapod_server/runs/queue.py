@@ -10,6 +10,7 @@ All times are seconds of one clock: the database's own, read inside the
 statement that judges, and on SQLite this process's monotonic one.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from terrapod_server.runs import states
 from terrapod_server.runs.actions import Change, get
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
+from terrapod_server.store import keys
 from terrapod_shared import clock, wire
 from terrapod_shared.errors import Conflict, LeaseEnded, NotFound
 
@@ -170,13 +172,42 @@ async def check(run_id: str, kind: str, number: int, listener_id: str) -> Phase:
     Raises NotFound for a phase that never was this listener's, LeaseEnded.
     """
     phase = await Phase.get_or_none(id=phase_id_of(run_id, kind))
-    if phase is None or phase.lease_listener_id not in (listener_id, None):
-        raise NotFound if phase is None else _ended(phase)
+    if phase is None or (phase.lease_listener_id not in (listener_id, None) and number >= phase.lease_number):
+        raise NotFound
     if phase.lease_listener_id != listener_id or phase.lease_number != number or phase.lease_state not in (
         "offered", "leased", "held",
     ):  # fmt: skip
         raise _ended(phase)
     return phase
+
+
+async def keep_offer(phase: Phase) -> None:
+    """Keeps an offer open while its work is made: an engine may have to be fetched first. To be cancelled."""
+    while True:
+        await asyncio.sleep(wire.OFFER_S / 3)
+        await database.query(
+            f"""
+            WITH one AS (SELECT 1)
+            UPDATE run_phase SET lease_until = {_now()} + {wire.OFFER_S}
+            WHERE id = $1 AND lease_number = $2 AND lease_state = 'offered' RETURNING id
+            """,  # noqa: S608  as above
+            [phase.id, phase.lease_number],
+        )
+
+
+def artifact_key(plan: Phase, name: str) -> str:
+    """Where a product of a plan lies: a lease that has ended cannot write over the next one's."""
+    return keys.artifact(plan.workspace_id, plan.run_id, f"{name}-{plan.lease_number}")
+
+
+async def note_artifact(
+    services: Services, run_id: str, kind: str, number: int, listener_id: str, name: str, sha256: str
+) -> None:
+    """Writes down that a product has come. Raises LeaseEnded."""
+    phase = await check(run_id, kind, number, listener_id)
+    async with Change(services, phase.workspace_id):
+        phase = await check(run_id, kind, number, listener_id)
+        await Phase.filter(id=phase.id).update(digests={**phase.digests, name: sha256})
 
 
 def _ended(phase: Phase) -> LeaseEnded:

@@ -5,7 +5,7 @@ import base64
 import binascii
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from terrapod_server.kit.call import Call, Principal, Services
@@ -20,6 +20,7 @@ from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound
 
 _AT = "/data/attributes/"
+Fence = Callable[[], Awaitable[object]]
 
 
 async def get(version_id: str) -> StateVersion:
@@ -107,12 +108,15 @@ def _inline(text: str | None) -> bytes | None:
         raise Invalid(message, pointer=_AT + "state") from None
 
 
-async def upload(services: Services, version_id: str, chunks: AsyncIterator[bytes]) -> StateVersion:
+async def upload(
+    services: Services, version_id: str, chunks: AsyncIterator[bytes], fence: Fence | None = None
+) -> StateVersion:
     """Takes the bytes of an announced state, and makes it current.
 
     The same bytes again are no error. Raises Invalid for bytes that are not
     what was announced, and Conflict where a newer state came in between; the
-    bytes are not kept then, and may be sent again.
+    bytes are not kept then, and may be sent again. `fence` is called inside the
+    transaction that makes the state current, and may raise.
     """
     row = await get(version_id)
     if row.status == "discarded":
@@ -131,7 +135,7 @@ async def upload(services: Services, version_id: str, chunks: AsyncIterator[byte
         await _forget(services, fresh)
         return row
     try:
-        return await _finalize(services, row, stored, summary, fresh)
+        return await _finalize(services, row, stored, summary, fresh, fence)
     except BaseException:
         await _forget(services, fresh)
         raise
@@ -187,13 +191,15 @@ def _parse(pipe: parse.Pipe) -> parse.Summary | parse.Unreadable:
 
 
 async def _finalize(
-    services: Services, row: StateVersion, stored: Stored, summary: parse.Summary, key: str
+    services: Services, row: StateVersion, stored: Stored, summary: parse.Summary, key: str, fence: Fence | None
 ) -> StateVersion:
     """Compares once more with what is current now, and makes it current, under the workspace's row lock."""
     outputs = [_output(services, row, output) for output in summary.outputs]
     async with in_transaction() as connection:
         if is_postgres():  # SQLite runs one transaction at a time
             await connection.execute_query_dict("SELECT id FROM workspace WHERE id = $1 FOR UPDATE", [row.workspace_id])
+        if fence is not None:
+            await fence()
         newest = await current(row.workspace_id)
         verdict, reason = rules.judge(_mark(newest), rules.Mark(row.serial, row.lineage, row.md5), force=row.forced)
         if verdict is rules.Verdict.CONFLICT:
@@ -253,8 +259,9 @@ async def accept_from_run(
     md5: str,
     chunks: AsyncIterator[bytes],
     intermediate: bool = False,
+    fence: Fence | None = None,
 ) -> StateVersion:
-    """A state that the listener sends which holds the run's lease; the caller has checked the lease.
+    """A state that the listener sends which holds the run's lease; `fence` checks the lease where it counts.
 
     A repeat is no error. Raises Invalid and Conflict as an upload does.
     """
@@ -277,7 +284,7 @@ async def accept_from_run(
         intermediate=intermediate,
     )
     try:
-        return await upload(services, row.id, chunks)
+        return await upload(services, row.id, chunks, fence)
     except BaseException:
         await asyncio.shield(StateVersion.filter(id=row.id, status="pending").delete())
         raise

@@ -13,8 +13,8 @@ def json_state(workspace_id: str, version_id: str) -> str:
     return f"workspaces/{workspace_id}/states/{version_id}.json"
 
 
-def late_state(workspace_id: str, run_id: str, number: int) -> str:
-    return f"workspaces/{workspace_id}/late/{run_id}-{number}"
+def late_state(workspace_id: str, run_id: str, number: int, tail: str) -> str:
+    return f"workspaces/{workspace_id}/late/{run_id}-{number}-{tail}"
 
 
 def configuration(workspace_id: str, version_id: str) -> str:

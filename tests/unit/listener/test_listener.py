@@ -1,0 +1,219 @@
+"""The listener's own parts: archives, overrides, environment, outcome, processes, settings."""
+
+import asyncio
+import gzip
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from kit.serving import tar
+from terrapod_listener import config, terraform, workdir
+from terrapod_listener.lease import Lease
+from terrapod_listener.process import Process
+from terrapod_shared import wire
+from terrapod_shared.variables import refusal
+
+
+def archive(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as out:
+        for entry, content in entries:
+            entry.size = len(content)
+            out.addfile(entry, io.BytesIO(content))
+    return gzip.compress(buffer.getvalue())
+
+
+def special(name: str, kind: bytes, link: str = "") -> tuple[tarfile.TarInfo, bytes]:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = kind, link
+    return entry, b""
+
+
+def unpacked(tmp_path: Path, raw: bytes, limits: wire.Limits | None = None) -> Path:
+    (tmp_path / "a.tar.gz").write_bytes(raw)
+    workdir.unpack(tmp_path / "a.tar.gz", tmp_path / "out", limits or wire.Limits())
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        tar({"../evil": b"x"}),
+        tar({"a/../../evil": b"x"}),
+        archive(special("link", tarfile.SYMTYPE, "/etc/passwd")),
+        archive(special("link", tarfile.SYMTYPE, "../../outside")),
+        archive(special("hard", tarfile.LNKTYPE, "../outside")),
+        archive(special("link", tarfile.SYMTYPE, ".."), (tarfile.TarInfo("link/evil"), b"x")),
+        archive(special("fifo", tarfile.FIFOTYPE)),
+        archive(special("device", tarfile.CHRTYPE)),
+        archive((tarfile.TarInfo("twice"), b"1"), (tarfile.TarInfo("./twice"), b"2")),
+        tar({"main.tf": b"x" * 5000})[:-30],
+        b"no archive at all",
+    ],
+)
+def test_hostile_archives_are_refused(tmp_path: Path, raw: bytes) -> None:
+    with pytest.raises(workdir.Hostile):
+        unpacked(tmp_path, raw)
+    assert not (tmp_path / "evil").exists()
+    assert not (tmp_path.parent / "evil").exists()
+
+
+def test_bombs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(workdir.Hostile, match="more than"):
+        unpacked(tmp_path, tar({"zeros": bytes(1 << 20)}), wire.Limits(unpacked_bytes=1 << 19))
+
+
+def test_stray_state_is_dropped_and_modules_are_kept(tmp_path: Path) -> None:
+    out = unpacked(
+        tmp_path,
+        tar({
+            "main.tf": b"", "terraform.tfstate": b"{}", "x.tfstate.backup": b"", "sub/errored.tfstate": b"",
+            "terraform.tfstate.d/w/terraform.tfstate": b"", ".terraform/modules/modules.json": b"{}",
+            ".terraform/providers/evil": b"", ".terraform/terraform.tfstate": b"",
+        }),
+    )  # fmt: skip
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
+        ".terraform/modules/modules.json", "main.tf",
+    ]  # fmt: skip
+
+
+def test_setuid_bits_are_stripped(tmp_path: Path) -> None:
+    entry = tarfile.TarInfo("tool")
+    entry.mode = 0o6777
+    out = unpacked(tmp_path, archive((entry, b"x")))
+    assert (out / "tool").stat().st_mode & 0o7022 == 0
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["override.tf"], ["zzzz_override.tf", "a_override.tf.json"], ["zz~~_override.tofu"]]
+)
+def test_our_override_is_the_last(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).write_text("")
+    ours = workdir.write_override(tmp_path, tmp_path / "states")
+    assert max(p.name.encode() for p in tmp_path.iterdir()) == ours.name.encode()
+    assert ours.name.endswith("_override.tf")
+
+
+def test_an_override_that_cannot_be_beaten_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ("z" * 240 + "_override.tf")).write_text("")
+    with pytest.raises(workdir.Hostile):
+        workdir.write_override(tmp_path, tmp_path / "states")
+
+
+def test_the_working_directory_stays_inside(tmp_path: Path) -> None:
+    (tmp_path / "root" / "sub").mkdir(parents=True)
+    (tmp_path / "root" / "out").symlink_to("/etc")
+    assert workdir.module_folder(tmp_path / "root", "sub").name == "sub"
+    for bad in ("..", "out", "missing"):
+        with pytest.raises(workdir.Hostile):
+            workdir.module_folder(tmp_path / "root", bad)
+
+
+def work(*variables: wire.Variable) -> wire.Work:
+    return wire.Work(
+        listener_id="listener-1", run_id="run-1", phase="plan", lease=wire.Lease(number=1, seconds=40), workspace_id="ws-1",
+        workspace_name="w", engine=wire.Engine(tool="terraform", version="1.15.5", sha256="0"), variables=list(variables),
+    )  # fmt: skip
+
+
+def test_the_environment_is_clean() -> None:
+    env = terraform.environment(
+        work(
+            wire.Variable(key="a", category="terraform", value="1"),
+            wire.Variable(key="b", category="terraform", value="2"),
+            wire.Variable(key="AWS_REGION", category="env", value="eu"),
+            wire.Variable(key="TF_INPUT", category="env", value="1"),
+        ),
+        {"a"},
+        {"PATH": "/bin"},
+    )
+    assert env["PATH"] == "/bin"
+    assert "TF_VAR_a" not in env
+    assert (env["TF_VAR_b"], env["AWS_REGION"], env["TF_INPUT"], env["TF_WORKSPACE"]) == ("2", "eu", "0", "w")
+    assert os.environ["HOME"] not in env.values()
+
+
+def test_reserved_names_are_refused_here_too() -> None:
+    for key in ("LD_PRELOAD", "PATH", "HOME", "TF_CLI_CONFIG_FILE", "TF_DATA_DIR", "TF_WORKSPACE", "TF_REATTACH_PROVIDERS",
+                "TF_FORCE_LOCAL_BACKEND", "TF_LOG_PATH", "TF_CLI_ARGS", "TF_CLI_ARGS_plan", "a b", "1x", ""):  # fmt: skip
+        assert refusal(key, "env"), key
+    assert refusal("X", "env", "a\0b")
+    assert refusal("x y", "terraform")
+    for key in ("TF_LOG", "HTTPS_PROXY", "AWS_REGION"):
+        assert refusal(key, "env") is None
+
+
+def test_strings_are_written_as_hcl() -> None:
+    assert terraform.quoted('a "b" ${c} %{d}\n') == '"a \\"b\\" $${c} %%{d}\\n"'
+    declared = terraform.declared(
+        {"a.tf": 'variable "x" {}\n  variable y {\n', "b.tf.json": '{"variable": {"z": {}}}', "c.tf.json": "nope"}
+    )
+    assert declared == {"x", "y", "z"}
+    text = terraform.var_file([wire.Variable(key="x", category="terraform", value="[1]", hcl=True)], declared)
+    assert text == "x = [1]\n"
+
+
+def test_a_plan_is_counted() -> None:
+    def entry(*actions: str, **more: object) -> dict[str, object]:
+        return {"change": {"actions": list(actions), **more}}
+
+    plan = {
+        "resource_changes": [entry("create"), entry("delete", "create"), entry("update"), entry("no-op", importing={})]
+    }
+    assert terraform.read_plan(plan) == terraform.Counts(True, 2, 1, 1, 1, False)
+    assert terraform.read_plan({"applyable": False, "resource_changes": [entry("no-op")]}).has_changes is False
+
+
+def test_leases_stop_plans_and_never_applies() -> None:
+    lease = Lease(until_s=100, length_s=40)
+    assert [lease.move(at, "plan") for at in (61.0, 80.0, 100.0)] == ["work", "renew", "stop"]
+    assert lease.move(100.0, "apply") == "renew"
+
+
+async def test_a_group_is_interrupted_once_and_then_killed(tmp_path: Path) -> None:
+    process, seen = Process(), bytearray()
+    script = "trap 'echo got' INT; echo started; (trap '' INT TERM; exec sleep 60) & while :; do sleep 0.05; done"
+    begun = asyncio.Event()
+
+    def output(chunk: bytes) -> None:
+        seen.extend(chunk)
+        begun.set()
+
+    task = asyncio.create_task(
+        process.run(["bash", "-c", script], cwd=tmp_path, env=dict(os.environ), on_output=output, timeout_s=30)
+    )
+    await asyncio.wait_for(begun.wait(), 10)
+    process.interrupt(0.5)
+    process.interrupt(0.5)
+    assert await asyncio.wait_for(task, 15) == -9
+    assert seen.count(b"got") == 1
+
+
+async def test_who_is_left_in_the_group_is_killed(tmp_path: Path) -> None:
+    process = Process()
+    seen = bytearray()
+    code = await process.run(
+        ["bash", "-c", "sleep 60 & echo $!"], cwd=tmp_path, env=dict(os.environ), on_output=seen.extend, timeout_s=30
+    )
+    assert code == 0
+    stat = Path(f"/proc/{int(seen)}/stat")  # noqa: ASYNC240
+    for _ in range(200):
+        if not stat.exists() or stat.read_text().split()[2] == "Z":
+            break
+        await asyncio.sleep(0.01)
+    else:
+        pytest.fail("the child lives")
+
+
+def test_settings_tell_all_mistakes_at_once(tmp_path: Path) -> None:
+    (tmp_path / "listener.toml").write_text(
+        'capacity = 0\nnope = 1\n[[engines]]\ntool = "terraform"\nversion = "1"\npath = "/nowhere"\n'
+    )
+    with pytest.raises(config.Mistakes) as mistakes:
+        config.load(tmp_path, {"TERRAPOD_LISTENER_POLL_S": "x"})
+    assert len(mistakes.value.lines) == 4
+    assert config.load(tmp_path / "none", {"TERRAPOD_LISTENER_CAPACITY": "7"}).capacity == 7

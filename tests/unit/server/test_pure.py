@@ -1,0 +1,228 @@
+"""The pure rules of the server: the run's table, log framing, state order, parsing, versions, declarations."""
+
+import io
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kit.serving import state_bytes, tar
+from terrapod_server import config
+from terrapod_server.configs.archive import Unfit, check
+from terrapod_server.kit import parse as parsing
+from terrapod_server.kit.jsonapi import Attr, Resource
+from terrapod_server.kit.routes import Routes
+from terrapod_server.kit.signed import Signer
+from terrapod_server.mirror import rules as versions
+from terrapod_server.runs import framing, redact, states
+from terrapod_server.runs.states import Event, Status
+from terrapod_server.states import parse
+from terrapod_server.states.rules import Mark, Verdict, judge
+from terrapod_server.variables.rules import Resolved, resolve
+from terrapod_server.workspaces import rules
+from terrapod_shared import errors, ids
+
+
+def test_the_table_is_the_one_that_clients_expect() -> None:
+    expected = {
+        "pending": {"plan_queued", "discarded", "canceled", "errored"},
+        "plan_queued": {"planning", "canceled", "errored"},
+        "planning": {"planned", "planned_and_finished", "planned_and_saved", "plan_queued", "errored", "canceled"},
+        "planned": {"confirmed", "discarded", "errored"},
+        "planned_and_saved": {"confirmed", "discarded", "errored"},
+        "confirmed": {"apply_queued", "canceled", "errored"},
+        "apply_queued": {"applying", "canceled", "errored"},
+        "applying": {"applied", "errored", "canceled"},
+    }
+    found = {status.value: {to.value for to in row.values()} for status, row in states.NEXT.items()}
+    assert found == expected
+    assert {status.value for status in states.FINAL} == {
+        "planned_and_finished", "applied", "errored", "discarded", "canceled",
+    }  # fmt: skip
+
+
+@given(st.sampled_from(list(Status)), st.sampled_from(list(Event)))
+def test_what_is_not_in_the_table_is_refused_in_words(status: Status, event: Event) -> None:
+    if states.allows(status, event):
+        plan, apply = states.phases_after(status, event)
+        assert states.after(status, event) in Status
+        assert plan != "running" or apply is None
+    else:
+        with pytest.raises(errors.IllegalTransition, match=status.value):
+            states.after(status, event)
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(1, 70), min_size=1), st.booleans())
+def test_a_log_read_in_pieces_is_the_log(raw: bytes, limits: list[int], is_over: bool) -> None:
+    seen, offset, turn = b"", 0, 0
+    while True:
+        limit = limits[turn % len(limits)]
+        turn += 1
+        start, stop = framing.raw_range(offset, limit, len(raw))
+        part = framing.frame(raw[start:stop], offset, limit, len(raw), is_over=is_over)
+        assert len(part) <= limit
+        if not part:
+            break
+        assert b"\x03" not in part[:-1]
+        seen += part
+        offset += len(part)
+        if part.endswith(b"\x03"):
+            break
+    assert seen == b"\x02" + raw.replace(b"\x03", b" ") + (b"\x03" if is_over else b"")
+
+
+@pytest.mark.parametrize(
+    ("current", "sent", "force", "verdict"),
+    [
+        (None, Mark(5, "a", "x"), False, Verdict.ACCEPT),
+        (Mark(1, "a", "x"), Mark(2, "a", "y"), False, Verdict.ACCEPT),
+        (Mark(1, "a", "x"), Mark(1, "a", "x"), False, Verdict.REPEAT),
+        (Mark(1, "a", "x"), Mark(1, "a", "x"), True, Verdict.REPEAT),
+        (Mark(1, "a", "x"), Mark(1, "a", "y"), False, Verdict.CONFLICT),
+        (Mark(2, "a", "x"), Mark(1, "a", "y"), False, Verdict.CONFLICT),
+        (Mark(1, "a", "x"), Mark(2, "b", "y"), False, Verdict.CONFLICT),
+        (Mark(2, "a", "x"), Mark(1, "b", "y"), True, Verdict.ACCEPT),
+    ],
+)
+def test_states_follow_one_another(current: Mark | None, sent: Mark, force: bool, verdict: Verdict) -> None:
+    assert judge(current, sent, force=force)[0] is verdict
+
+
+def test_a_state_is_read_as_a_stream() -> None:
+    outputs = {
+        "plain": {"value": "v", "type": "string"},
+        "hidden": {"value": {"a": [1, 2.5, None]}, "type": ["object", {"a": ["list", "number"]}], "sensitive": True},
+    }
+    found = parse.summarise(io.BytesIO(state_bytes(7, "line", outputs, resources=3)))
+    assert (found.serial, found.lineage, found.terraform_version, found.resource_count) == (7, "line", "1.15.5", 3)
+    assert [(o.name, o.value, o.sensitive) for o in found.outputs] == [
+        ("plain", "v", False), ("hidden", {"a": [1, 2.5, None]}, True),
+    ]  # fmt: skip
+    sealed = parse.summarise(io.BytesIO(b'{"serial": 3, "lineage": "l", "encrypted_data": "xyz", "meta": {}}'))
+    assert (sealed.serial, sealed.is_encrypted) == (3, True)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"[]", b"null", b"{", b'{"serial": "1"}', b'{"serial": 1.5}', b'{"lineage": "x"}', b'{"serial": 1, "serial": 2}',
+     b'{"serial": NaN}', b'{"serial": 1, "x": ' + b"[" * 500 + b"]" * 500 + b"}", b'{"serial": -1}'],
+)  # fmt: skip
+def test_what_is_no_state_is_refused(raw: bytes) -> None:
+    with pytest.raises(parse.Unreadable):
+        parse.summarise(io.BytesIO(raw))
+
+
+def test_engine_versions_are_resolved() -> None:
+    known = ["1.10.5", "1.11.3", "1.11.4", "1.12.0-rc1", "1.12.0", "0.15.0"]
+    wanted = {
+        "latest": "1.12.0", "1.11": "1.11.4", "1.11.x": "1.11.4", "1.11.3": "1.11.3", "~> 1.11.0": "1.11.4", "1": "1.12.0",
+        ">= 1.10, < 1.12": "1.11.4", "1.13": None, "9.9.9": None, "1.12.0-rc1": "1.12.0-rc1",
+    }  # fmt: skip
+    for text, found in wanted.items():
+        assert versions.choose(text, known) == found, text
+    assert not versions.is_sensible("newest")
+    assert versions.checksum("ab" * 32 + "  x.zip\n", "x.zip") == "ab" * 32
+    assert versions.checksum("ab" * 32 + "  x.zip\n", "y.zip") is None
+
+
+def test_hidden_values_are_replaced_where_they_are_marked() -> None:
+    change = {
+        "actions": ["update"], "before": {"a": "old", "b": [1, "s"]}, "after": {"a": "new", "b": [2, "t"], "c": None},
+        "before_sensitive": {"a": True, "b": [False, True]}, "after_sensitive": {"a": True, "c": True},
+    }  # fmt: skip
+    plan = {"format_version": "1.2", "resource_changes": [{"address": "x", "change": change}], "output_changes": {}}
+    found = json.loads(redact.compose(json.dumps(plan).encode(), b'{"provider_schemas": {"p": {}}}'))
+    shown = found["resource_changes"][0]["change"]
+    assert shown["before"] == {"a": "(sensitive value)", "b": [1, "(sensitive value)"]}
+    assert shown["after"] == {"a": "(sensitive value)", "b": [2, "t"], "c": None}
+    assert found["provider_schemas"] == {"p": {}}
+
+
+def test_the_higher_layer_wins_and_categories_are_apart() -> None:
+    low = [Resolved("a", "env", "1"), Resolved("a", "terraform", "2"), Resolved("b", "env", "3")]
+    high = [Resolved("a", "env", "4")]
+    assert {(v.category, v.key): v.value for v in resolve([low, high])} == {
+        ("env", "a"): "4", ("terraform", "a"): "2", ("env", "b"): "3",
+    }  # fmt: skip
+
+
+def test_archives_are_looked_into() -> None:
+    check(tar({"a/main.tf": b"x" * 2000, "b.tf": b""}))
+    for bad in (b"plain", tar({"../x": b""}), tar({"a/../../x": b""}), tar({"/x": b""})):
+        with pytest.raises(Unfit):
+            check(bad)
+
+
+def test_workspace_names_and_folders() -> None:
+    assert rules.name("a-B_9") == "a-B_9"
+    for bad in ("", "-a", "a b", "a" * 91, "a/b"):
+        with pytest.raises(ValueError, match="must"):
+            rules.name(bad)
+    assert rules.folder("a/b/") == "a/b"
+    for bad in ("/a", "../a", "a/../../b", "a\\b"):
+        with pytest.raises(ValueError, match="relative"):
+            rules.folder(bad)
+
+
+def test_signed_urls_are_for_one_purpose_and_end() -> None:
+    signer, other = Signer(b"k" * 32), Signer(b"o" * 32, (b"k" * 32,))
+    token = signer.sign("log", "plan-1", 60)
+    assert signer.check("log", token) == "plan-1"
+    assert other.check("log", token) == "plan-1", "an older key still opens"
+    for purpose, text in (
+        ("state", token),
+        ("log", token[:-1]),
+        ("log", signer.sign("log", "plan-1", -5)),
+        ("log", "?"),
+    ):
+        with pytest.raises(errors.NotFound):
+            signer.check(purpose, text)
+
+
+def test_ids_are_ordered_and_recognised() -> None:
+    assert ids.is_valid(ids.make("ws"), "ws")
+    assert not ids.is_valid("ws-short", "ws")
+    assert not ids.is_valid(ids.make("run"), "ws")
+    assert len({ids.make("run") for _ in range(1000)}) == 1000
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
+    )
+)
+def test_any_attribute_is_checked_or_refused(value: object) -> None:
+    resource = Resource("things", (Attr("name", str, "n", write=True, maximum=9), Attr("count", int, "c", write=True)))
+    try:
+        found = parsing.attributes({"attributes": {"name": value, "count": value}}, resource)
+    except errors.Invalid as error:
+        assert error.pointer is not None
+        assert error.pointer.startswith("/data/attributes/")
+    else:
+        assert all(isinstance(found[key], kind) for key, kind in (("name", str), ("count", int)) if key in found)
+
+
+def test_errors_come_back_as_what_they_were() -> None:
+    for cls in (errors.NotFound, errors.LeaseEnded, errors.Invalid, errors.ClockSkew, errors.Unavailable):
+        again = errors.from_document(cls.status, errors.document(cls("why")))
+        assert (type(again), again.detail) == (cls, "why")
+
+
+def test_settings_tell_all_mistakes_at_once() -> None:
+    environment = {
+        "TERRAPOD_PORT": "x",
+        "TERRAPOD_NOPE": "1",
+        "TERRAPOD_STORAGE__KIND": "tape",
+        "TERRAPOD_LIMITS__JSON_BYTES": "5",
+    }
+    with pytest.raises(config.Mistakes) as mistakes:
+        config.load(environment)
+    assert len(mistakes.value.lines) == 3
+    assert config.load({"TERRAPOD_LIMITS__JSON_BYTES": "5"}).limits.json_bytes == 5
+
+
+def test_routes_know_slashes_and_methods() -> None:
+    routes = Routes([])
+    with pytest.raises(errors.NotFound):
+        routes.find("GET", "/x")

@@ -200,18 +200,14 @@ async def gathered(chunks: AsyncIterator[bytes], size: int = CHUNK) -> AsyncIter
     parts: list[bytes] = []
     have = 0
     async for chunk in chunks:
-        if not have and len(chunk) == size:
-            yield chunk  # as it is: most chunks come so from a stream that was gathered before
-            continue
-        parts.append(chunk)
-        have += len(chunk)
-        if have < size:
-            continue
-        joined = b"".join(parts)
-        full = have - have % size
-        for at in range(0, full, size):
-            yield joined[at : at + size]
-        have -= full
-        parts = [joined[full:]]
+        at = 0
+        while have + len(chunk) - at >= size:
+            piece = chunk[at : at + size - have]
+            at += len(piece)
+            yield b"".join((*parts, piece))  # a piece alone is not copied
+            parts, have = [], 0
+        if at < len(chunk):
+            parts.append(chunk[at:])
+            have += len(chunk) - at
     if have:
         yield b"".join(parts)

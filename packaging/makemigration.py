@@ -1,8 +1,6 @@
 """Writes the migration that brings the last one's schema to what the models ask for."""
 
 import asyncio
-import re
-import sys
 from pathlib import Path
 
 from tortoise import Tortoise
@@ -13,16 +11,14 @@ from terrapod_server.kit import database
 
 
 async def main() -> None:
-    config = database.settings("sqlite://:memory:", MODELS, 1)
-    context = await Tortoise.init(config=config)
-    for writer in await MigrationAutodetector(context.apps, config["apps"]).changes():
-        path = Path(writer.write())
-        # a description becomes an SQL comment, and SQLite's editor splits statements at a `;` in it
-        text = r"('[^']*'|\"[^\"]*\")"
-        path.write_text(re.sub(rf"(, 'table_description': |, description=){text}", "", path.read_text()))
-        print(path.name)  # noqa: T201
-    await Tortoise.close_connections()
+    url = "sqlite://:memory:"
+    await database.open_(url, MODELS)
+    database.drop_descriptions()
+    apps = Tortoise._require_context().apps  # noqa: SLF001  the ORM's own command does the same
+    assert apps is not None  # noqa: S101
+    for writer in await MigrationAutodetector(apps, database.settings(url, MODELS, 1)["apps"]).changes():
+        print(Path(writer.write()).name)  # noqa: T201
+    await database.close()
 
 
 asyncio.run(main())
-sys.exit(0)

@@ -228,6 +228,7 @@ class _Life:
     async def stop(self) -> None:
         await self._periodic.stop()
         await self._services.bus.stop()
+        await self._services.store.close()
         await database.close()
 
 
@@ -240,6 +241,7 @@ async def opened(config: Config) -> AsyncIterator[App]:
         await database.migrate()
         yield app
     finally:
+        await app.services.store.close()
         await database.close()
 
 

@@ -88,6 +88,20 @@ async def open_(url: str, modules: Sequence[str], pool: int = 10) -> None:
     _contexts.append(await Tortoise.init(config=settings(url, modules, pool), _enable_global_fallback=True))
 
 
+def drop_descriptions() -> None:
+    """Takes docstrings and comments out of the open models: they are no part of the schema.
+
+    The ORM would write them into SQL comments, where SQLite's editor splits
+    the statement at a `;`, and would migrate a table when its comment changes.
+    """
+    apps = _contexts[-1].apps
+    for model in apps.get_models_iterable() if apps else ():
+        model._meta.table_description = ""  # noqa: SLF001  the ORM has no public word for it
+        for field in model._meta.fields_map.values():  # noqa: SLF001
+            if not hasattr(field, "enum_type"):  # of an enum the ORM makes one itself, always the same
+                field.description = None
+
+
 async def migrate() -> None:
     """Brings the schema to this release's, forward only; one process at a time on PostgreSQL.
 

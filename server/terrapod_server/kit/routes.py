@@ -47,6 +47,8 @@ class Routes:
     def find(self, method: str, raw_path: str) -> tuple[Endpoint | Raw, dict[str, str]]:
         """The endpoint and its path parameters. Raises NotFound or MethodNotAllowed."""
         segments = [unquote(segment) for segment in _segments(raw_path)]
+        if "\0" in "".join(segments):  # no name and no id holds one, and PostgreSQL takes none
+            raise NotFound
         found = self._walk(self._root, segments, 0, [])
         if found is None:
             message = f"there is nothing at {raw_path[:200]}"

@@ -13,6 +13,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from tortoise.exceptions import ValidationError as OrmValidation
 
 from terrapod_server.kit import parse, repeats
 from terrapod_server.kit.call import Call, Services, too_large
@@ -29,6 +30,7 @@ _ACCEPTED = frozenset({"application/vnd.api+json", JSON})
 #: A body of this size and more is decoded in a thread.
 _LARGE_JSON = 256 << 10
 _ID_LONGEST = 64
+_PATH_LONGEST = 40
 _ACCEPTED_STATUS = 202
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -149,6 +151,22 @@ class Server:
     async def _answer(self, endpoint: Endpoint | Raw, request: Request, path: dict[str, str]) -> Response:
         if path.get("org", "default") != "default":
             raise errors.NotFound
+        if b"%00" in request.scope.get("query_string", b""):
+            message = "a query parameter may not contain a NUL character"
+            raise errors.BadRequest(message)
+        try:
+            return await self._admitted(endpoint, request, path)
+        except OrmValidation:  # a value that fits no column: an id that can be none, or text that is too long
+            if any(len(value) > _PATH_LONGEST for value in path.values()) or request.method in {
+                "GET",
+                "HEAD",
+                "DELETE",
+            }:
+                raise errors.NotFound from None
+            message = "a value is longer than what is kept of it"
+            raise errors.Invalid(message) from None
+
+    async def _admitted(self, endpoint: Endpoint | Raw, request: Request, path: dict[str, str]) -> Response:
         principal, level = await self.services.guard.admit(endpoint, request, path, self.services)
         call = Call(
             request=request,

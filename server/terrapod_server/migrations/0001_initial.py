@@ -80,10 +80,7 @@ class Migration(migrations.Migration):
                 ("sha256", fields.CharField(max_length=64)),
                 ("size", fields.BigIntField()),
                 ("source", fields.CharField(default="fetched", max_length=20)),
-                (
-                    "cached_at",
-                    fields.DatetimeField(description='")  #: or imported', auto_now=False, auto_now_add=True),
-                ),
+                ("cached_at", fields.DatetimeField(auto_now=False, auto_now_add=True)),
                 ("last_used_at", fields.DatetimeField(null=True, auto_now=False, auto_now_add=False)),
             ],
             options={
@@ -307,7 +304,15 @@ class Migration(migrations.Migration):
                 ("workspace_id", fields.CharField(max_length=40)),
                 ("configuration_version_id", fields.CharField(db_index=True, max_length=40)),
                 ("pool_id", fields.CharField(max_length=40)),
-                ("status", fields.CharEnumField(default=Status.PENDING, enum_type=Status, max_length=24)),
+                (
+                    "status",
+                    fields.CharEnumField(
+                        default=Status.PENDING,
+                        description="PENDING: pending\nPLAN_QUEUED: plan_queued\nPLANNING: planning\nPLANNED: planned\nPLANNED_AND_SAVED: planned_and_saved\nPLANNED_AND_FINISHED: planned_and_finished\nCONFIRMED: confirmed\nAPPLY_QUEUED: apply_queued\nAPPLYING: applying\nAPPLIED: applied\nDISCARDED: discarded\nCANCELED: canceled\nERRORED: errored",
+                        enum_type=Status,
+                        max_length=24,
+                    ),
+                ),
                 ("message", fields.TextField(default="", unique=False)),
                 ("source", fields.CharField(default="tfe-api", max_length=40)),
                 ("is_destroy", fields.BooleanField(default=False)),
@@ -419,7 +424,7 @@ class Migration(migrations.Migration):
                 ("id", fields.CharField(primary_key=True, unique=True, db_index=True, max_length=40)),
                 ("workspace_id", fields.CharField(max_length=40)),
                 ("status", fields.CharField(default="pending", max_length=12)),
-                ("serial", fields.BigIntField(description='")  #: pending, finalized, discarded')),
+                ("serial", fields.BigIntField()),
                 ("lineage", fields.CharField(default="", max_length=255)),
                 ("md5", fields.CharField(max_length=32)),
                 ("sha256", fields.CharField(default="", max_length=64)),

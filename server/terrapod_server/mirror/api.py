@@ -71,6 +71,8 @@ async def warm(call: Call) -> EngineFile:
 async def purge(call: Call) -> Response:
     """Remove a version from the cache; the answer says how many files went."""
     count = await actions.purge(call.services, call.path["tool"], call.path["version"])
+    if count == 0:
+        raise NotFound
     return Response(encode({"purged": count}), media_type="application/json")
 
 

@@ -1,0 +1,138 @@
+"""All declarations at once: documented, guarded, and the schema is what the models ask for."""
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+from tortoise import Tortoise, connections
+from tortoise.migrations.autodetector import MigrationAutodetector
+
+from kit.serving import Running
+from terrapod_server import app
+from terrapod_server.kit import database, openapi
+from terrapod_server.kit.jsonapi import Access, Endpoint, Raw
+from terrapod_shared import ids
+
+ROOT = Path(__file__).parents[2]
+
+
+def path_of(endpoint: Endpoint | Raw) -> str:
+    """The path with ids of things that are not there."""
+    path = endpoint.path.replace("{org}", "default")
+    return re.sub(r"\{(\w+)\}", lambda _: ids.make("ws"), path)
+
+
+def test_every_endpoint_is_documented() -> None:
+    assert [e.path for e in app.ENDPOINTS if not openapi.summary(e)] == []
+    assert all(attr.doc for resource in app.RESOURCES for attr in resource.attributes)
+
+
+def test_the_openapi_document_has_every_endpoint() -> None:
+    document = openapi.document(app.ENDPOINTS)
+    assert sum(len(operations) for operations in document["paths"].values()) == len(app.ENDPOINTS)
+    names = [op["operationId"] for operations in document["paths"].values() for op in operations.values()]
+    assert len(names) == len(set(names))
+
+
+async def test_a_stranger_learns_nothing(server: Running) -> None:
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as stranger:
+        for endpoint in app.ENDPOINTS:
+            answer = await stranger.request(endpoint.method, path_of(endpoint))
+            if endpoint.needs is Access.PUBLIC:
+                assert answer.status_code < 300, endpoint.path
+            elif endpoint.needs is Access.CAPABILITY:
+                assert answer.status_code in (401, 404, 422), (endpoint.path, answer.text)
+            elif endpoint.needs is Access.LISTENER:
+                assert answer.status_code in (401, 404, 426), (endpoint.path, answer.text)
+            else:
+                assert answer.status_code == 401, (endpoint.path, answer.text)
+            if answer.status_code >= 400:
+                error = answer.json()["errors"][0]
+                assert {"status", "title", "detail"} <= error.keys()
+            assert answer.headers["x-request-id"]
+
+
+async def test_unknown_ids_are_404_and_never_500(server: Running) -> None:
+    for endpoint in app.ENDPOINTS:
+        if "{" not in endpoint.path.replace("{org}", "") or endpoint.needs in (Access.LISTENER, Access.CAPABILITY):
+            continue
+        for identity in (ids.make("ws"), "nonsense", "ws-%00", "%F0%9F%92%A9", "x" * 300):
+            path = re.sub(
+                r"\{(\w+)\}", lambda _, identity=identity: identity, endpoint.path.replace("{org}", "default")
+            )
+            body = {} if endpoint.method in ("GET", "DELETE") else {"json": {"data": {"attributes": {}}}}
+            answer = await server.api.request(endpoint.method, server.url + path, **body)
+            assert answer.status_code in (404, 422, 400), (endpoint.method, path, answer.status_code, answer.text)
+
+
+async def test_the_public_documents(server: Running) -> None:
+    async with httpx.AsyncClient(base_url=server.url) as anybody:
+        assert (await anybody.get("/health")).json() == {"status": "healthy"}
+        assert (await anybody.get("/ready")).json()["checks"] == {"database": "healthy", "storage": "healthy"}
+        services = await anybody.get("/.well-known/terraform.json")
+        assert services.headers["content-type"] == "application/json"
+        assert services.json()["tfe.v2"] == services.json()["tfe.v2.1"] == "/api/v2/"
+        ping = await anybody.get("/api/v2/ping")
+        assert (ping.status_code, ping.headers["TFP-API-Version"], ping.headers["X-TFE-Version"]) == (
+            204,
+            "2.6",
+            "v202505-1",
+        )
+        assert (await anybody.get("/api/v2/openapi.json")).json()["openapi"] == "3.1.0"
+    assert (await server.api.get("/organizations/default/entitlement-set")).json()["data"]["attributes"][
+        "operations"
+    ] is True
+    assert (await server.api.get("/organizations/default/projects")).json()["data"][0]["attributes"][
+        "name"
+    ] == "Default Project"
+    made = await server.api.post("/organizations/default/projects", json={"data": {"attributes": {"name": "x"}}})
+    assert made.status_code == 422
+
+
+async def test_migrations_lead_to_what_the_models_ask_for(database_url: str) -> None:
+    await database.open_(database_url, app.MODELS)
+    try:
+        await database.migrate()
+        await database.migrate()
+        database.drop_descriptions()
+        config = database.settings(database_url, app.MODELS, 1)
+        apps = Tortoise._require_context().apps
+        assert apps is not None
+        assert await MigrationAutodetector(apps, config["apps"]).changes() == []
+        migrated = await _schema()
+    finally:
+        await database.close()
+    assert {"run", "run_phase", "workspace", "state_version", "listener"} <= {table for table, _ in migrated}
+    wanted = ("run_phase", "pool_id", "lease_state")
+    assert any(table == wanted[0] and wanted[1] in columns and wanted[2] in columns for table, columns in migrated)
+
+
+async def _schema() -> set[tuple[str, str]]:
+    """(table, text of an index) of all that is there."""
+    if database.is_postgres():
+        rows = await connections.get("default").execute_query_dict(
+            "SELECT tablename AS t, indexdef AS d FROM pg_indexes WHERE schemaname = 'public'"
+        )
+    else:
+        rows = await connections.get("default").execute_query_dict(
+            "SELECT tbl_name AS t, coalesce(sql, '') AS d FROM sqlite_master"
+        )
+    return {(row["t"], row["d"]) for row in rows}
+
+
+def test_the_documents_name_every_room() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    rooms = [
+        p.name for p in (ROOT / "server" / "terrapod_server").iterdir() if p.is_dir() and (p / "__init__.py").exists()
+    ]
+    for room in rooms:
+        assert f"`{room}`" in text or f"{room}`" in text, room
+
+
+@pytest.mark.parametrize("forbidden", ["/work/", "/root/"])
+def test_no_absolute_path_of_a_machine(forbidden: str) -> None:
+    for folder in ("server", "listener", "shared", "docs", "packaging"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.suffix in (".py", ".md", ".toml"):
+                assert forbidden not in file.read_text(), file

@@ -1,4 +1,6 @@
-from kit.serving import Running
+import asyncio
+
+from kit.serving import Running, tar
 
 
 async def test_a_workspace_is_made_shown_changed_and_removed(server: Running) -> None:
@@ -151,3 +153,16 @@ async def test_variables_are_sealed_and_sensitive_for_good(server: Running) -> N
         assert secret not in text
     for file in server.folder.rglob("*"):
         assert not file.is_file() or secret.encode() not in file.read_bytes(), file
+
+
+async def test_uploads_leave_one_object(server: Running) -> None:
+    made = await server.workspace()
+    answer = await server.post(f"/workspaces/{made['id']}/configuration-versions", {"auto-queue-runs": False})
+    url = answer.json()["data"]["attributes"]["upload-url"]
+    for archive in (tar({"a.tf": b"1"}), tar({"a.tf": b"1"}), tar({"a.tf": b"2"})):
+        assert (await server.api.put(url, content=archive)).status_code == 200
+    answers = await asyncio.gather(*(server.api.put(url, content=tar({"a.tf": b"x" * n})) for n in range(4)))
+    assert {answer.status_code for answer in answers} <= {200, 409}
+    assert len(await server.services.store.keys(f"workspaces/{made['id']}/configurations/")) == 1
+    assert (await server.api.delete(f"/workspaces/{made['id']}")).status_code == 204
+    assert await server.services.store.keys(f"workspaces/{made['id']}/") == []

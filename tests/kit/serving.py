@@ -162,10 +162,10 @@ async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterat
         await task
 
 
-def tar(files: dict[str, bytes]) -> bytes:
+def tar(files: dict[str, bytes], form: int = tarfile.DEFAULT_FORMAT) -> bytes:
     """A gzip tar of these files."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
         for name, content in files.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(content)

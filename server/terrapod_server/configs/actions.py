@@ -56,6 +56,7 @@ async def upload(services: Services, version_id: str, chunks: AsyncIterator[byte
     try:
         if row.status == "uploaded":
             if stored.sha256 == row.sha256:
+                await services.store.delete(fresh)
                 return row
             if await services.configuration_in_use(row.id):
                 message = "a run uses this configuration version already; make a new one"
@@ -64,13 +65,17 @@ async def upload(services: Services, version_id: str, chunks: AsyncIterator[byte
         await services.store.delete(fresh)
         raise
     old = row.stored_key
-    await ConfigurationVersion.filter(id=row.id).update(
+    changed = await ConfigurationVersion.filter(id=row.id, status=row.status, stored_key=row.stored_key).update(
         status="uploaded",
         size=stored.size,
         sha256=stored.sha256,
         stored_key=fresh,
         status_timestamps={**row.status_timestamps, "uploaded-at": clock.stamp(clock.now())},
     )
+    if not changed:
+        await services.store.delete(fresh)
+        message = "this configuration version was uploaded by somebody else at the same time"
+        raise Conflict(message)
     if old:
         await services.store.delete(old)
     row = await get(row.id)

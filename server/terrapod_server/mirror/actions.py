@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import time
 import zipfile
+import zlib
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
@@ -68,11 +69,12 @@ async def _released(engines: Engines, tool: str) -> list[str]:
     if failed and time.monotonic() - failed[0] < _UNREACHABLE_KEPT_S:
         raise BadGateway(failed[1])
     try:
-        document = msgspec.json.decode(await _small(engines, url, _INDEX_MOST))
+        raw = await _small(engines, url, _INDEX_MOST)
     except (BadGateway, NotFound) as error:
         _unreachable[url] = (time.monotonic(), error.detail)
         raise BadGateway(error.detail) from None
     try:
+        document = await asyncio.to_thread(msgspec.json.decode, raw)
         # HashiCorp lists versions as an object by version, OpenTofu as a list of objects with an id
         listed = document["versions"]
         versions = [entry["id"] for entry in listed] if isinstance(listed, list) else list(listed)
@@ -178,7 +180,7 @@ async def _download(engines: Engines, url: str) -> AsyncIterator[bytes]:
 async def _keep(
     services: Services, name: tuple[str, str, str, str], wanted: str, chunks: AsyncIterator[bytes], source: str
 ) -> EngineFile:
-    """Stores under a name that the digest is part of, so that a wrong file never takes a right one's place."""
+    """Stores a file that has the wanted digest; a wrong one leaves nothing."""
     tool, version, system, arch = name
     key = keys.engine(tool, version, system, arch)
 
@@ -224,7 +226,7 @@ def _inspect(path: Path, tool: str) -> str:
                 message = f"{path.name} must hold one file {tool}, of at most {_BINARY_MOST >> 30} GiB"
                 raise Invalid(message)
             broken = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
         message = f"{path.name} is no zip archive: {error}"
         raise Invalid(message) from None
     if broken:

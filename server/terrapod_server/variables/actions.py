@@ -8,8 +8,8 @@ from tortoise.exceptions import IntegrityError
 from terrapod_server.kit.call import Services
 from terrapod_server.variables import rules
 from terrapod_server.variables.model import Variable
-from terrapod_shared import ids
-from terrapod_shared.errors import Invalid, NotFound
+from terrapod_shared import clock, ids
+from terrapod_shared.errors import Conflict, Invalid, NotFound
 from terrapod_shared.variables import refusal
 
 _AT = "/data/attributes/"
@@ -71,18 +71,24 @@ async def update(services: Services, row: Variable, values: Mapping[str, Any]) -
         message = f"{row.key} is sensitive for good; delete it and make a new one"
         raise Invalid(message, pointer=_AT + "sensitive")
     text = values["value"] or "" if "value" in values else None
-    for column in ("key", "category", "hcl", "sensitive", "description"):
-        if column in values:
-            setattr(row, column, values[column] if values[column] is not None else "")
-    _check(row.key, row.category, text or "")
+    columns = ("key", "category", "hcl", "sensitive", "description")
+    changed: dict[str, Any] = {
+        name: values[name] if values[name] is not None else "" for name in columns if name in values
+    }
+    _check(changed.get("key", row.key), changed.get("category", row.category), text or "")
     if text is not None:
-        row.value = services.cipher.seal(text.encode(), f"variable {row.id}")
-    row.version_id = ids.tail()
+        changed["value"] = services.cipher.seal(text.encode(), f"variable {row.id}")
+    found = Variable.filter(id=row.id)
+    if not changed.get("sensitive", True):
+        found = found.filter(sensitive=False)  # whoever made it sensitive meanwhile wins
     try:
-        await row.save()
+        done = await found.update(**changed, version_id=ids.tail(), updated_at=clock.now())
     except IntegrityError:
-        raise _taken(row.key, row.category) from None
-    return opened(services, [row])[0]
+        raise _taken(changed.get("key", row.key), changed.get("category", row.category)) from None
+    if not done:
+        message = f"{row.key} was changed or removed by somebody else meanwhile"
+        raise Conflict(message)
+    return await get(services, row.workspace_id, row.id)
 
 
 async def delete(row: Variable) -> None:

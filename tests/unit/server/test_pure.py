@@ -1,7 +1,9 @@
 """The pure rules of the server: the run's table, log framing, state order, parsing, versions, declarations."""
 
+import gzip
 import io
 import json
+import tarfile
 
 import pytest
 from hypothesis import given
@@ -149,7 +151,11 @@ def test_the_higher_layer_wins_and_categories_are_apart() -> None:
 
 def test_archives_are_looked_into() -> None:
     check(tar({"a/main.tf": b"x" * 2000, "b.tf": b""}))
-    for bad in (b"plain", tar({"../x": b""}), tar({"a/../../x": b""}), tar({"/x": b""})):
+    long = "../" * 60 + "x"
+    for bad in (
+        b"plain", tar({"../x": b""}), tar({"a/../../x": b""}), tar({"/x": b""}), gzip.compress(b""),
+        tar({"main.tf": b""}) + b"tail" * 100, tar({long: b""}, tarfile.GNU_FORMAT), tar({long: b""}, tarfile.PAX_FORMAT),
+    ):  # fmt: skip
         with pytest.raises(Unfit):
             check(bad)
 

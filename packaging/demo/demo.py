@@ -100,7 +100,7 @@ def demo(folder: Path) -> Table:
     took: list[tuple[str, float]] = []
     begun = time.monotonic()
     with log.open("wb") as file:
-        command = [BIN / "terrapod-server", "up", "--data", str(data), "--port", str(port)]
+        command = [str(BIN / "terrapod-server"), "up", "--data", str(data), "--port", str(port)]
         server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     try:
         console.rule("[bold]terrapod-server up")

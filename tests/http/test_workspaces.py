@@ -1,4 +1,5 @@
 import asyncio
+from typing import Any
 
 from kit.serving import Running, tar
 
@@ -31,7 +32,7 @@ async def test_a_workspace_is_made_shown_changed_and_removed(server: Running) ->
 
 async def test_bad_input_gets_a_clear_error(server: Running) -> None:
     path = "/organizations/default/workspaces"
-    cases = [
+    cases: list[tuple[dict[str, Any], int, str]] = [
         ({"name": 7}, 422, "/data/attributes/name"),
         ({"name": "no spaces"}, 422, "/data/attributes/name"),
         ({}, 422, "/data/attributes/name"),

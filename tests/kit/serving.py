@@ -55,7 +55,7 @@ class Running:
             data["relationships"] = {name.replace("_", "-"): {"data": value} for name, value in relationships.items()}
         return await self.api.post(path, json={"data": data})
 
-    async def workspace(self, name: str = "", **attributes: Any) -> DATA:
+    async def workspace(self, name: Any = "", **attributes: Any) -> DATA:
         answer = await self.post(
             "/organizations/default/workspaces", {"name": name or f"w-{uuid.uuid4().hex[:10]}", **attributes}
         )
@@ -73,7 +73,7 @@ class Running:
         assert put.status_code == 200, put.text
         return data
 
-    async def run(self, workspace_id: str, configuration_id: str | None = None, **attributes: Any) -> httpx.Response:
+    async def run(self, workspace_id: str, configuration_id: Any = None, **attributes: Any) -> httpx.Response:
         related: DATA = {"workspace": {"type": "workspaces", "id": workspace_id}}
         if configuration_id:
             related["configuration_version"] = {"type": "configuration-versions", "id": configuration_id}

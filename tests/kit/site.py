@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pexpect
 import terraform_shim
@@ -121,7 +121,7 @@ class Site:
         )  # fmt: skip
         return Done(done.returncode, done.stdout.decode("utf-8", "replace"))
 
-    def ok(self, folder: Path, *argv: str, **environment: str) -> str:
+    def ok(self, folder: Path, *argv: str, **environment: Any) -> str:
         done = self.run(folder, *argv, **environment)
         assert done.code == 0, f"{argv}: {done.code}\n{done.out}\n{self.log[-3000:]}"
         return done.out

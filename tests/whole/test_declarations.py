@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -58,11 +59,9 @@ async def test_unknown_ids_are_404_and_never_500(server: Running) -> None:
         if "{" not in endpoint.path.replace("{org}", "") or endpoint.needs in (Access.LISTENER, Access.CAPABILITY):
             continue
         for identity in (ids.make("ws"), "nonsense", "ws-%00", "%F0%9F%92%A9", "x" * 300):
-            path = re.sub(
-                r"\{(\w+)\}", lambda _, identity=identity: identity, endpoint.path.replace("{org}", "default")
-            )
-            body = {} if endpoint.method in ("GET", "DELETE") else {"json": {"data": {"attributes": {}}}}
-            answer = await server.api.request(endpoint.method, server.url + path, **body)
+            path = re.sub(r"\{\w+\}", identity, endpoint.path.replace("{org}", "default"))
+            body: Any = None if endpoint.method in ("GET", "DELETE") else {"data": {"attributes": {}}}
+            answer = await server.api.request(endpoint.method, server.url + path, json=body)
             assert answer.status_code in (404, 422, 400), (endpoint.method, path, answer.status_code, answer.text)
 
 

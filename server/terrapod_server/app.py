@@ -55,8 +55,6 @@ MODELS = tuple(
     for room in ("kit", "identity", "workspaces", "variables", "configs", "states", "mirror", "runs", "agents")
 )
 _DISCOVERY = {
-    "modules.v1": "/api/v2/registry/modules/",
-    "providers.v1": "/api/v2/registry/providers/",
     "tfe.v2": "/api/v2/",
     "tfe.v2.1": "/api/v2/",
     "tfe.v2.2": "/api/v2/",

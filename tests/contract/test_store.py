@@ -300,9 +300,9 @@ async def test_hostile_keys_reach_nothing(store: Store, key: str) -> None:
     for verb in (store.size, store.exists, store.delete):
         with pytest.raises(ValueError, match="no key"):
             await verb(key)
-    for verb in (store.delete_prefix, store.keys):
+    for of_prefix in (store.delete_prefix, store.keys):
         with pytest.raises(ValueError, match=r"no key|no prefix"):
-            await verb(f"{key}/" if key else "")
+            await of_prefix(f"{key}/" if key else "")
 
 
 async def test_a_prefix_ends_with_a_slash(store: Store) -> None:

@@ -1,5 +1,4 @@
 """What the store on disk promises beyond `port.Store`: modes, leftovers, and nothing in clear below an encrypted one."""
-# ruff: noqa: ASYNC240  these tests look at the folder of the store while nothing else runs
 
 import os
 import stat

@@ -200,7 +200,7 @@ async def test_who_is_left_in_the_group_is_killed(tmp_path: Path) -> None:
         ["bash", "-c", "sleep 60 & echo $!"], cwd=tmp_path, env=dict(os.environ), on_output=seen.extend, timeout_s=30
     )
     assert code == 0
-    stat = Path(f"/proc/{int(seen)}/stat")  # noqa: ASYNC240
+    stat = Path(f"/proc/{int(seen)}/stat")
     for _ in range(200):
         if not stat.exists() or stat.read_text().split()[2] == "Z":
             break

@@ -8,7 +8,7 @@ after a restart, finds the parts in the store.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from terrapod_server.kit.call import Services
@@ -24,6 +24,8 @@ _TAIL = 1 << 20
 _LIVE_MOST = 1000
 #: How often a process that does not write a log looks for new parts.
 _LOOK_S = 0.4
+#: For so long after an append a process trusts that the listener appends at no other.
+_WRITER_S = 1.0
 
 
 @dataclass
@@ -31,10 +33,10 @@ class _Live:
     """What this process knows of a log that is not sealed."""
 
     size: int = 0
-    parts: list[tuple[int, int]] = field(default_factory=list)  #: offset, length
+    #: Offset, length. They may overlap, with the same bytes, where an append was sent again to another process.
+    parts: list[tuple[int, int]] = field(default_factory=list)
     tail: bytearray = field(default_factory=bytearray)
-    looked_at: float = -1e9
-    is_writer: bool = False
+    fresh_until: float = -1e9
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -49,28 +51,39 @@ def _of(phase: Phase) -> _Live:
     return live
 
 
-async def _look(services: Services, phase: Phase, live: _Live) -> None:
-    """Learns of parts that another process stored."""
-    if live.is_writer or time.monotonic() - live.looked_at < _LOOK_S:
+async def _look(services: Services, phase: Phase, live: _Live, *, now: bool = False) -> None:
+    """Learns of parts that another process stored; `now`: however lately it was done."""
+    if not now and time.monotonic() < live.fresh_until:
         return
-    live.looked_at = time.monotonic()
-    prefix = keys.log_parts(phase.workspace_id, phase.run_id, phase.kind)
-    known = {offset for offset, _ in live.parts}
-    for key in await services.store.keys(prefix):
+    live.fresh_until = time.monotonic() + _LOOK_S
+    known = dict(live.parts[:-1])  # the last may have been written again, longer
+    parts: list[tuple[int, int]] = []
+    end = 0
+    for key in await services.store.keys(keys.log_parts(phase.workspace_id, phase.run_id, phase.kind)):
         offset = int(key.rpartition("/")[2])
-        if offset not in known and offset == live.size:
-            length = await services.store.size(key)
-            live.parts.append((offset, length))
-            live.size = offset + length
-            live.tail.clear()
+        if offset > end:
+            break
+        try:
+            length = known[offset] if offset in known else await services.store.size(key)
+        except NotFound:  # sealed by another process meanwhile
+            return
+        parts.append((offset, length))
+        end = max(end, offset + length)
+    if end > live.size:
+        live.parts, live.size = parts, end
+        live.tail.clear()
 
 
 async def size(services: Services, phase: Phase) -> int:
-    """How many raw bytes are here."""
+    """How many raw bytes are here, whichever process took them."""
+    return await _size(services, phase, now=True)
+
+
+async def _size(services: Services, phase: Phase, *, now: bool) -> int:
     if phase.log_size >= 0:
         return int(phase.log_size)
     live = _of(phase)
-    await _look(services, phase, live)
+    await _look(services, phase, live, now=now)
     return live.size
 
 
@@ -86,10 +99,9 @@ async def append(services: Services, phase: Phase, offset: int, chunk: bytes) ->
         raise error
     live = _of(phase)
     async with live.lock:
-        if not live.is_writer:
-            live.looked_at = -1e9
-            await _look(services, phase, live)
-            live.is_writer = True
+        part = keys.log_part(phase.workspace_id, phase.run_id, phase.kind, live.size)
+        if offset != live.size or await services.store.exists(part):  # another process took some
+            await _look(services, phase, live, now=True)
         if offset > live.size:
             error = Conflict(f"the log goes on at {live.size}, and not at {offset}")
             error.meta["expected"] = live.size
@@ -105,13 +117,16 @@ async def append(services: Services, phase: Phase, offset: int, chunk: bytes) ->
                 raise Conflict(message)
         fresh = chunk[known:]
         if fresh:
-            key = keys.log_part(phase.workspace_id, phase.run_id, phase.kind, live.size)
+            at = live.size
+            key = keys.log_part(phase.workspace_id, phase.run_id, phase.kind, at)
             await services.store.put(key, once(fresh), durable=False)
-            live.parts.append((live.size, len(fresh)))
-            live.size += len(fresh)
-            live.tail += fresh
+            if live.size == at:  # else a reader has found the part already
+                live.parts.append((at, len(fresh)))
+                live.size += len(fresh)
+                live.tail += fresh
             if len(live.tail) > 2 * _TAIL:
                 del live.tail[:-_TAIL]
+        live.fresh_until = time.monotonic() + _WRITER_S
     return live.size
 
 
@@ -120,17 +135,21 @@ async def _raw(services: Services, phase: Phase, live: _Live, start: int, stop: 
     in_memory = live.size - len(live.tail)
     if start >= in_memory:
         return bytes(live.tail[start - in_memory : stop - in_memory])
-    found = bytearray()
-    for offset, length in live.parts:
-        if offset + length <= start:
-            continue
+    return b"".join([piece async for piece in _pieces(services, phase, live.parts, start, stop)])
+
+
+async def _pieces(
+    services: Services, phase: Phase, parts: Sequence[tuple[int, int]], start: int, stop: int
+) -> AsyncIterator[bytes]:
+    for offset, length in parts:
         if offset >= stop:
             break
-        key = keys.log_part(phase.workspace_id, phase.run_id, phase.kind, offset)
-        begin = max(0, start - offset)
-        async for piece in services.store.get(key, offset=begin, limit=min(length, stop - offset) - begin):
-            found += piece
-    return bytes(found)
+        if offset + length > start:
+            key = keys.log_part(phase.workspace_id, phase.run_id, phase.kind, offset)
+            until = min(offset + length, stop)
+            async for piece in services.store.get(key, offset=start - offset, limit=until - start):
+                yield piece
+            start = until
 
 
 async def read(services: Services, phase: Phase, run: Run, offset: int, limit: int) -> bytes:
@@ -139,7 +158,7 @@ async def read(services: Services, phase: Phase, run: Run, offset: int, limit: i
         raw = framing.never_ran(run.status.value) if phase.status == "canceled" else b""
         start, stop = framing.raw_range(offset, limit, len(raw))
         return framing.frame(raw[start:stop], offset, limit, len(raw), is_over=True)
-    total = await size(services, phase)
+    total = await _size(services, phase, now=False)
     start, stop = framing.raw_range(offset, limit, total)
     raw = b""
     if stop > start:
@@ -150,12 +169,12 @@ async def read(services: Services, phase: Phase, run: Run, offset: int, limit: i
 
 async def _stored(services: Services, phase: Phase, start: int, stop: int) -> bytes:
     if phase.log_sealed:
+        _live.pop(phase.id, None)
         key = keys.log(phase.workspace_id, phase.run_id, phase.kind)
         return b"".join([piece async for piece in services.store.get(key, offset=start, limit=stop - start)])
     live = _of(phase)
     if live.size < stop:
-        live.looked_at = -1e9
-        await _look(services, phase, live)
+        await _look(services, phase, live, now=True)
     try:
         return await _raw(services, phase, live, start, stop)
     except NotFound:  # it was sealed between the look at the row and this read
@@ -172,17 +191,19 @@ async def seal(services: Services, phase_id: str) -> None:
         return
     live = _of(phase)
     if live.size < phase.log_size:
-        live.is_writer, live.looked_at = False, -1e9
-        await _look(services, phase, live)
-
-    async def joined() -> AsyncIterator[bytes]:
-        for offset, _ in live.parts:
-            key = keys.log_part(phase.workspace_id, phase.run_id, phase.kind, offset)
-            async for piece in services.store.get(key):
-                yield piece
-
-    await services.store.put(keys.log(phase.workspace_id, phase.run_id, phase.kind), joined())
-    await Phase.filter(id=phase_id).update(log_sealed=True)
+        await _look(services, phase, live, now=True)
+    if await Phase.exists(id=phase_id, log_sealed=True):  # by another process, which then takes the parts away
+        return
+    # the parts are not waited for on the disk: after a loss of power the log ends where they do
+    end = min(live.size, phase.log_size)
+    key = keys.log(phase.workspace_id, phase.run_id, phase.kind)
+    try:
+        await services.store.put(key, _pieces(services, phase, live.parts, 0, end))
+    except NotFound:
+        if await Phase.exists(id=phase_id, log_sealed=True):
+            return
+        raise
+    await Phase.filter(id=phase_id).update(log_sealed=True, log_size=end)
     _live.pop(phase_id, None)
     await services.store.delete_prefix(keys.log_parts(phase.workspace_id, phase.run_id, phase.kind))
 

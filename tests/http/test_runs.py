@@ -2,15 +2,18 @@
 
 import asyncio
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kit.serving import Running, state_bytes, tar, until
 from terrapod_listener.client import Server as ListenerClient
-from terrapod_server.runs import queue
+from terrapod_server.runs import logs, queue
 from terrapod_server.runs.model import Phase
+from terrapod_server.store.port import whole
 from terrapod_shared import errors, wire
 
 PLAN = {"format_version": "1.2", "applyable": True, "resource_changes": [], "output_changes": {
@@ -326,3 +329,207 @@ async def test_hostile_configurations_are_refused(server: Running) -> None:
     assert (await server.api.put(url, content=good)).status_code == 200
     assert (await server.api.put(url, content=good)).status_code == 200
     assert (await server.api.put(url[:-2] + "AA", content=good)).status_code == 404
+
+
+async def log_of(server: Running, run: str, kind: str) -> bytes:
+    shown = (await server.api.get(f"/runs/{run}/{kind}")).json()["data"]["attributes"]
+    answer = await server.api.get(shown["log-read-url"] + "?limit=65536&offset=0")
+    assert answer.status_code == 200
+    return answer.content
+
+
+async def put_log(listener: ListenerClient, work: wire.Work, offset: int, body: bytes) -> None:
+    path = f"{listener.base}/runs/{work.run_id}/{work.phase}/log?offset={offset}"
+    await listener.call("PUT", path, body=body, lease=work.lease.number)
+
+
+async def test_a_plan_that_was_canceled_meanwhile_is_not_planned(server: Running, tmp_path: Path) -> None:
+    listener = await server.listener(tmp_path / "home")
+    workspace = await server.workspace(**{"auto-apply": True})
+    await server.configuration(workspace["id"])
+    run, following = [(await server.run(workspace["id"])).json()["data"]["id"] for _ in range(2)]
+    work = await take(listener)
+    await listener.report(run, wire.Report(phase="plan", status="planning"), work.lease.number)
+    await server.api.post(f"/runs/{run}/actions/cancel")
+    await plan_it(listener, work, tmp_path)
+    assert [await server.status(one) for one in (run, following)] == ["canceled", "plan_queued"]
+    assert await log_of(server, run, "plan") == b"\x02one\ntwo\nthree\nplanned\n\x03"
+    apply = (await server.api.get(f"/runs/{run}/apply")).json()["data"]["attributes"]
+    assert apply["status"] == "unreachable"
+
+
+@pytest.mark.parametrize("how", ["lost", "refused"])
+async def test_a_plan_is_queued_again_three_times(server: Running, tmp_path: Path, how: str) -> None:
+    listener = await server.listener(tmp_path / "home")
+    workspace = await server.workspace()
+    await server.configuration(workspace["id"])
+    run = (await server.run(workspace["id"])).json()["data"]["id"]
+    found = []
+    for number in range(4):
+        work = await take(listener)
+        assert work.log_offset == 2 * number
+        await listener.report(run, wire.Report(phase="plan", status="planning"), work.lease.number)
+        await put_log(listener, work, 2 * number, b"%d\n" % number)
+        if how == "lost":
+            await _expire(run, "plan")
+            await queue.sweep(server.services)
+        else:
+            refusal = wire.Report(phase="plan", status="refused", reason="no disk")
+            await listener.report(run, refusal, work.lease.number)
+        found.append(await server.status(run))
+    assert found == ["plan_queued"] * 3 + ["errored"]
+    message = (await server.api.get(f"/runs/{run}")).json()["data"]["attributes"]["error-message"]
+    assert "4 times" in message
+    assert ("no disk" in message) is (how == "refused")
+    assert await log_of(server, run, "plan") == b"\x020\n1\n2\n3\n\x03"
+    with pytest.raises(errors.LeaseEnded):
+        await listener.report(run, wire.Report(phase="plan", status="errored"), work.lease.number)
+
+
+async def test_the_log_of_a_lost_plan_stays_when_the_run_is_canceled(server: Running, tmp_path: Path) -> None:
+    listener = await server.listener(tmp_path / "home")
+    workspace = await server.workspace()
+    await server.configuration(workspace["id"])
+    run = (await server.run(workspace["id"])).json()["data"]["id"]
+    work = await take(listener)
+    await listener.report(run, wire.Report(phase="plan", status="planning"), work.lease.number)
+    await put_log(listener, work, 0, b"begun\n")
+    await _expire(run, "plan")
+    await queue.sweep(server.services)
+    assert (await server.api.post(f"/runs/{run}/actions/cancel")).status_code == 202
+    assert await log_of(server, run, "plan") == b"\x02begun\n\x03"
+
+
+async def test_the_log_of_a_released_apply_stays(server: Running, tmp_path: Path) -> None:
+    listener = await server.listener(tmp_path / "home")
+    workspace = await server.workspace(**{"auto-apply": True})
+    await server.configuration(workspace["id"])
+    run = (await server.run(workspace["id"])).json()["data"]["id"]
+    await plan_it(listener, await take(listener), tmp_path)
+    work = await take(listener)
+    await listener.report(run, wire.Report(phase="apply", status="applying"), work.lease.number)
+    await put_log(listener, work, 0, b"applying\n")
+    assert await log_of(server, run, "apply") == b"\x02applying\n"
+    await _expire(run, "apply")
+    await queue.sweep(server.services)
+    assert (await server.api.post(f"/runs/{run}/actions/release")).status_code == 202
+    assert await log_of(server, run, "apply") == b"\x02applying\n\x03"
+    phase = await Phase.get(id=work_phase(work))
+    assert (phase.log_size, phase.log_sealed) == (9, True)
+
+
+def work_phase(work: wire.Work) -> str:
+    return queue.phase_id_of(work.run_id, work.phase)
+
+
+async def test_an_apply_ends_only_with_its_state(server: Running, tmp_path: Path) -> None:
+    listener = await server.listener(tmp_path / "home")
+    workspace = await server.workspace(**{"auto-apply": True})
+    await server.configuration(workspace["id"])
+    run = (await server.run(workspace["id"])).json()["data"]["id"]
+    await plan_it(listener, await take(listener), tmp_path)
+    work = await take(listener)
+    await listener.report(run, wire.Report(phase="apply", status="applying"), work.lease.number)
+    report = wire.Report(phase="apply", status="applied", state="uploaded")
+    with pytest.raises(errors.Conflict, match="not here yet: state"):
+        await listener.report(run, report, work.lease.number)
+    assert await server.status(run) == "applying"
+    await apply_it(listener, work, tmp_path)
+    assert await server.status(run) == "applied"
+
+
+async def test_positions_in_the_queue(server: Running, tmp_path: Path) -> None:
+    listener = await server.listener(tmp_path / "home")
+    workspace, other = await server.workspace(), await server.workspace()
+    for one in (workspace, other):
+        await server.configuration(one["id"])
+
+    async def begin(where: str = workspace["id"], **attributes: Any) -> str:
+        run_id: str = (await server.run(where, **attributes)).json()["data"]["id"]
+        return run_id
+
+    saved = await begin(**{"save-plan": True})
+    await plan_it(listener, await take(listener), tmp_path)
+    assert await server.status(saved) == "planned_and_saved"
+    first, only, second, third = await begin(), await begin(**{"plan-only": True}), await begin(), await begin()
+    elsewhere = await begin(other["id"])
+
+    async def positions() -> dict[str, int]:
+        rows = (await server.api.get("/organizations/default/runs")).json()["data"]
+        return {row["id"]: row["attributes"]["position-in-queue"] for row in rows}
+
+    assert await positions() == {saved: 0, first: 0, only: 0, second: 1, third: 2, elsewhere: 0}
+    assert (await server.api.post(f"/runs/{saved}/actions/apply")).status_code == 202
+    assert await server.status(saved) == "confirmed"
+    assert await positions() == {saved: 1, first: 0, only: 0, second: 2, third: 3, elsewhere: 0}
+
+
+async def test_lists_are_filtered(server: Running, tmp_path: Path) -> None:
+    await server.listener(tmp_path / "home")
+    workspace = await server.workspace()
+    await server.configuration(workspace["id"])
+    kinds = {"normal": {}, "only": {"plan-only": True}, "saved": {"save-plan": True}, "destroy": {"is-destroy": True}}
+    for message, attributes in kinds.items():
+        assert (await server.run(workspace["id"], message=message, **attributes)).status_code == 201
+
+    async def found(**params: str) -> set[str]:
+        answer = await server.api.get(f"/workspaces/{workspace['id']}/runs", params=params)
+        assert answer.status_code == 200, answer.text
+        return {row["attributes"]["message"] for row in answer.json()["data"]}
+
+    assert await found(**{"filter[operation]": "plan_only"}) == {"only"}
+    assert await found(**{"filter[operation]": "plan_only,save_plan"}) == {"only", "saved"}
+    assert await found(**{"filter[operation]": "plan_and_apply,destroy,nonsense"}) == {"normal", "destroy"}
+    assert await found(**{"filter[operation]": "nonsense"}) == set()
+    email = (await server.api.get("/account/details")).json()["data"]["attributes"]["email"]
+    assert await found(**{"search[user]": email.upper()}) == set(kinds)
+    assert await found(**{"search[user]": f"{email}x"}) == set()
+    assert await found(**{"search[user]": email, "filter[operation]": "save_plan"}) == {"saved"}
+
+
+async def test_a_log_that_two_processes_take_in_turn(server: Running, tmp_path: Path) -> None:
+    """The second copy of the module is what another process knows; both have one store and one database."""
+    spec = importlib.util.find_spec(logs.__name__)
+    assert spec is not None
+    assert spec.loader is not None
+    other = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(other)
+    listener = await server.listener(tmp_path / "home")
+    workspace = await server.workspace()
+    await server.configuration(workspace["id"])
+    run = (await server.run(workspace["id"])).json()["data"]["id"]
+    work = await take(listener)
+    await listener.report(run, wire.Report(phase="plan", status="planning"), work.lease.number)
+    services, phase = server.services, await Phase.get(id=work_phase(work))
+
+    assert await logs.append(services, phase, 0, b"aa") == 2
+    assert await other.append(services, phase, 2, b"bb") == 4
+    assert await logs.append(services, phase, 4, b"cc") == 6, "the first looks again"
+    with pytest.raises(errors.Conflict) as gap:
+        await other.append(services, phase, 9, b"x")
+    assert gap.value.meta["expected"] == 6
+    assert await other.append(services, phase, 6, b"dd") == 8
+    assert await logs.append(services, phase, 6, b"ddee") == 10, "the answer was lost: again, to another, and longer"
+    assert await logs.append(services, phase, 10, b"ff") == 12
+    with pytest.raises(errors.Conflict, match="other bytes"):
+        await other.append(services, phase, 6, b"xx")
+
+    shown = (await server.api.get(f"/runs/{run}/plan")).json()["data"]["attributes"]["log-read-url"]
+    assert await other.append(services, phase, 12, b"gg") == 14
+
+    async def is_read() -> bool:  # the process that serves was a writer until just now
+        return (await server.api.get(shown)).content == b"\x02aabbccddeeffgg"
+
+    await until(is_read, 5)
+    assert await logs.size(services, phase) == await other.size(services, phase) == 14
+    await listener.report(run, wire.Report(phase="plan", status="errored", log_bytes=14), work.lease.number)
+
+    async def is_sealed() -> bool:
+        return await Phase.exists(id=phase.id, log_sealed=True)
+
+    await until(is_sealed)
+    key = f"workspaces/{workspace['id']}/runs/{run}/plan.log"
+    assert await whole(services.store, key, 100) == b"aabbccddeeffgg"
+    assert (await server.api.get(shown)).content == b"\x02aabbccddeeffgg\x03"
+    await other.seal(services, phase.id)
+    assert (await server.api.get(shown)).content == b"\x02aabbccddeeffgg\x03"

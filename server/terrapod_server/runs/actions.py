@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -14,13 +15,15 @@ from terrapod_server.configs.model import ConfigurationVersion
 from terrapod_server.kit.call import Principal, Services
 from terrapod_server.kit.database import in_transaction, is_postgres
 from terrapod_server.mirror import actions as mirror
-from terrapod_server.runs import states
+from terrapod_server.runs import logs, states
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, ids
-from terrapod_shared.errors import Conflict, Invalid, NotFound
+from terrapod_shared.errors import Conflict, Invalid, NotFound, TerrapodError
+
+log = logging.getLogger(__name__)
 
 #: Within this time the same request is a repeat: go-tfe sends a POST again after a 5xx or a lost answer.
 REPEAT = timedelta(seconds=60)
@@ -43,6 +46,7 @@ class Change:
     def __init__(self, services: Services, workspace_id: str) -> None:
         self._services, self._workspace_id = services, workspace_id
         self._topics: set[str] = set()
+        self._unsealed: set[str] = set()
         self._transaction = in_transaction()
         self.workspace: Workspace
 
@@ -71,6 +75,11 @@ class Change:
         await self._transaction.__aexit__(kind, error, trace)
         if error is None:
             await self._services.bus.publish(*sorted(self._topics))
+            for phase_id in self._unsealed:
+                try:
+                    await logs.seal(self._services, phase_id)
+                except TerrapodError as late:  # the change stands, and the job that seals what is left comes by
+                    log.warning("cannot seal the log of %s: %s", phase_id, late)
 
     def wake(self, topic: str) -> None:
         """Publishes a topic after the commit."""
@@ -120,8 +129,7 @@ class Change:
         waits = status is Status.CONFIRMED and run.status is Status.PLANNED_AND_SAVED
         return not waits and status is not Status.PENDING
 
-    @staticmethod
-    async def _phase(phase_id: str, word: str, stamp: str) -> None:
+    async def _phase(self, phase_id: str, word: str, stamp: str) -> None:
         phase = await Phase.get(id=phase_id)
         values: dict[str, Any] = {"status": word}
         if word in _PHASE_STAMPS:
@@ -132,6 +140,11 @@ class Change:
             values |= {"lease_state": "ended" if phase.lease_number else "none"}
             if phase.lease_state in ("ready", "offered"):
                 values["lease_number"] = phase.lease_number + 1  # whoever still holds the offer is fenced off
+            if phase.lease_number and phase.log_size < 0:  # no listener said where the log ends: it ends here
+                here = await logs.size(self._services, phase)
+                if here or phase.status == "running":
+                    values["log_size"] = here
+                    self._unsealed.add(phase_id)
         await Phase.filter(id=phase_id).update(**values)
 
     async def _lock(self, run: Run) -> None:
@@ -157,7 +170,7 @@ class Change:
             return
         holder = await waiting.filter(holds_queue=True).first()
         if holder is not None:
-            if holder.status is Status.PLANNED and holder.auto_apply:
+            if holder.status is Status.PLANNED and holder.auto_apply and not holder.cancel_requested:
                 await self.confirm(holder)
             return
         for run in await waiting.filter(status__in=[Status.PENDING, Status.CONFIRMED], plan_only=False).order_by("id"):

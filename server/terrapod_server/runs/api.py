@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
+from tortoise.expressions import Q, Subquery
 
+from terrapod_server.identity.model import User
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Many, One, Page, Raw, Resource, Row
 from terrapod_server.runs import actions, events, logs, redact, states
@@ -178,11 +180,11 @@ CAPACITY = Resource(
 
 
 async def _positions(rows: Sequence[Run]) -> None:
-    """How many apply-capable runs of the workspace are before each that waits."""
+    """How many runs are before each that waits for its workspace's queue."""
+    waiting = [run.id for run in rows if run.status in (Status.PENDING, Status.CONFIRMED)]
+    before = await queue_.positions(waiting)
     for run in rows:
-        if run.status in (Status.PENDING, Status.PLAN_QUEUED, Status.CONFIRMED):
-            before = Run.filter(workspace_id=run.workspace_id, id__lt=run.id, plan_only=False)
-            run.position = await before.filter(status__in=list(states.UNFINISHED)).count()
+        run.position = before.get(run.id, 0)
 
 
 async def create(call: Call) -> Run:
@@ -224,12 +226,14 @@ def _filtered(call: Call, runs: Any) -> Any:
         runs = runs.filter(message__icontains=text)
     if call.param("search[commit]"):
         runs = runs.filter(id="")
+    if user := call.param("search[user]"):
+        runs = runs.filter(created_by_id__in=Subquery(User.filter(email__icontains=user).values("id")))
     return runs
 
 
 def _operations(runs: Any, wanted: Sequence[str]) -> Any:
     """go-tfe's words: plan_only, plan_and_apply, save_plan, refresh_only, destroy, empty_apply."""
-    columns = {
+    columns: dict[str, dict[str, Any]] = {
         "plan_only": {"plan_only": True},
         "plan_and_apply": {"plan_only": False, "save_plan": False, "refresh_only": False, "is_destroy": False},
         "save_plan": {"save_plan": True},
@@ -237,8 +241,8 @@ def _operations(runs: Any, wanted: Sequence[str]) -> Any:
         "destroy": {"is_destroy": True},
         "empty_apply": {"allow_empty_apply": True},
     }
-    known = [columns[word] for word in wanted if word in columns]
-    return runs.filter(**known[0]) if len(known) == 1 else runs
+    known = [Q(**columns[word]) for word in wanted if word in columns]
+    return runs.filter(Q(*known, join_type=Q.OR) if known else Q(id=""))
 
 
 async def index(call: Call) -> Page:
@@ -406,7 +410,14 @@ _LIST = "/api/v2/workspaces/{workspace}/runs"
 _ORG = "/api/v2/organizations/{org}"
 _MANY: dict[str, Any] = {
     "many": True,
-    "filters": ("filter[status]", "filter[source]", "filter[operation]", "search[basic]", "search[commit]"),
+    "filters": (
+        "filter[status]",
+        "filter[source]",
+        "filter[operation]",
+        "search[basic]",
+        "search[commit]",
+        "search[user]",
+    ),
 }
 _ACT: dict[str, Any] = {"status": 202, "body": False}
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (

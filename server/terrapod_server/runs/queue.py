@@ -13,12 +13,12 @@ statement that judges, and on SQLite this process's monotonic one.
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Services
-from terrapod_server.runs import states
+from terrapod_server.runs import logs, states
 from terrapod_server.runs.actions import Change, get
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
@@ -28,6 +28,7 @@ from terrapod_shared.errors import Conflict, LeaseEnded, NotFound
 
 log = logging.getLogger(__name__)
 
+#: How often a plan whose listener was lost, or gave it back, is queued again.
 LOST_MOST = 3
 _HELD = "the listener was lost while it applied: waiting for it to come back, or for somebody to release the run"
 
@@ -105,7 +106,11 @@ async def accept(services: Services, run_id: str, kind: str, number: int, listen
 
 
 async def refuse(services: Services, run_id: str, kind: str, number: int, listener_id: str, reason: str) -> None:
-    """Gives an offer or a plan that has not begun back to the pool."""
+    """Gives an offer, or a plan that was accepted, back to the pool; the latter counts as lost.
+
+    Raises LeaseEnded where somebody ended the lease meanwhile, Conflict for an
+    apply that was accepted.
+    """
     phase = await check(run_id, kind, number, listener_id)
     async with Change(services, phase.workspace_id) as change:
         given = await Phase.filter(
@@ -114,12 +119,14 @@ async def refuse(services: Services, run_id: str, kind: str, number: int, listen
         run = await get(run_id)
         if given:
             change.wake(f"pool:{run.pool_id}")
-        elif run.status is Status.PLANNING:
-            await Phase.filter(id=phase.id).update(lease_number=number + 1, lost_count=phase.lost_count + 1)
-            await change.fire(run, Event.LOSE, description=reason[:500])
         else:
-            message = f"cannot give back a run that is {run.status.value}"
-            raise Conflict(message)
+            phase = await check(run_id, kind, number, listener_id)
+            if kind == "apply":
+                message = f"cannot give back a run that is {run.status.value}"
+                raise Conflict(message)
+            await Phase.filter(id=phase.id).update(
+                lease_state="none", lease_number=number + 1, lost_count=phase.lost_count + 1
+            )
         await RunEvent.create(
             run_id=run.id,
             workspace_id=run.workspace_id,
@@ -127,6 +134,8 @@ async def refuse(services: Services, run_id: str, kind: str, number: int, listen
             status=run.status.value,
             description=reason[:500],
         )
+        if not given:
+            await _lost_plan(change, run, phase, f"listener {listener_id} gave it back: {reason[:500]}")
 
 
 async def prolong(services: Services, listener_id: str, leases: Iterable[wire.HeldLease]) -> list[wire.LeaseVerdict]:
@@ -248,6 +257,7 @@ async def finish(
     ):
         return await get(run_id)  # the answer to the first was lost
     phase = await check(run_id, report.phase, number, listener_id)
+    log_end = max(log_end, await logs.size(services, phase))  # an earlier lease may have left a part of it
     _complete(phase, report, log_end)
     async with Change(services, phase.workspace_id) as change:
         run = await get(run_id)
@@ -283,6 +293,8 @@ def _complete(phase: Phase, report: wire.Report, log_end: int) -> None:
     missing = [name for name, digest in report.digests.items() if phase.digests.get(name) != digest]
     if report.status == "planned":
         missing += [name for name in ("plan-file", "plan-json") if name not in phase.digests]
+    if report.status == "applied" and report.state == "uploaded" and "state" not in phase.digests:
+        missing.append("state")
     if missing:
         message = f"not here yet: {', '.join(sorted(set(missing)))}"
         raise Conflict(message)
@@ -292,7 +304,11 @@ def _complete(phase: Phase, report: wire.Report, log_end: int) -> None:
 
 
 async def _end(change: Change, run: Run, report: wire.Report) -> None:
-    if report.status == "planned":
+    if report.status == "canceled" or (report.status == "planned" and run.cancel_requested):
+        # the word that it was canceled may have crossed the interrupt: nobody gets a plan that they canceled
+        forced: dict[str, Any] = {"force_canceled_at": clock.now()} if run.cancel_requested == "force-cancel" else {}
+        await change.fire(run, Event.CANCEL, status_message="", **forced)
+    elif report.status == "planned":
         changes = bool(report.has_changes)
         if run.plan_only or not (changes or run.allow_empty_apply):
             await change.fire(run, Event.FINISH, has_changes=changes)
@@ -300,13 +316,10 @@ async def _end(change: Change, run: Run, report: wire.Report) -> None:
             await change.fire(run, Event.SAVE, has_changes=changes)
         else:
             await change.fire(run, Event.PLAN, has_changes=changes)
-            if run.auto_apply and not change.workspace.locked and not run.cancel_requested:
+            if run.auto_apply and not change.workspace.locked:
                 await change.confirm(run)
     elif report.status == "applied":
         await change.fire(run, Event.APPLY, status_message="")
-    elif report.status == "canceled":
-        forced: dict[str, Any] = {"force_canceled_at": clock.now()} if run.cancel_requested == "force-cancel" else {}
-        await change.fire(run, Event.CANCEL, status_message="", **forced)
     else:
         await change.fire(run, Event.FAIL, error_message=report.error_message[:4000], status_message="")
 
@@ -350,17 +363,40 @@ async def _expire(services: Services, phase: Phase) -> None:
             )
             change.wake(f"workspace:{run.workspace_id}")
         elif run.status is Status.PLANNING:
-            await _lost_plan(change, run, phase)
+            await _lost_plan(change, run, phase, f"listener {phase.lease_listener_id} was lost while it planned")
 
 
-async def _lost_plan(change: Change, run: Run, phase: Phase) -> None:
-    values: dict[str, Any] = {"description": f"listener {phase.lease_listener_id} was lost while it planned"}
+async def _lost_plan(change: Change, run: Run, phase: Phase, description: str) -> None:
+    """Queues a plan again that nobody works on any more; `phase` is as it was before that loss."""
     if run.cancel_requested:
-        await change.fire(run, Event.CANCEL, **values)
+        await change.fire(run, Event.CANCEL, description=description)
         await change.advance()
-    elif phase.lost_count + 1 >= LOST_MOST:
-        message = f"the listener was lost {LOST_MOST} times while it planned"
-        await change.fire(run, Event.FAIL, error_message=message, **values)
+    elif phase.lost_count >= LOST_MOST:
+        message = f"the plan was begun {LOST_MOST + 1} times and no listener ended it; at last {description}"
+        await change.fire(run, Event.FAIL, error_message=message, description=description)
         await change.advance()
     else:
-        await change.fire(run, Event.LOSE, **values)
+        await change.fire(run, Event.LOSE, description=description)
+
+
+async def positions(run_ids: Sequence[str]) -> dict[str, int]:
+    """How many runs are before each of these that waits for its workspace's queue. One statement.
+
+    Before it are the one that holds the queue, and those that wait and are
+    older; a saved plan does neither.
+    """
+    if not run_ids:
+        return {}
+    waits = ", ".join(f"'{status.value}'" for status in Status if status in (Status.PENDING, Status.CONFIRMED))
+    marks = ", ".join(f"${number}" for number in range(1, len(run_ids) + 1))
+    rows = await database.query(
+        f"""
+        SELECT own.id AS id, count(*) AS places FROM run own
+        JOIN run other ON other.workspace_id = own.workspace_id AND NOT other.plan_only AND other.id <> own.id
+            AND (other.holds_queue OR (other.status IN ({waits}) AND other.id < own.id))
+        WHERE own.id IN ({marks}) AND own.status IN ({waits}) AND NOT own.plan_only AND NOT own.holds_queue
+        GROUP BY own.id
+        """,  # noqa: S608  only our own words and marks are put in
+        run_ids,
+    )
+    return {row["id"]: int(row["places"]) for row in rows}

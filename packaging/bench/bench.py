@@ -1,0 +1,65 @@
+"""`make bench`: the project's own figures, printed and written to docs/performance.md.
+
+Everything runs on loopback in a temporary folder, and nothing is left running.
+No time is asserted: the machine may be busy. `--quick` takes fewer samples.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "packaging" / "demo"))
+
+import footprint
+import latency
+import reads
+import remote
+import report
+from processes import Site
+
+PARTS = ("remote", "latency", "reads", "memory")
+
+
+def sections(folder: Path, only: list[str], *, quick: bool) -> Iterator[report.Section]:
+    engine = remote.make_engine(folder / "engine")
+    archive = latency.tar({"main.tf": b"# nothing\n"})
+    remote.prepare_listener(folder / "site" / "listener", engine)
+    with Site(folder / "site", tls=True, listener=True) as site:
+        idle = footprint.idle_of(site)
+        if "remote" in only:
+            yield remote.measure(folder, site, engine, quick=quick)
+        if "latency" in only:
+            yield latency.measure(folder, site, quick=quick)
+    if "reads" in only:
+        yield reads.measure(folder, archive, quick=quick)
+    if "memory" in only:
+        yield footprint.measure(folder, idle, quick=quick)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer samples: under a minute")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some parts, and no document")
+    options = parser.parse_args()
+    begun, load = time.monotonic(), os.getloadavg()[0]
+    found = []
+    with tempfile.TemporaryDirectory(prefix="terrapod-bench-") as folder:
+        for section in sections(Path(folder), options.only, quick=options.quick):
+            print(section.title)
+            for figure in section.figures:
+                print(report.line(figure), flush=True)
+            found.append(section)
+    took = time.monotonic() - begun
+    print(f"{took:.0f} s")
+    if len(options.only) == len(PARTS):
+        text = report.document(found, quick=options.quick, took_s=took, load=(load, os.getloadavg()[0]))
+        (ROOT / "docs" / "performance.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

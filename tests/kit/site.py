@@ -80,8 +80,11 @@ class Site:
 
     def __exit__(self, *_: object) -> None:
         assert self._process
+        ended = self._process.poll()
+        assert ended is None, f"ended by itself with {ended}:\n{self.log}"
         self._process.send_signal(signal.SIGTERM)
-        assert self._process.wait(60) == 0, self.log
+        code = self._process.wait(60)
+        assert code == 0, f"SIGTERM was answered with {code}:\n{self.log}"
         left = subprocess.run(["pgrep", "-f", str(self.data)], capture_output=True, text=True, check=False)
         assert left.stdout == "", f"left running: {left.stdout}"
 

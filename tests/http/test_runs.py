@@ -5,13 +5,12 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kit.serving import Running, state_bytes, tar, until
 from terrapod_listener.client import Server as ListenerClient
-from terrapod_server.runs import logs, queue
+from terrapod_server.runs import logs, queue, states
 from terrapod_server.runs.model import Phase
 from terrapod_server.store.port import whole
 from terrapod_shared import errors, wire
@@ -365,8 +364,9 @@ async def test_a_plan_is_queued_again_three_times(server: Running, tmp_path: Pat
     await server.configuration(workspace["id"])
     run = (await server.run(workspace["id"])).json()["data"]["id"]
     found = []
+    work = await take(listener)
     for number in range(4):
-        work = await take(listener)
+        work = work if number == 0 else await take(listener)
         assert work.log_offset == 2 * number
         await listener.report(run, wire.Report(phase="plan", status="planning"), work.lease.number)
         await put_log(listener, work, 2 * number, b"%d\n" % number)
@@ -444,15 +444,15 @@ async def test_positions_in_the_queue(server: Running, tmp_path: Path) -> None:
     for one in (workspace, other):
         await server.configuration(one["id"])
 
-    async def begin(where: str = workspace["id"], **attributes: Any) -> str:
-        run_id: str = (await server.run(where, **attributes)).json()["data"]["id"]
+    async def begin(kind: str = "", where: str = workspace["id"]) -> str:
+        run_id: str = (await server.run(where, **{kind: True} if kind else {})).json()["data"]["id"]
         return run_id
 
-    saved = await begin(**{"save-plan": True})
+    saved = await begin("save-plan")
     await plan_it(listener, await take(listener), tmp_path)
     assert await server.status(saved) == "planned_and_saved"
-    first, only, second, third = await begin(), await begin(**{"plan-only": True}), await begin(), await begin()
-    elsewhere = await begin(other["id"])
+    first, only, second, third = await begin(), await begin("plan-only"), await begin(), await begin()
+    elsewhere = await begin(where=other["id"])
 
     async def positions() -> dict[str, int]:
         rows = (await server.api.get("/organizations/default/runs")).json()["data"]
@@ -533,3 +533,8 @@ async def test_a_log_that_two_processes_take_in_turn(server: Running, tmp_path: 
     assert (await server.api.get(shown)).content == b"\x02aabbccddeeffgg\x03"
     await other.seal(services, phase.id)
     assert (await server.api.get(shown)).content == b"\x02aabbccddeeffgg\x03"
+
+
+def test_the_diagram_is_the_table() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "run-states.md").read_text()
+    assert f"```mermaid\n{states.mermaid()}\n```" in text

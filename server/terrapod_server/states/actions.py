@@ -3,23 +3,28 @@
 import asyncio
 import base64
 import binascii
-import contextlib
-import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from terrapod_server.kit.call import Call, Principal, Services
 from terrapod_server.kit.database import in_transaction, is_postgres
-from terrapod_server.states import parse, rules
+from terrapod_server.states import intake, parse, rules
 from terrapod_server.states.model import StateOutput, StateVersion
 from terrapod_server.store import keys
-from terrapod_server.store.port import Stored, gathered, once
+from terrapod_server.store.port import Stored, once
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound
 
 _AT = "/data/attributes/"
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_RUN = re.compile(r"run-[a-z0-9]{1,36}")
+#: What is becoming current goes on when its caller is cancelled; the loop itself keeps no task.
+_settling: set[asyncio.Task[StateVersion]] = set()
 Fence = Callable[[], Awaitable[object]]
 
 
@@ -43,12 +48,12 @@ def _mark(row: StateVersion | None) -> rules.Mark | None:
     return rules.Mark(row.serial, row.lineage, row.md5) if row else None
 
 
-def check_lock(workspace: Workspace, principal: Principal) -> None:
-    """Raises Conflict where a run locks the workspace, or somebody else does."""
+def check_lock(workspace: Workspace, user_id: str) -> None:
+    """Raises Conflict where a run locks the workspace, or somebody else than this user does."""
     if workspace.run_lock_id:
         message = f"workspace {workspace.name} is locked by Run {workspace.run_lock_id}"
         raise Conflict(message)
-    if workspace.locked and workspace.locked_by_id != principal.id:
+    if workspace.locked and workspace.locked_by_id != user_id:
         message = f"workspace {workspace.name} is locked by User {workspace.locked_by_name}"
         raise Conflict(message)
 
@@ -62,12 +67,15 @@ async def create(
     that does not follow. The cloud block cannot send `force`: an admin who
     holds the manual lock has it without.
     """
-    check_lock(workspace, principal)
+    check_lock(workspace, principal.id)
     for name in ("serial", "md5"):
         if name not in values:
             message = f"a state version needs {name}"
             raise Invalid(message, pointer=_AT + name)
-    sent = rules.Mark(values["serial"], values.get("lineage") or "", values["md5"].lower())
+    sent = _sent(values["serial"], values.get("lineage") or "", values["md5"].lower())
+    if (run_id := values.get("run_id")) and not _RUN.fullmatch(run_id):
+        message = "there is no such run"
+        raise Invalid(message, pointer="/data/relationships/run/data")
     holds_lock = workspace.locked and workspace.locked_by_id == principal.id
     force = bool(values.get("force")) or (is_admin and holds_lock)
     newest = await current(workspace.id)
@@ -98,6 +106,20 @@ async def create(
     return row
 
 
+def _sent(serial: int, lineage: str, md5: str) -> rules.Mark:
+    """Raises Invalid for what no database takes."""
+    if not 0 <= serial < 1 << 63:
+        message = "serial must be a whole number below 2^63"
+        raise Invalid(message, pointer=_AT + "serial")
+    if "\0" in lineage or len(lineage) > 255:  # noqa: PLR2004  the column's length
+        message = "lineage must be text of 255 characters at most"
+        raise Invalid(message, pointer=_AT + "lineage")
+    if not _MD5.fullmatch(md5):
+        message = "md5 must be 32 hexadecimal digits"
+        raise Invalid(message, pointer=_AT + "md5")
+    return rules.Mark(serial, lineage, md5)
+
+
 def _inline(text: str | None) -> bytes | None:
     if not text:
         return None
@@ -122,89 +144,100 @@ async def upload(
     if row.status == "discarded":
         message = "this state version was discarded: another one was announced after it"
         raise Conflict(message)
-    key = keys.state(row.workspace_id, row.id)
-    place = key if row.status == "pending" else f"{key}.again"
-    fresh = f"{place}.{ids.tail()}"
+    return await _take(services, row, chunks, fence)
+
+
+async def _take(
+    services: Services, row: StateVersion, chunks: AsyncIterator[bytes], fence: Fence | None
+) -> StateVersion:
+    fresh = f"{keys.state(row.workspace_id, row.id)}.{ids.tail()}"
     try:
-        stored, summary = await _store(services, fresh, chunks)
-        _compare(row, stored, summary)
+        stored, summary = await intake.store(services.store, fresh, chunks, row.md5)
+        _compare(row, summary)
+        outputs = await intake.THREADS.run(_outputs, services, row, summary)
     except BaseException:
         await _forget(services, fresh)
         raise
-    if row.status == "finalized":
-        await _forget(services, fresh)
-        return row
+    task = asyncio.create_task(_settle(services, row, stored, summary, outputs, fresh, fence))
+    _settling.add(task)
+    task.add_done_callback(_settled)
+    return await asyncio.shield(task)
+
+
+def _settled(task: asyncio.Task[StateVersion]) -> None:
+    _settling.discard(task)
+    if not task.cancelled():
+        task.exception()  # seen: whoever was cancelled does not ask for it
+
+
+def _compare(row: StateVersion, summary: parse.Summary) -> None:
+    if row.serial != summary.serial:
+        message = f"the bytes have the serial {summary.serial}, and {row.serial} was announced"
+        raise Invalid(message)
+    if row.lineage and row.lineage != summary.lineage:
+        message = "the bytes have another lineage than was announced"
+        raise Invalid(message)
+
+
+async def _settle(
+    services: Services,
+    row: StateVersion,
+    stored: Stored,
+    summary: parse.Summary,
+    outputs: list[StateOutput],
+    key: str,
+    fence: Fence | None,
+) -> StateVersion:
+    """Makes the stored bytes current, or removes them; never both, whatever comes in between.
+
+    A commit whose answer was lost may have happened: the row is asked, and
+    where it cannot be, the bytes stay.
+    """
     try:
-        return await _finalize(services, row, stored, summary, fresh, fence)
+        kept = await _finalize(row, stored, summary, outputs, key, fence)
     except BaseException:
-        await _forget(services, fresh)
+        if not await StateVersion.filter(id=row.id, key=key).exists():
+            await _forget(services, key)
         raise
-
-
-def _compare(row: StateVersion, stored: Stored, summary: parse.Summary) -> None:
-    for name, said, found in (
-        ("md5", row.md5, stored.md5),
-        ("serial", row.serial, summary.serial),
-        ("lineage", row.lineage or summary.lineage, summary.lineage),
-    ):
-        if said != found:
-            message = f"the bytes have the {name} {found}, and {said} was announced"
-            raise Invalid(message)
-
-
-async def _store(services: Services, key: str, chunks: AsyncIterator[bytes]) -> tuple[Stored, parse.Summary]:
-    """Stores and reads at once: each chunk goes to the store and to the parser's thread."""
-    pipe = parse.Pipe()
-    loop = asyncio.get_running_loop()
-    parsing = loop.run_in_executor(None, _parse, pipe)
-
-    async def forked() -> AsyncIterator[bytes]:
-        try:
-            async for chunk in gathered(chunks):
-                await asyncio.to_thread(pipe.put, chunk)
-                yield chunk
-        finally:
-            await asyncio.shield(asyncio.to_thread(pipe.close))
-
-    try:
-        stored = await services.store.put(key, forked())
-    except BaseException:
-        await asyncio.to_thread(pipe.close)
-        with contextlib.suppress(Exception):
-            await asyncio.shield(parsing)
-        raise
-    if stored.size == 0:
-        await asyncio.to_thread(pipe.close)
-    summary = await parsing
-    if isinstance(summary, parse.Unreadable):
-        raise Invalid(str(summary))
-    return stored, summary
-
-
-def _parse(pipe: parse.Pipe) -> parse.Summary | parse.Unreadable:
-    try:
-        return parse.summarise(pipe)
-    except parse.Unreadable as error:
-        return error
-    finally:
-        pipe.drain()
+    if kept.key != key:
+        await _forget(services, key)
+        return kept
+    await services.on_state_finalized(services, row.workspace_id)
+    return kept
 
 
 async def _finalize(
-    services: Services, row: StateVersion, stored: Stored, summary: parse.Summary, key: str, fence: Fence | None
+    row: StateVersion,
+    stored: Stored,
+    summary: parse.Summary,
+    outputs: list[StateOutput],
+    key: str,
+    fence: Fence | None,
 ) -> StateVersion:
-    """Compares once more with what is current now, and makes it current, under the workspace's row lock."""
-    outputs = [_output(services, row, output) for output in summary.outputs]
+    """The version that is current with these bytes: this one, unless they came before.
+
+    Everything is compared once more under the workspace's row lock.
+    """
     async with in_transaction() as connection:
         if is_postgres():  # SQLite runs one transaction at a time
             await connection.execute_query_dict("SELECT id FROM workspace WHERE id = $1 FOR UPDATE", [row.workspace_id])
         if fence is not None:
             await fence()
+        now = await get(row.id)
+        if now.status == "finalized":
+            return now
+        if row.created_by_id:
+            check_lock(await workspaces.get(row.workspace_id), row.created_by_id)
         newest = await current(row.workspace_id)
         verdict, reason = rules.judge(_mark(newest), rules.Mark(row.serial, row.lineage, row.md5), force=row.forced)
+        if verdict is rules.Verdict.REPEAT and newest is not None:
+            return newest
         if verdict is rules.Verdict.CONFLICT:
             raise Conflict(reason)
-        changed = await StateVersion.filter(id=row.id, status="pending").update(
+        waiting = StateVersion.filter(id=row.id, status="pending")
+        if not row.created_by_id:  # what a lease delivers counts, whatever a user announces beside it
+            waiting = StateVersion.filter(id=row.id, status__not="finalized")
+        changed = await waiting.update(
             status="finalized",
             key=key,
             size=stored.size,
@@ -218,7 +251,7 @@ async def _finalize(
             finalized_at=clock.now(),
         )
         if not changed:
-            message = "this state version is no longer waiting for its bytes"
+            message = "this state version was discarded: another one was announced after it"
             raise Conflict(message)
         await StateOutput.bulk_create(outputs)
         await StateVersion.filter(workspace_id=row.workspace_id, status="pending", id__lt=row.id).update(
@@ -227,8 +260,11 @@ async def _finalize(
         await Workspace.filter(id=row.workspace_id).update(
             current_state_version_id=row.id, resource_count=summary.resource_count
         )
-    await services.on_state_finalized(services, row.workspace_id)
-    return await get(row.id)
+        return await get(row.id)
+
+
+def _outputs(services: Services, row: StateVersion, summary: parse.Summary) -> list[StateOutput]:
+    return [_output(services, row, output) for output in summary.outputs]
 
 
 def _output(services: Services, row: StateVersion, output: parse.Output) -> StateOutput:
@@ -239,7 +275,7 @@ def _output(services: Services, row: StateVersion, output: parse.Output) -> Stat
         workspace_id=row.workspace_id,
         name=output.name,
         type=parse.type_name(output.type, output.value),
-        detailed_type=[output.type],
+        detailed_type=[output.type if output.kept else None],
         sensitive=output.sensitive,
         value=services.cipher.seal(parse.encoded(output.value), f"output {identity}"),
     )
@@ -266,7 +302,7 @@ async def accept_from_run(
     A repeat is no error. Raises Invalid and Conflict as an upload does.
     """
     newest = await current(workspace_id)
-    sent = rules.Mark(serial, lineage, md5)
+    sent = _sent(serial, lineage, md5)
     verdict, reason = rules.judge(_mark(newest), sent)
     if verdict is rules.Verdict.CONFLICT:
         raise Conflict(reason)
@@ -284,24 +320,36 @@ async def accept_from_run(
         intermediate=intermediate,
     )
     try:
-        return await upload(services, row.id, chunks, fence)
-    except BaseException:
-        await asyncio.shield(StateVersion.filter(id=row.id, status="pending").delete())
-        raise
+        return await _take(services, row, chunks, fence)
+    finally:  # where it did not become current, or another with the same bytes did
+        await asyncio.shield(_drop(row.id))
+
+
+async def _drop(version_id: str) -> None:
+    """Removes a version that nobody waits for."""
+    await StateVersion.filter(id=version_id, status__not="finalized").delete()
 
 
 async def upload_json(services: Services, version_id: str, chunks: AsyncIterator[bytes]) -> None:
-    """Takes terraform's external form of the same state."""
+    """Takes terraform's external form of the same state. Raises Conflict for a version that was discarded."""
     row = await get(version_id)
-    await services.store.put(keys.json_state(row.workspace_id, row.id), chunks)
-    await StateVersion.filter(id=row.id).update(has_json=True)
+    key = keys.json_state(row.workspace_id, row.id)
+    taken = row.status != "discarded"
+    if taken:
+        await services.store.put(key, chunks)
+        taken = bool(await StateVersion.filter(id=row.id, status__not="discarded").update(has_json=True))
+        if not taken:
+            await _forget(services, key)
+    if not taken:
+        message = "this state version was discarded"
+        raise Conflict(message)
 
 
 def opened(services: Services, rows: Sequence[StateOutput], *, sensitive: bool) -> Sequence[StateOutput]:
     """The rows with their values; those of sensitive ones only where asked for."""
     for row in rows:
         if sensitive or not row.sensitive:
-            row.shown = json.loads(services.cipher.unseal(row.value, f"output {row.id}"))
+            row.shown = msgspec.Raw(services.cipher.unseal(row.value, f"output {row.id}"))
     return rows
 
 
@@ -311,7 +359,7 @@ async def outputs_by_ids(output_ids_: Sequence[str]) -> list[StateOutput]:
 
 async def show_outputs(rows: Sequence[StateOutput], call: Call) -> None:
     """Opens what lists may show."""
-    opened(call.services, [row for row in rows if row.shown is None], sensitive=False)
+    await asyncio.to_thread(opened, call.services, [row for row in rows if row.shown is None], sensitive=False)
 
 
 async def outputs(version_id: str) -> list[StateOutput]:

@@ -240,7 +240,7 @@ async def put_json_content(call: Call) -> Response:
 
 async def _announced(call: Call) -> StateVersion:
     row = await actions.get(call.path["state_version"])
-    actions.check_lock(await workspaces.get(row.workspace_id), call.principal)
+    actions.check_lock(await workspaces.get(row.workspace_id), call.principal.id)
     return row
 
 

@@ -49,7 +49,7 @@ class StateOutput(Model):
     sensitive = fields.BooleanField(default=False)
     value = fields.BinaryField()
 
-    #: The value in clear, or None where it may not be shown; set by `actions.opened`.
+    #: The value in clear, as JSON text, or None where it may not be shown; set by `actions.opened`.
     shown: Any = None
 
     class Meta:

@@ -5,20 +5,24 @@ envelope instead (`serial`, `lineage`, `encrypted_data`), of which only the head
 can be read.
 """
 
-import json
-import queue
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import ijson
+import msgspec
 
-#: An output's value larger than this is kept in the state only.
+#: A larger value of an output is in the state only, and so are those that come when the second number is used up.
 OUTPUT_MOST = 1 << 20
+OUTPUTS_TOTAL = 8 << 20
 OUTPUTS_MOST = 10_000
 RESOURCES_LISTED = 1_000
 DEPTH_MOST = 200
+_TEXT_MOST = 255
+#: Numbers stay the ones that were written: whole ones of any size, others with all their digits.
+_ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 
 class Unreadable(Exception):
@@ -27,12 +31,17 @@ class Unreadable(Exception):
 
 @dataclass
 class Output:
-    """One root output. `type` is terraform's type expression as JSON: `"string"` or `["list", "string"]`."""
+    """One root output. `type` is terraform's type expression as JSON: `"string"` or `["list", "string"]`.
+
+    Where not `kept`, value and type are in the state only. A list that lacks a
+    type makes the CLI read the state (terraform-cli.md 6.6).
+    """
 
     name: str
     value: Any = None
     type: Any = None
     sensitive: bool = False
+    kept: bool = True
 
 
 @dataclass
@@ -51,49 +60,40 @@ class Summary:
     modules: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
-class Pipe:
-    """Bytes from the event loop's side to the parser's thread, with a bound on what waits between."""
-
-    def __init__(self, most: int = 4) -> None:
-        self._queue: queue.Queue[bytes] = queue.Queue(most)
-        self._rest = b""
-        self._over = False
-
-    def put(self, chunk: bytes) -> None:
-        """Blocks while the parser is behind: to be called in a thread."""
-        self._queue.put(chunk)
-
-    def close(self) -> None:
-        self._queue.put(b"")
-
-    def read(self, size: int = -1) -> bytes:
-        """What ijson calls; an empty answer is the end."""
-        if not self._rest and not self._over:
-            self._rest = self._queue.get()
-            self._over = not self._rest
-        if size == 0:
-            return b""
-        part, self._rest = (self._rest, b"") if size < 0 else (self._rest[:size], self._rest[size:])
-        return part
-
-    def drain(self) -> None:
-        """Takes the rest away, so that a writer does not wait for a parser that gave up."""
-        while not self._over:
-            self._over = not self._queue.get()
-
-
 def summarise(source: Any) -> Summary:
-    """Reads a state from a file-like object. Raises Unreadable."""
+    """Reads a state from a file-like object. Raises Unreadable, which never quotes what was sent: it may be secret."""
     summary = Summary()
     try:
-        _read(_bounded(ijson.parse(source, use_float=True)), summary)
-    except (ijson.JSONError, UnicodeDecodeError, ValueError, OverflowError) as error:
-        message = f"the state is not JSON: {str(error)[:200]}"
+        _read(_bounded(ijson.parse(source)), summary)
+    except (ijson.JSONError, ValueError, ArithmeticError):
+        message = "the state is not JSON"
         raise Unreadable(message) from None
     if summary.serial < 0:
         message = "the state has no serial"
         raise Unreadable(message)
     return summary
+
+
+def check_text(value: Any, what: str) -> None:
+    """Raises Unreadable for a NUL anywhere in it: PostgreSQL has no place for one."""
+    if isinstance(value, str):
+        if "\0" in value:
+            message = f"{what} holds a NUL"
+            raise Unreadable(message)
+    elif isinstance(value, list):
+        for member in value:
+            check_text(member, what)
+    elif isinstance(value, dict):
+        for name, member in value.items():
+            check_text(name, what)
+            check_text(member, what)
+
+
+def _plain(value: Any, what: str) -> str:
+    """Text of a bounded length that any database takes."""
+    found = str(value)[:_TEXT_MOST]
+    check_text(found, what)
+    return found
 
 
 def _bounded(events: Iterator[tuple[str, str, Any]]) -> Iterator[tuple[str, str, Any]]:
@@ -119,7 +119,7 @@ def _read(events: Iterator[tuple[str, str, Any]], summary: Summary) -> None:
         if event != "map_key" or prefix:
             continue
         if value in seen:
-            message = f"the state has {value[:60]!r} twice"
+            message = "the state has a member twice"
             raise Unreadable(message)
         seen.add(value)
         if value == "outputs":
@@ -137,14 +137,14 @@ def _head(name: str, events: Iterator[tuple[str, str, Any]], summary: Summary) -
     if event in ("start_map", "start_array"):
         _skip(events)
     elif name == "serial":
-        if event != "number" or isinstance(value, float) or not 0 <= value < 1 << 63:
+        if event != "number" or not isinstance(value, int) or not 0 <= value < 1 << 63:
             message = "the state's serial is no whole number"
             raise Unreadable(message)
         summary.serial = value
     elif name in ("lineage", "terraform_version") and event == "string":
-        setattr(summary, name, value[:255])
-    elif name == "version" and event == "number":
-        summary.version = int(value)
+        setattr(summary, name, _plain(value, f"the state's {name}"))
+    elif name == "version" and isinstance(value, int):
+        summary.version = value
 
 
 def _skip(events: Iterator[tuple[str, str, Any]]) -> None:
@@ -154,43 +154,66 @@ def _skip(events: Iterator[tuple[str, str, Any]]) -> None:
         depth += (event in ("start_map", "start_array")) - (event in ("end_map", "end_array"))
 
 
-def _value(events: Iterator[tuple[str, str, Any]], most: int) -> tuple[Any, bool]:
-    """The next value, and whether it was small enough to be kept."""
+def _value(events: Iterator[tuple[str, str, Any]], most: int) -> tuple[Any, int | None]:
+    """The next value and about its size; None for both where it is larger than `most`."""
     builder = ijson.ObjectBuilder()
     size, depth, kept = 0, 0, True
     while True:
         _, event, value = next(events)
         depth += (event in ("start_map", "start_array")) - (event in ("end_map", "end_array"))
-        size += 8 + (len(value) if isinstance(value, str) else 0)
+        size += 8 + _length(value)
         if kept and size > most:
             kept, builder = False, ijson.ObjectBuilder()
         if kept:
             builder.event(event, value)
         if depth == 0:
-            return (builder.value if kept else None), kept
+            return (builder.value, size) if kept else (None, None)
 
 
-def _outputs(events: Iterator[tuple[str, str, Any]], summary: Summary) -> None:  # noqa: C901  one loop over one grammar
+def _length(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    return len(str(value)) if isinstance(value, Decimal) else 0
+
+
+def _outputs(events: Iterator[tuple[str, str, Any]], summary: Summary) -> None:
     if not _starts(events, "start_map"):
         return
+    left = OUTPUTS_TOTAL
     for _, event, name in events:
         if event == "end_map":
             return
-        output = Output(name[:255])
-        kept = True
-        if _starts(events, "start_map"):
-            for _, inner, member in events:
-                if inner == "end_map":
-                    break
-                found, small = _value(events, OUTPUT_MOST)
-                if member == "value":
-                    output.value, kept = found, small
-                elif member == "type":
-                    output.type = found
-                elif member == "sensitive":
-                    output.sensitive = bool(found)
-        if kept and len(summary.outputs) < OUTPUTS_MOST:
+        output, size = _one_output(name, events, min(left, OUTPUT_MOST))
+        left -= size
+        if len(summary.outputs) < OUTPUTS_MOST:
             summary.outputs.append(output)
+        else:  # so that the list is known to be not all
+            _leave_out(summary.outputs[-1])
+
+
+def _one_output(name: str, events: Iterator[tuple[str, str, Any]], most: int) -> tuple[Output, int]:
+    output, total = Output(_plain(name, "an output's name")), 0
+    fits = len(name) <= _TEXT_MOST
+    if _starts(events, "start_map"):
+        for _, event, member in events:
+            if event == "end_map":
+                break
+            found, size = _value(events, most - total)
+            if member == "sensitive":
+                output.sensitive = found is not False
+            elif member in ("value", "type"):
+                fits = fits and size is not None
+                total += size or 0
+                setattr(output, member, found)
+    check_text(output.type, "an output's type")
+    if not fits:
+        _leave_out(output)
+    return output, total
+
+
+def _leave_out(output: Output) -> None:
+    output.value = output.type = None
+    output.kept = False
 
 
 def _starts(events: Iterator[tuple[str, str, Any]], wanted: str) -> bool:
@@ -214,8 +237,8 @@ def _resources(events: Iterator[tuple[str, str, Any]], summary: Summary) -> None
         head, count = _resource(events)
         if head.get("mode", "managed") != "managed":
             continue
-        kind, module = str(head.get("type", "")), str(head.get("module", "root"))
-        provider = str(head.get("provider", ""))
+        kind, module = head.get("type", ""), head.get("module", "root")
+        provider = head.get("provider", "")
         summary.resource_count += count
         providers.setdefault(provider, Counter())[kind] += count
         modules.setdefault(module, Counter())[kind] += count
@@ -227,8 +250,8 @@ def _resources(events: Iterator[tuple[str, str, Any]], summary: Summary) -> None
     summary.modules = {name: dict(counts) for name, counts in modules.items()}
 
 
-def _resource(events: Iterator[tuple[str, str, Any]]) -> tuple[dict[str, Any], int]:
-    head: dict[str, Any] = {}
+def _resource(events: Iterator[tuple[str, str, Any]]) -> tuple[dict[str, str], int]:
+    head: dict[str, str] = {}
     count = 0
     for _, event, member in events:
         if event == "end_map":
@@ -243,7 +266,7 @@ def _resource(events: Iterator[tuple[str, str, Any]]) -> tuple[dict[str, Any], i
         elif inner in ("start_map", "start_array"):
             _skip(events)
         else:
-            head[member] = value
+            head[member] = _plain(value, "a resource")
     return head, count
 
 
@@ -257,8 +280,8 @@ def type_name(detailed: Any, value: Any) -> str:
         return "array"
     if kind in ("map", "object"):
         return "object"
-    return {str: "string", bool: "boolean", int: "number", float: "number", list: "array"}.get(type(value), "object")
+    return {str: "string", bool: "boolean", int: "number", Decimal: "number", list: "array"}.get(type(value), "object")
 
 
 def encoded(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _ENCODER.encode(value)

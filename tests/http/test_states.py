@@ -1,0 +1,317 @@
+"""States over HTTP: nothing is lost, nothing is shown that is secret, and races have one winner."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import tracemalloc
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from kit.serving import DATA, Running, state_bytes
+from terrapod_server.identity import actions as identity
+from terrapod_server.states import actions
+from terrapod_server.states.model import StateVersion
+from terrapod_server.store import keys
+from terrapod_server.store.port import once
+from terrapod_server.workspaces.model import Workspace
+from terrapod_shared.errors import Conflict, NotFound
+
+MEDIA = "application/vnd.api+json"
+OUTPUTS: DATA = {
+    "plain": {"value": {"n": 9223372036854775808999}, "type": ["object", {"n": "number"}]},
+    "hidden": {"value": "hunter2-in-state", "type": "string", "sensitive": True},
+}
+
+
+async def announce(server: Running, workspace_id: str, raw: bytes, **more: Any) -> DATA:
+    answer = await server.state(workspace_id, raw, **more)
+    assert answer.status_code == 201, answer.text
+    data: DATA = answer.json()["data"]
+    return data
+
+
+async def put(server: Running, version: DATA, content: bytes | AsyncIterator[bytes]) -> httpx.Response:
+    return await server.api.put(version["attributes"]["hosted-state-upload-url"], content=content)
+
+
+async def uploaded(server: Running, workspace_id: str, raw: bytes, **more: Any) -> DATA:
+    version = await announce(server, workspace_id, raw, **more)
+    answer = await put(server, version, raw)
+    assert answer.status_code == 200, answer.text
+    return version
+
+
+def files(server: Running) -> set[Path]:
+    return {path for path in server.folder.rglob("states/*") if path.is_file()}
+
+
+async def test_a_state_is_announced_sent_and_read_back(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    raw = state_bytes(3, "line", OUTPUTS, resources=2)
+    answer = await server.state(workspace_id, raw)
+    assert answer.headers["Content-Type"].startswith(MEDIA)
+    assert answer.headers["X-Terraform-Snapshot-Interval"] == "20"
+    version = answer.json()["data"]
+    assert (await put(server, version, raw)).status_code == 200
+    assert (await put(server, version, raw)).status_code == 200
+
+    now = await server.api.get(f"/workspaces/{workspace_id}/current-state-version")
+    assert now.headers["Content-Type"].startswith(MEDIA)
+    shown = now.json()["data"]
+    assert (shown["id"], shown["attributes"]["status"], shown["attributes"]["serial"]) == (
+        version["id"], "finalized", 3,
+    )  # fmt: skip
+    assert not shown["attributes"].get("hosted-state-upload-url")
+    assert not shown["attributes"].get("hosted-json-state-upload-url")
+
+    moved = await server.api.get(shown["attributes"]["hosted-state-download-url"])
+    assert moved.status_code == 302
+    async with httpx.AsyncClient() as nobody:
+        assert (await nobody.get(moved.headers["Location"])).content == raw
+        assert (await nobody.get(shown["attributes"]["hosted-state-download-url"])).status_code in (401, 404)
+        assert (await nobody.get(moved.headers["Location"][:-2] + "xx")).status_code == 404
+    assert len(files(server)) == 1
+
+
+async def test_a_workspace_without_state(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    now = await server.api.get(f"/workspaces/{workspace_id}/current-state-version")
+    assert (now.status_code, now.headers["X-Terraform-Snapshot-Interval"]) == (404, "20")
+    assert now.headers["Content-Type"].startswith(MEDIA)
+    outputs = await server.api.get(f"/workspaces/{workspace_id}/current-state-version-outputs")
+    assert (outputs.status_code, outputs.json()["data"]) == (200, [])
+
+
+async def test_other_bytes_than_announced_are_not_kept_and_the_url_stays_good(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    raw = state_bytes(3, "line")
+    version = await announce(server, workspace_id, raw)
+    assert (await put(server, version, raw + b" ")).status_code == 422
+    for other in (state_bytes(4, "line"), state_bytes(3, "other"), b"{hunter2", state_bytes(3, "line\0")):
+        md5 = hashlib.md5(other).hexdigest()
+        wrong = await announce(server, workspace_id, raw, md5=md5)
+        answer = await put(server, wrong, other)
+        assert answer.status_code == 422, answer.text
+        assert "hunter2" not in answer.text
+    assert files(server) == set()
+    assert (await server.api.get(f"/workspaces/{workspace_id}/current-state-version")).status_code == 404
+    version = await announce(server, workspace_id, raw)
+    assert (await put(server, version, b"")).status_code == 422
+    assert (await put(server, version, raw)).status_code == 200
+
+
+async def test_a_serial_or_lineage_that_does_not_follow_needs_force(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    await uploaded(server, workspace_id, state_bytes(5, "line"))
+    for raw in (state_bytes(4, "line"), state_bytes(5, "line", resources=1), state_bytes(6, "other")):
+        assert (await server.state(workspace_id, raw)).status_code == 409
+        await uploaded(server, workspace_id, raw, force=True)
+        await uploaded(server, workspace_id, state_bytes(5, "line"), force=True)
+
+
+async def test_attributes_that_no_database_takes(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    for wrong in ({"lineage": "a\0b"}, {"serial": 1 << 63}, {"md5": "z" * 32}, {"state": "no base64!"}):
+        assert (await server.state(workspace_id, state_bytes(1), **wrong)).status_code == 422, wrong
+
+
+async def test_a_state_may_come_with_its_announcement(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    raw = state_bytes(1, outputs=OUTPUTS)
+    version = await announce(server, workspace_id, raw, state=base64.b64encode(raw).decode())
+    assert version["attributes"]["status"] == "finalized"
+    again = state_bytes(2)
+    wrong = await server.state(workspace_id, again, state=base64.b64encode(raw).decode())
+    assert wrong.status_code == 422
+    assert len(files(server)) == 1
+
+
+async def test_locks_count_when_the_bytes_come(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    raw = state_bytes(1)
+    version = await announce(server, workspace_id, raw)
+    other = await identity.create_user("other@example.com", is_admin=True)
+    _, token = await identity.create_token(other.id, "test")
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}, base_url=server.api.base_url) as second:
+        assert (await second.post(f"/workspaces/{workspace_id}/actions/lock", json={})).status_code == 200
+        refused = await put(server, version, raw)
+        assert refused.status_code == 409
+        assert "is locked by User" in refused.text
+        assert (await server.state(workspace_id, raw)).status_code == 409
+        assert (await second.post(f"/workspaces/{workspace_id}/actions/unlock", json={})).status_code == 200
+    await Workspace.filter(id=workspace_id).update(run_lock_id="run-abc")
+    refused = await put(server, version, raw)
+    assert refused.status_code == 409
+    assert "is locked by Run run-abc" in refused.text
+    assert (await server.state(workspace_id, raw)).status_code == 409
+    assert files(server) == set()
+    await Workspace.filter(id=workspace_id).update(run_lock_id=None)
+    assert (await put(server, version, raw)).status_code == 200
+
+
+async def test_an_upload_that_is_cut_leaves_nothing(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    raw = state_bytes(1, resources=9000)
+    version = await announce(server, workspace_id, raw)
+
+    async def cut() -> AsyncIterator[bytes]:
+        yield raw[: len(raw) // 2]
+        message = "the line is dead"
+        raise ConnectionError(message)
+
+    with pytest.raises(ConnectionError):
+        await put(server, version, cut())
+    assert (await put(server, version, raw[:-5])).status_code == 422
+    assert (await put(server, version, raw)).status_code == 200
+    assert len(files(server)) == 1
+
+
+async def test_outputs_hide_what_is_sensitive(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    await uploaded(server, workspace_id, state_bytes(1, outputs=OUTPUTS))
+    answer = await server.api.get(f"/workspaces/{workspace_id}/current-state-version-outputs")
+    assert "9223372036854775808999" in answer.text
+    rows = {row["attributes"]["name"]: row for row in answer.json()["data"]}
+    assert rows["plain"]["attributes"]["value"] == OUTPUTS["plain"]["value"]
+    assert rows["plain"]["attributes"]["detailed-type"] == ["object", {"n": "number"}]
+    assert rows["hidden"]["attributes"]["value"] is None
+    one = await server.api.get(f"/state-version-outputs/{rows['hidden']['id']}")
+    assert one.json()["data"]["attributes"]["value"] == "hunter2-in-state"
+    for path in server.folder.rglob("*"):
+        if path.is_file():
+            assert b"hunter2-in-state" not in path.read_bytes(), path
+
+
+async def test_an_output_that_is_not_kept_has_no_type(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    large = {"value": "x" * (2 << 20), "type": "string"}
+    await uploaded(server, workspace_id, state_bytes(1, outputs={"large": large}))
+    rows = (await server.api.get(f"/workspaces/{workspace_id}/current-state-version-outputs")).json()["data"]
+    assert [(row["attributes"]["value"], row["attributes"]["detailed-type"]) for row in rows] == [(None, None)]
+
+
+async def test_the_json_form_is_taken_of_what_is_not_discarded(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    old = await announce(server, workspace_id, state_bytes(1))
+    new = await uploaded(server, workspace_id, state_bytes(2))
+    url = "hosted-json-state-upload-url"
+    assert (await server.api.put(old["attributes"][url], content=b"{}")).status_code == 409
+    assert (await server.api.put(new["attributes"][url], content=b'{"a": 1}')).status_code == 200
+    moved = await server.api.get(f"/state-versions/{new['id']}/json-download")
+    assert (await server.api.get(moved.headers["Location"])).content == b'{"a": 1}'
+    assert len(files(server)) == 2
+
+
+async def test_many_slow_uploads_at_once_all_end(server: Running) -> None:
+    """Each holds its first half until all have sent theirs."""
+    begun = 0
+    all_begun = asyncio.Event()
+
+    async def slowly(raw: bytes) -> AsyncIterator[bytes]:
+        nonlocal begun
+        yield raw[: len(raw) // 2]
+        begun += 1
+        if begun == 20:
+            all_begun.set()
+        await all_begun.wait()
+        yield raw[len(raw) // 2 :]
+
+    raw = state_bytes(1, resources=4000)
+    ids = [(await server.workspace())["id"] for _ in range(20)]
+    versions = [await announce(server, workspace_id, raw) for workspace_id in ids]
+    async with asyncio.timeout(60):
+        answers = await asyncio.gather(*(put(server, version, slowly(raw)) for version in versions))
+    assert {answer.status_code for answer in answers} == {200}
+    assert {row.resource_count for row in await StateVersion.all()} == {4000}
+
+
+async def test_a_large_state_streams_through(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    raw = json.dumps({"version": 4, "serial": 1, "lineage": "l", "big": ["x" * 1000] * (34 << 10)}).encode()
+    assert len(raw) > 32 << 20
+    version = await announce(server, workspace_id, raw)
+
+    async def sent() -> AsyncIterator[bytes]:
+        for at in range(0, len(raw), 1 << 18):
+            yield raw[at : at + (1 << 18)]
+
+    tracemalloc.start()
+    try:
+        assert (await put(server, version, sent())).status_code == 200
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert (await StateVersion.get(id=version["id"])).size == len(raw)
+
+
+async def test_the_same_bytes_twice_at_once_are_good_twice(pg_server: Running) -> None:
+    workspace_id = (await pg_server.workspace())["id"]
+    raw = state_bytes(1, resources=200)
+    version = await announce(pg_server, workspace_id, raw)
+    answers = await asyncio.gather(*(put(pg_server, version, raw) for _ in range(4)))
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert len(files(pg_server)) == 1
+    row = await StateVersion.get(id=version["id"])
+    assert await pg_server.services.store.size(row.key) == len(raw)
+
+
+async def test_other_bytes_at_once_have_one_winner(pg_server: Running) -> None:
+    workspace_id = (await pg_server.workspace())["id"]
+    raws = [state_bytes(1, "line", resources=count) for count in (1, 2, 3, 4)]
+
+    async def send(raw: bytes) -> bool:
+        try:
+            await actions.accept_from_run(
+                pg_server.services, workspace_id=workspace_id, run_id="run-a", serial=1, lineage="line",
+                md5=hashlib.md5(raw).hexdigest(), chunks=once(raw),
+            )  # fmt: skip
+        except Conflict:
+            return False
+        return True
+
+    assert sorted(await asyncio.gather(*(send(raw) for raw in raws))) == [False, False, False, True]
+    assert len(files(pg_server)) == 1
+    assert [row.status for row in await StateVersion.all()] == ["finalized"]
+
+
+async def test_a_run_that_sends_a_state_twice_at_once_makes_one_version(pg_server: Running) -> None:
+    workspace_id = (await pg_server.workspace())["id"]
+    raw = state_bytes(1, "line", resources=50)
+    found = await asyncio.gather(
+        *(
+            actions.accept_from_run(
+                pg_server.services,
+                workspace_id=workspace_id,
+                run_id="run-a",
+                serial=1,
+                lineage="line",
+                md5=hashlib.md5(raw).hexdigest(),
+                chunks=once(raw),
+            )
+            for _ in range(4)
+        )
+    )
+    assert len({row.id for row in found}) == 1
+    assert len(await StateVersion.all()) == 1
+    assert len(files(pg_server)) == 1
+
+
+async def test_a_fence_that_fell_keeps_nothing(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    raw = state_bytes(1)
+
+    async def fallen() -> None:
+        raise NotFound
+
+    with pytest.raises(NotFound):
+        await actions.accept_from_run(
+            server.services, workspace_id=workspace_id, run_id="run-a", serial=1, lineage="aaaa",
+            md5=hashlib.md5(raw).hexdigest(), chunks=once(raw), fence=fallen,
+        )  # fmt: skip
+    assert await StateVersion.all() == []
+    assert await server.services.store.keys(f"{keys.workspace(workspace_id)}states/") == []

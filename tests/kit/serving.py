@@ -102,7 +102,7 @@ class Running:
         pool_id: str = answer.json()["data"][0]["id"]
         return pool_id
 
-    async def join_token(self, pool_id: str = "", **attributes: Any) -> str:
+    async def join_token(self, pool_id: Any = "", **attributes: Any) -> str:
         pool_id = pool_id or await self.pool_id()
         answer = await self.post(f"/agent-pools/{pool_id}/authentication-tokens", {"description": "test", **attributes})
         assert answer.status_code == 201, answer.text

@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import readiness
 import terraform_shim
 from rich.console import Console
 from rich.table import Table
@@ -72,10 +73,10 @@ def prepare_listener(home: Path, program: Path, version: str, files: list[Path])
     )
 
 
-def wait_for(listener: Path, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Until the listener has joined."""
+def wait_for(data: Path, port: int, server: subprocess.Popen[bytes], log: Path) -> None:
+    """Until a run can be taken."""
     until = time.monotonic() + START_S
-    while not (listener / "identity.json").exists():
+    while not readiness.has_engine(data, f"localhost:{port}"):
         if server.poll() is not None or time.monotonic() > until:
             sys.exit(f"the server did not start:\n{log.read_text()}")
         time.sleep(0.05)
@@ -104,7 +105,7 @@ def demo(folder: Path) -> Table:
         server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
     try:
         console.rule("[bold]terrapod-server up")
-        wait_for(data / "listener", server, log)
+        wait_for(data, port, server, log)
         took.append(("server and listener", time.monotonic() - begun))
         console.print(log.read_text(), markup=False, highlight=False)
         example.mkdir()

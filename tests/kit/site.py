@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pexpect
+import readiness
 import terraform_shim
 
 from kit.postgres import free_port
@@ -72,7 +73,7 @@ class Site:
                 stderr=log,
             )
         until = time.monotonic() + 30
-        while not (home / "identity.json").exists():
+        while not readiness.has_engine(self.data, self.host):
             assert self._process.poll() is None, self.log
             assert time.monotonic() < until, self.log
             time.sleep(0.05)

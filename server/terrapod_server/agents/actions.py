@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,8 @@ from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, ids, signing, wire
 from terrapod_shared.errors import Conflict, Invalid, NotFound, Unauthorized
+
+log = logging.getLogger(__name__)
 
 DEFAULT_POOL = "default"
 TOKEN_PREFIX = "tpodjoin_"  # noqa: S105
@@ -211,6 +214,7 @@ async def join(
         else:
             _check_rejoin(row, joined, signer)
         certificate = signing.issue(keys.ca_key, keys.ca, public, row.id, joined.id, CERTIFICATE_HOURS)
+        before = row.certificate_serial
         is_new = not row._saved_in_db  # noqa: SLF001  the ORM has no public word for it
         _certify(row, certificate, signing.raw_public(public))
         row.pool_id, row.sealing_key, row.version = joined.id, message.sealing_key, message.version[:40]
@@ -221,6 +225,16 @@ async def join(
         except IntegrityError:
             wrong = f"a listener named {message.name} joined at the same time"
             raise Conflict(wrong) from None
+    if not is_new:
+        log.warning(
+            "listener %s (%s) joined again, %s: certificate %s instead of %s",
+            row.name,
+            row.id,
+            "signed with its old key" if signer is not None and signer.id == row.id else "let in by an admin",
+            row.certificate_serial,
+            before,
+        )
+        await services.bus.publish(f"listener:{row.id}")
     answer = wire.Joined(
         listener_id=row.id,
         pool_id=joined.id,

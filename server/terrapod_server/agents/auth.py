@@ -14,7 +14,7 @@ from terrapod_server.agents.model import Listener, Nonce
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Call, Principal, Services
 from terrapod_shared import clock, signing, wire
-from terrapod_shared.errors import NotFound, ProtocolMismatch, Unauthorized
+from terrapod_shared.errors import NotFound, ProtocolMismatch, TerrapodError, Unauthorized
 
 NONCE_S = 120
 #: Nonces that this process has seen, with the time when they may be forgotten; all there is on SQLite.
@@ -23,17 +23,26 @@ _seen: dict[str, float] = {}
 
 async def authenticate(request: Request, services: Services) -> Principal:
     """Who signed the request. Raises Unauthorized, ClockSkew, ProtocolMismatch, and NotFound for another's path."""
-    check_protocol(request)
-    row, verified = await verify(request)
-    named = request.path_params.get("listener") or _named(request)
-    if named and named != row.id:
-        raise NotFound
-    await _spend(f"{row.id} {verified.nonce}")
+    try:
+        row, verified = await verify_once(request)
+    except TerrapodError as error:
+        error.headers.setdefault(wire.PROTOCOL_HEADER, str(wire.PROTOCOL))
+        raise
     request.state.listener = row
     request.state.digest = verified.content_digest
     request.state.is_late = row.certificate_until < clock.now()
     del services
     return Principal(kind="listener", id=row.id, name=row.name, lease=verified.lease, pool_id=row.pool_id)
+
+
+async def verify_once(request: Request) -> tuple[Listener, signing.Verified]:
+    """Checks protocol, signature and whose path it is, and spends the nonce. Raises as `authenticate`."""
+    check_protocol(request)
+    row, verified = await verify(request)
+    if request.path_params.get("listener", row.id) != row.id:
+        raise NotFound
+    await _spend(f"{row.id} {verified.nonce}")
+    return row, verified
 
 
 def check_protocol(request: Request) -> None:
@@ -42,11 +51,6 @@ def check_protocol(request: Request) -> None:
         error.headers[wire.PROTOCOL_HEADER] = str(wire.PROTOCOL)
         error.meta = {"least": wire.PROTOCOL, "most": wire.PROTOCOL}
         raise error
-
-
-def _named(request: Request) -> str:
-    parts = request.url.path.strip("/").split("/")
-    return parts[3] if len(parts) > 3 and parts[2] == "listeners" else ""  # noqa: PLR2004
 
 
 async def verify(request: Request) -> tuple[Listener, signing.Verified]:

@@ -38,6 +38,12 @@ class Subscription:
         self._event.clear()
         return True
 
+    def take(self) -> bool:
+        """The same without waiting."""
+        was_woken = self._event.is_set()
+        self._event.clear()
+        return was_woken
+
 
 class Bus:
     """In process; `dsn` adds the other processes on the same PostgreSQL."""

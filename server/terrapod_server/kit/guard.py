@@ -30,7 +30,11 @@ class Guard:
         needs = endpoint.needs
         if needs is Access.PUBLIC or needs is Access.CAPABILITY:
             return ANONYMOUS, Level.NONE
-        if needs is Access.LISTENER and ("signature" in request.headers or not request.headers.get("authorization")):
+        is_signed = "signature" in request.headers
+        if (needs is Access.LISTENER and (is_signed or not request.headers.get("authorization"))) or (
+            is_signed and isinstance(endpoint, Raw) and endpoint.or_listener
+        ):
+            request.scope["path_params"] = path
             return await self.listener(request, services), Level.NONE
         principal = await self.identify(request)
         if principal.kind == "run" and not endpoint.run_token:

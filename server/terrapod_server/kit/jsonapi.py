@@ -189,6 +189,7 @@ class Raw:
     quiet: bool = False  #: the path holds a secret: blanked in the access log
     unmetered: bool = False  #: exempt from rate limits (log reads, uploads)
     doc: str = ""
+    or_listener: bool = False  #: the listener that the path names may do it too, by a signed request
 
 
 @dataclass(frozen=True)

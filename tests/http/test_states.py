@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kit.serving import DATA, Running, state_bytes
+from kit.serving import DATA, Running, state_bytes, until
 from terrapod_server.identity import actions as identity
 from terrapod_server.states import actions
 from terrapod_server.states.model import StateVersion
@@ -315,3 +315,26 @@ async def test_a_fence_that_fell_keeps_nothing(server: Running) -> None:
         )  # fmt: skip
     assert await StateVersion.all() == []
     assert await server.services.store.keys(f"{keys.workspace(workspace_id)}states/") == []
+
+
+async def test_who_goes_away_at_the_commit_takes_no_bytes_along(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    raw = state_bytes(1)
+    version = await announce(server, workspace_id, raw)
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def fence() -> None:
+        reached.set()
+        await go_on.wait()
+
+    task = asyncio.create_task(actions.upload(server.services, version["id"], once(raw), fence))
+    await reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go_on.set()
+    await until(lambda: StateVersion.get_or_none(id=version["id"], status="finalized"))
+    row = await StateVersion.get(id=version["id"])
+    assert await server.services.store.size(row.key) == len(raw)
+    assert (await put(server, version, raw)).status_code == 200
+    assert len(files(server)) == 1

@@ -373,3 +373,63 @@ output "seen" {{ value = data.terraform_remote_state.other.outputs.a }}
     )
     site.ok(second, "apply", "-auto-approve")
     assert site.ok(second, "output", "-raw", "seen") == "one"
+
+
+def test_console_and_refresh_only_apply(site: Site) -> None:
+    folder = site.example(name(), ONE)
+    site.ok(folder, "init")
+    site.ok(folder, "apply", "-auto-approve")
+    session = site.interactive(folder, "console")
+    session.expect("> ")
+    session.sendline("terraform_data.a.output")
+    session.expect('"one"')
+    session.sendline("exit")
+    session.wait()
+    session.close()
+    assert "No changes" in plain(site.ok(folder, "apply", "-refresh-only", "-auto-approve"))
+
+
+def test_backend_remote_flows(site: Site) -> None:
+    workspace = name()
+    folder = site.remote(workspace, ONE)
+    site.ok(folder, "init")
+    failed = site.example(
+        f"{workspace}-bad-remote", 'resource "terraform_data" "a" { input = file("nowhere.txt") }', head=" "
+    )
+    (failed / "main.tf").write_text((folder / "main.tf").read_text() + 'output "b" { value = file("nowhere.txt") }\n')
+    site.ok(failed, "init")
+    done = site.run(failed, "plan")
+    assert (done.code, "nowhere.txt" in plain(done.out)) == (1, True)
+    assert "Plan: 1 to add" in plain(site.ok(folder, "plan", "-target=terraform_data.a"))
+    session = site.interactive(folder, "apply")
+    session.expect("Enter a value:")
+    session.sendline("yes")
+    session.expect("Apply complete! Resources: 1 added")
+    session.wait()
+    session.close()
+    assert "as requested" in plain(site.ok(folder, "plan", "-replace=terraform_data.a"))
+    assert "1 to destroy" in plain(site.ok(folder, "plan", "-destroy"))
+    assert "No changes" in plain(site.ok(folder, "plan", "-refresh-only"))
+    site.ok(folder, "state", "mv", "terraform_data.a", "terraform_data.b")
+    pulled = json.loads(site.ok(folder, "state", "pull"))
+    pulled["serial"] += 1
+    (folder / "push.json").write_text(json.dumps(pulled))
+    site.ok(folder, "state", "push", "push.json")
+    assert "1 destroyed" in plain(site.ok(folder, "destroy", "-auto-approve"))
+    assert plain(site.ok(folder, "state", "list")).strip() == ""
+
+
+def test_one_line_of_100_mb_passes(site: Site) -> None:
+    body = """
+resource "terraform_data" "a" {
+  provisioner "local-exec" { command = "head -c 100000000 /dev/zero | tr '\\\\0' x; echo; echo after the line" }
+}
+"""
+    folder = site.remote(name(), body)
+    site.ok(folder, "init")
+    applied = plain(site.ok(folder, "apply", "-auto-approve"))
+    assert "after the line" in applied
+    assert "Apply complete" in applied
+    assert "workspace" in curl(
+        site, "GET", "/organizations/default/workspaces?page[size]=1".replace("[", "%5B").replace("]", "%5D")
+    )

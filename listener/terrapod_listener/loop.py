@@ -5,13 +5,13 @@ import contextlib
 import json
 import logging
 import platform
-import shutil
 import signal
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from terrapod_listener import __version__, joining, workdir
+from terrapod_listener import __version__, joining, kept
 from terrapod_listener.client import Server, pause_s
 from terrapod_listener.config import Config
 from terrapod_listener.identity import Identity
@@ -39,13 +39,22 @@ class Daemon:
 
     async def run(self) -> None:
         """Works until SIGTERM: the first drains, the second interrupts, the third kills."""
+        try:
+            lock = kept.lock(self._home)
+        except BlockingIOError:
+            message = f"another listener already runs with {self._home}"
+            raise SystemExit(message) from None
+        with lock:
+            await self._run()
+
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal)
         known = await announced(self._config.engines)
         self._told = [told for told, _ in known.values()]
         engines = Engines(self._home / "engines", self._server, known)
-        await asyncio.to_thread(workdir.remove, self._home / "work")
+        await asyncio.to_thread(kept.recover_all, self._home)
         beating = asyncio.create_task(self._beats())
         renewing = asyncio.create_task(self._renewals())
         try:
@@ -196,11 +205,11 @@ class Daemon:
     async def _deliver_spool(self) -> None:
         """States that an earlier life of this listener could not deliver; before any new work."""
         for facts in self._spooled():
-            kept = self._home / "spool" / facts["run_id"] / f"state-{facts['number']}"
-            query = f"serial={facts['serial']}&lineage={facts['lineage']}&md5={facts['md5']}"
+            state = self._home / "spool" / facts["run_id"] / f"state-{facts['number']}"
+            query = f"serial={facts['serial']}&lineage={quote(facts['lineage'], safe='')}&md5={facts['md5']}"
             path = f"{self._server.base}/runs/{facts['run_id']}/state?{query}"
             try:
-                await self._server.persist("PUT", path, file=kept, lease=facts["number"], timeout_s=600.0)
+                await self._server.persist("PUT", path, file=state, lease=facts["number"], timeout_s=600.0)
                 report = wire.Report(
                     phase="apply",
                     status="errored",
@@ -212,7 +221,7 @@ class Daemon:
             except errors.TerrapodError as error:
                 log.error("the state of %s stays in the spool: %s", facts["run_id"], error.detail)  # noqa: TRY400
                 continue
-            shutil.rmtree(kept.parent, ignore_errors=True)
+            await asyncio.to_thread(kept.drop, state)
 
 
 def spooled(home: Path) -> list[dict[str, Any]]:

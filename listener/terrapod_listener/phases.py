@@ -1,16 +1,16 @@
 """One phase of a run from its acceptance to its end: fetch, unpack, init, plan or apply, deliver."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import platform
-import shutil
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from terrapod_listener import __version__, terraform, workdir
+from terrapod_listener import __version__, kept, terraform, workdir
 from terrapod_listener.client import Server, digest_of
 from terrapod_listener.config import Config
 from terrapod_listener.install import Engines
@@ -26,6 +26,10 @@ _SHOW_S = 600.0
 
 class Failed(Exception):
     """The phase has ended, and not well; the text is for the run's page."""
+
+
+class Undelivered(Failed):
+    """The state is on this host alone."""
 
 
 class Canceled(Exception):
@@ -44,6 +48,7 @@ class Job:
         self._process = Process()
         self._cancel = ""
         self._is_lost = False
+        self._keep_folder = False
         self._log: Spool
         self._binary = Path()
         self._env: dict[str, str] = {}
@@ -80,7 +85,14 @@ class Job:
         except errors.TerrapodError as error:
             log.warning("%s %s was not accepted: %s", work.phase, work.run_id, error.detail)
             return
-        await asyncio.to_thread(self._fresh_folder)
+        try:
+            await asyncio.to_thread(self._fresh_folder)
+        except OSError as error:
+            text = f"the listener's host: {error}"
+            failed = wire.Report(phase=work.phase, status="errored", error_message=text, log_bytes=work.log_offset)
+            with contextlib.suppress(errors.TerrapodError):
+                await self._server.report(work.run_id, failed, work.lease.number)
+            return
         self._log = Spool(self.folder / "log", self._server, work)
         try:
             report = await self._report()
@@ -93,13 +105,17 @@ class Job:
             await self._log.abandon()
         finally:
             self._log.close()
-            if not self._config.keep_work:
+            if not self._config.keep_work and not self._keep_folder:
                 await asyncio.to_thread(workdir.remove, self.folder)
 
     def _fresh_folder(self) -> None:
+        if not kept.recover(self.folder, self._spools):
+            message = "the folder of this run holds a state that cannot be kept"
+            raise OSError(message)
         workdir.remove(self.folder)
         for name in ("home", "tmp", "states"):
             (self.folder / name).mkdir(parents=True, mode=0o700)
+        kept.note(self.folder, self.work)
 
     async def _report(self) -> wire.Report:
         phase = self.work.phase
@@ -107,6 +123,9 @@ class Job:
             return await (self._plan() if phase == "plan" else self._apply())
         except Canceled:
             return wire.Report(phase=phase, status="canceled", state=self._state_word)
+        except Undelivered as error:
+            self._log.line(f"\nError: {error}")
+            return wire.Report(phase=phase, status="errored", error_message=str(error), state=self._state_word)
         except (Failed, workdir.Hostile) as error:
             text = str(error)
         except (errors.LeaseEnded, errors.NotFound):
@@ -115,6 +134,9 @@ class Job:
             text = error.detail
         except OSError as error:
             text = f"the listener's host: {error}"
+        except Exception as error:
+            log.exception("%s %s", phase, self.work.run_id)
+            text = f"the listener failed: {type(error).__name__}: {error}"
         if self._cancel:
             return wire.Report(phase=phase, status="canceled", state=self._state_word)
         self._log.line(f"\nError: {text}")
@@ -137,11 +159,14 @@ class Job:
                 if full.status == "errored":
                     raise
                 full = wire.Report(
-                    phase=self.work.phase, status="errored", error_message=error.detail, log_bytes=self._log.end
+                    phase=self.work.phase,
+                    status="errored",
+                    error_message=error.detail,
+                    log_bytes=self._log.end,
+                    state=self._state_word,
                 )
                 continue
             break
-        shutil.rmtree(self._spools / self.work.run_id, ignore_errors=True)
 
     async def _prepare(self) -> Path:
         """The root module's folder, initialised."""
@@ -312,10 +337,16 @@ class Job:
         link = work.links["plan"]
         await self._server.download(link.path, plan_file, lease=work.lease.number, sha256=link.sha256)
         before = await asyncio.to_thread(workdir.state_mark, self._state)
+        await asyncio.to_thread(kept.note, self.folder, work, module, before)
         self.step = "apply"
-        code = await self._terraform(terraform.apply_argv(work.options, str(plan_file)), module, work.limits.apply_s)
-        self.step = "state"
-        await self._deliver_state(module, before)
+        self._keep_folder = True  # until its state is known to be elsewhere, or unchanged
+        try:
+            code = await self._terraform(
+                terraform.apply_argv(work.options, str(plan_file)), module, work.limits.apply_s
+            )
+        finally:
+            self.step = "state"
+            await self._deliver_state(module, before)
         if code and self._cancel:
             raise Canceled
         if code:
@@ -328,44 +359,31 @@ class Job:
         state = errored if errored.is_file() else self._state
         mark = await asyncio.to_thread(workdir.state_mark, state)
         if mark is None or mark == before:
+            self._keep_folder = False
             return
         self._state_word = "spooled"
-        kept = self._spools / work_name(self.work)
-        await asyncio.to_thread(_keep, state, kept, self.work, mark)
-        await self.push_state(kept, mark)
-        self._state_word = "uploaded"
+        try:
+            kept_ = await asyncio.to_thread(
+                kept.keep, state, self._spools, self.work.run_id, self.work.lease.number, mark
+            )
+            self._keep_folder = False
+        except OSError as error:
+            self._log.line(f"\nThe state could not be copied to the spool ({error}); it stays in the work folder.")
+            kept_ = state
+        try:
+            await self._push_state(kept_, mark)
+        except errors.TerrapodError as error:
+            place = state if self._keep_folder else kept_
+            message = f"the server did not take the state ({error.detail}); it is kept on the listener at {place}"
+            raise Undelivered(message) from None
+        self._state_word, self._keep_folder = "uploaded", False
+        if kept_ != state:
+            await asyncio.to_thread(kept.drop, kept_)
 
-    async def push_state(self, path: Path, mark: wire.StateRef) -> None:
-        target = f"{self._server.base}/runs/{self.work.run_id}/state?serial={mark.serial}&lineage={mark.lineage}&md5={mark.md5}"
+    async def _push_state(self, path: Path, mark: wire.StateRef) -> None:
+        query = f"serial={mark.serial}&lineage={quote(mark.lineage, safe='')}&md5={mark.md5}"
+        target = f"{self._server.base}/runs/{self.work.run_id}/state?{query}"
         await self._server.persist("PUT", target, file=path, lease=self.work.lease.number, timeout_s=600.0)
-
-
-def work_name(work: wire.Work) -> str:
-    return f"{work.run_id}/state-{work.lease.number}"
-
-
-def _keep(state: Path, kept: Path, work: wire.Work, mark: wire.StateRef) -> None:
-    """A copy on the disk itself, with what is needed to deliver it after a restart."""
-    kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = kept.with_name(f".{kept.name}.part")
-    with state.open("rb") as source, part.open("wb") as file:
-        part.chmod(0o600)
-        shutil.copyfileobj(source, file, 1 << 20)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(kept)
-    about = kept.with_suffix(".json")
-    facts = {
-        "run_id": work.run_id,
-        "number": work.lease.number,
-        "serial": mark.serial,
-        "lineage": mark.lineage,
-        "md5": mark.md5,
-    }
-    with about.open("w") as file_:
-        json.dump(facts, file_)
-        file_.flush()
-        os.fsync(file_.fileno())
 
 
 def _digest_plan(shown: Path, schemas: Path) -> terraform.Counts:

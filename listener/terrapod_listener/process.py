@@ -92,6 +92,7 @@ async def _pump(reader_end: int, on_output: Callable[[bytes], None]) -> None:
     )
     try:
         while chunk := await reader.read(_READ):
-            on_output(chunk)
+            with contextlib.suppress(OSError):  # a full disk must not stall the program at its pipe
+                on_output(chunk)
     finally:
         transport.close()

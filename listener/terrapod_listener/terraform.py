@@ -64,9 +64,13 @@ def declared(sources: Mapping[str, str]) -> set[str]:
     return found
 
 
+_HCL = {r"\b": r"\u0008", r"\f": r"\u000c"}  # HCL knows neither of JSON's two
+
+
 def quoted(text: str) -> str:
     """A string as HCL writes it: templates are not to be read in it."""
-    return json.dumps(text, ensure_ascii=False).replace("${", "$${").replace("%{", "%%{")
+    plain = re.sub(r"\\(?:\\|b|f)", lambda found: _HCL.get(found[0], found[0]), json.dumps(text, ensure_ascii=False))
+    return plain.replace("${", "$${").replace("%{", "%%{")
 
 
 def var_file(variables: Iterable[wire.Variable], names: set[str]) -> str:

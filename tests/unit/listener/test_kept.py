@@ -1,0 +1,57 @@
+"""No state is lost: what a killed listener left, one listener per home."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from terrapod_listener import kept, terraform
+from terrapod_shared import wire
+
+WORK = wire.Work(
+    listener_id="listener-a",
+    run_id="run-a",
+    phase="apply",
+    lease=wire.Lease(number=3, seconds=40),
+    workspace_id="ws-a",
+    workspace_name="net",
+    engine=wire.Engine(tool="terraform", version="1.9.8", sha256=""),
+)
+SEED = wire.StateRef(serial=1, lineage="line", md5="0")
+
+
+def left(home: Path) -> Path:
+    folder = home / "work" / "run-a"
+    (folder / "states" / "net").mkdir(parents=True)
+    (folder / "config").mkdir()
+    (folder / "states" / "net" / "terraform.tfstate").write_text(json.dumps({"serial": 2, "lineage": "line"}))
+    kept.note(folder, WORK, folder / "config", SEED)
+    return folder
+
+
+def test_a_left_state_goes_to_the_spool_and_its_folder_after_it(tmp_path: Path) -> None:
+    folder = left(tmp_path)
+    kept.recover_all(tmp_path)
+    state = tmp_path / "spool" / "run-a" / "state-3"
+    assert json.loads(state.read_text())["serial"] == 2
+    assert json.loads(state.with_suffix(".json").read_text())["number"] == 3
+    assert not folder.exists()
+    kept.drop(state)
+    assert not state.parent.exists()
+
+
+def test_a_state_that_cannot_be_copied_stays_where_it_is(tmp_path: Path) -> None:
+    folder = left(tmp_path)
+    (tmp_path / "spool").write_text("in the way")
+    kept.recover_all(tmp_path)
+    assert (folder / "states" / "net" / "terraform.tfstate").exists()
+
+
+def test_a_home_is_for_one_listener(tmp_path: Path) -> None:
+    with kept.lock(tmp_path), pytest.raises(BlockingIOError):
+        kept.lock(tmp_path)
+    kept.lock(tmp_path).close()
+
+
+def test_hcl_has_no_backspace_escape() -> None:
+    assert terraform.quoted("a\b\f\\b") == r'"a\u0008\u000c\\b"'

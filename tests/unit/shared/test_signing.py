@@ -125,3 +125,16 @@ def test_only_the_key_of_a_request_counts() -> None:
     for text in ("nonsense", weak.public_bytes(Encoding.PEM).decode()):
         with pytest.raises(errors.BadRequest):
             signing.public_key_of_csr(text)
+
+
+@pytest.mark.parametrize("ahead", [-300, -61, 61, 300])
+async def test_a_clock_that_is_off_is_told_the_time(ahead: int) -> None:
+    headers = signed()
+    with pytest.raises(errors.ClockSkew) as skew:
+        await signing.verify_request("GET", TARGET, headers, resolve, now=time.time() - ahead)
+    assert abs(skew.value.meta["server-time"] - time.time() + ahead) < 5
+
+
+@pytest.mark.parametrize("ahead", [-55, -6, 6, 59])
+async def test_a_clock_that_is_off_a_little_is_taken(ahead: int) -> None:
+    await signing.verify_request("GET", TARGET, signed(), resolve, now=time.time() - ahead)

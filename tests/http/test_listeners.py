@@ -126,6 +126,11 @@ async def test_certificates_end_and_are_renewed(server: Running, tmp_path: Path)
         await one.next_work(0)
     assert (await one.beat(wire.Beat())).renew is True
     before = one.identity.kept.certificate
+    csr = signing.make_csr(Ed25519PrivateKey.generate(), "one")
+    for sealing_key in ("c2hvcnQ=", "?"):
+        body = json.dumps({"csr": csr, "sealing_key": sealing_key}).encode()
+        with pytest.raises(errors.Invalid):
+            await one.call("POST", f"{one.base}/renew", body=body)
     await renew(one)
     assert one.identity.kept.certificate != before
     assert await one.next_work(0) is None

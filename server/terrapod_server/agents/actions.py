@@ -194,7 +194,7 @@ async def join(
         raise Invalid(wrong, pointer="/name")
     keys = await authority.keys(services)
     private = None
-    _check_sealing(message)
+    _check_sealing(message.sealing_key, is_needed=bool(message.csr))
     if message.csr:
         public = signing.public_key_of_csr(message.csr)
     else:
@@ -246,13 +246,13 @@ async def join(
     return row, answer
 
 
-def _check_sealing(message: wire.Join) -> None:
+def _check_sealing(key: str, *, is_needed: bool) -> None:
     """A listener that makes its own keys has one for sensitive values too."""
     try:
-        raw = base64.b64decode(message.sealing_key, validate=True)
+        raw = base64.b64decode(key, validate=True)
     except ValueError:
         raw = b"?"
-    if len(raw) != 32 and (message.csr or raw):  # noqa: PLR2004
+    if len(raw) != 32 and (is_needed or raw):  # noqa: PLR2004
         wrong = "sealing_key must be an X25519 public key, raw, base64"
         raise Invalid(wrong, pointer="/sealing_key")
 
@@ -275,6 +275,7 @@ def _certify(row: Listener, certificate: x509.Certificate, public: str) -> None:
 async def renew(services: Services, row: Listener, message: wire.Renew) -> wire.Renewed:
     keys = await authority.keys(services)
     public = signing.public_key_of_csr(message.csr)
+    _check_sealing(message.sealing_key, is_needed=False)
     certificate = signing.issue(keys.ca_key, keys.ca, public, row.id, row.pool_id, CERTIFICATE_HOURS)
     before = row.public_key
     _certify(row, certificate, signing.raw_public(public))

@@ -56,6 +56,13 @@ def line(figure: Figure) -> str:
     return f"  {figure.name:<58} {_number(figure.value):>8} {figure.unit}{target}"
 
 
+def _busy(before: float) -> str:
+    """What the load before the run says about its figures."""
+    if before > 1:
+        return "Others used the machine meanwhile: absolute times are worse than on a quiet host."
+    return "The machine was quiet when it began."
+
+
 def document(sections: Sequence[Section], *, quick: bool, took_s: float, load: tuple[float, float]) -> str:
     """Markdown. `load` is the machine's one-minute load before and after."""
     day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
@@ -73,8 +80,8 @@ def document(sections: Sequence[Section], *, quick: bool, took_s: float, load: t
         "",
         (
             f"Noise: the machine's load was {load[0]:.1f} before and {load[1]:.1f} after the run, on {os.cpu_count()} cores. "
-            "Server, listener, terraform and the load's client share these cores with whatever else runs there "
-            "(while this was measured: other builds and tests), so that absolute times are worse than on a quiet host."
+            "Server, listener, terraform and the load's client share these cores with whatever else runs there. "
+            + _busy(load[0])
         ),
     ]
     for section in sections:

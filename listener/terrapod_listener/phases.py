@@ -46,6 +46,7 @@ class Job:
         self._spools = home / "spool"
         self._server, self._engines, self._config = server, engines, config
         self._process = Process()
+        self._readers: list[Process] = []  # `show` and the like: they change nothing and are killed outright
         self._cancel = ""
         self._is_lost = False
         self._keep_folder = False
@@ -65,6 +66,7 @@ class Job:
         if how == self._cancel:
             return
         self._cancel = how
+        self._kill_readers()
         if how == "force-cancel":
             self._process.kill()
         else:
@@ -75,6 +77,11 @@ class Job:
         self._is_lost = True
         if self.work.phase == "plan":
             self._process.kill()
+            self._kill_readers()
+
+    def _kill_readers(self) -> None:
+        for each in self._readers:
+            each.kill()
 
     async def run(self) -> None:
         """Does all of it. Raises nothing but what ends the listener."""
@@ -270,7 +277,10 @@ class Job:
             raise Canceled
         if self._is_lost and self.work.phase == "plan":
             raise errors.LeaseEnded("the lease has ended")
-        process = self._process if to_file is None else Process()
+        process = self._process
+        if to_file is not None:
+            process = Process()
+            self._readers.append(process)
         code = await process.run(
             [str(self._binary), *argv],
             cwd=module,

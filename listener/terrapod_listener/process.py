@@ -17,6 +17,8 @@ class Process:
         self._child: asyncio.subprocess.Process | None = None
         self._killer: asyncio.TimerHandle | None = None
         self.was_interrupted = False
+        self._early: float | None = None  # an interrupt's grace, asked for while there was no child
+        self._killed = False
 
     async def run(
         self,
@@ -49,6 +51,10 @@ class Process:
             os.close(writer_end)
             if target:
                 target.close()
+        if self._killed:
+            self.kill()
+        elif self._early is not None:
+            self.interrupt(self._early)
         reading = asyncio.create_task(_pump(reader_end, on_output))
         try:
             async with asyncio.timeout(timeout_s):
@@ -68,14 +74,17 @@ class Process:
 
     def interrupt(self, grace_s: float) -> None:
         """One SIGINT: terraform stops, and saves its state. A second would make it stop without."""
-        if self._child is None or self.was_interrupted:
+        if self._child is None:
+            self._early = grace_s
+            return
+        if self.was_interrupted:
             return
         self.was_interrupted = True
         self._signal(signal.SIGINT)
         self._killer = asyncio.get_running_loop().call_later(grace_s, self.kill)
 
     def kill(self) -> None:
-        self.was_interrupted = True
+        self.was_interrupted = self._killed = True
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:

@@ -96,7 +96,12 @@ def write_override(module: Path, states: Path) -> Path:
         message = f"no override file can come after {last!r}: the run would use a backend of its own"
         raise Hostile(message)
     path = module / name
-    path.write_text(f'terraform {{\n  backend "local" {{\n    workspace_dir = {json.dumps(str(states))}\n  }}\n}}\n')
+    # the workspace `default` is kept at `path`, all others below `workspace_dir`
+    default = json.dumps(str(states / "default" / "terraform.tfstate"))
+    path.write_text(
+        f'terraform {{\n  backend "local" {{\n    path = {default}\n'
+        f"    workspace_dir = {json.dumps(str(states))}\n  }}\n}}\n"
+    )
     return path
 
 
@@ -107,7 +112,8 @@ def check_backend(module: Path, states: Path) -> None:
     except (OSError, ValueError):
         backend = {}
     config = backend.get("config") or {}
-    if backend.get("type") != "local" or config.get("workspace_dir") != str(states) or config.get("path"):
+    ours = {"workspace_dir": str(states), "path": str(states / "default" / "terraform.tfstate")}
+    if backend.get("type") != "local" or any(config.get(name) != value for name, value in ours.items()):
         message = f"the configuration's backend won over ours ({backend.get('type') or 'none'}): the run is refused"
         raise Hostile(message)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from terrapod_listener import kept, terraform
+from terrapod_listener.process import Process
 from terrapod_shared import wire
 
 WORK = wire.Work(
@@ -55,3 +56,19 @@ def test_a_home_is_for_one_listener(tmp_path: Path) -> None:
 
 def test_hcl_has_no_backspace_escape() -> None:
     assert terraform.quoted("a\b\f\\b") == r'"a\u0008\u000c\\b"'
+
+
+async def test_a_kill_reaches_a_program_that_is_being_started(tmp_path: Path) -> None:
+    process = Process()
+    process.kill()
+    code = await process.run(["/bin/sleep", "60"], cwd=tmp_path, env={}, on_output=lambda _: None, timeout_s=30)
+    assert code == -9
+
+
+async def test_a_full_disk_does_not_stall_the_program(tmp_path: Path) -> None:
+    def full(_chunk: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    argv = ["/bin/sh", "-c", "head -c 1000000 /dev/zero"]
+    code = await Process().run(argv, cwd=tmp_path, env={"PATH": "/bin:/usr/bin"}, on_output=full, timeout_s=20)
+    assert code == 0

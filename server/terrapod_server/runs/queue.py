@@ -331,7 +331,7 @@ async def sweep(services: Services) -> None:
     )
     for row in expired:
         phase = await Phase.get_or_none(id=row["id"])
-        if phase is not None:
+        if phase is not None and phase.lease_state in ("offered", "leased"):  # else it was given back meanwhile
             await _expire(services, phase)
 
 

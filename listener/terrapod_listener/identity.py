@@ -29,6 +29,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     sealing_key: str
     certificate: str
     server_key: str
+    next_key: str = ""  #: of a renewal whose answer has not come yet
     ca: str = ""  #: PEM of the authority that vouches for the server's TLS; empty: the system's
 
 

@@ -1,6 +1,7 @@
 """Joining a pool, and renewing the certificate."""
 
 import asyncio
+import base64
 import socket
 from pathlib import Path
 
@@ -75,8 +76,22 @@ async def _post(server: str, path: str, body: bytes, ca: str) -> bytes:
 async def renew(server: Server) -> None:
     """A new key and certificate; the old key signs the request. Raises the server's error."""
     identity = server.identity
-    key = Ed25519PrivateKey.generate()
-    body = msgspec.json.encode(wire.Renew(csr=signing.make_csr(key, identity.kept.name)))
-    answer = await server.call("POST", f"{server.base}/renew", body=body)
+    old, waiting = identity.kept, identity.kept.next_key
+    new = waiting or raw_private(Ed25519PrivateKey.generate())
+    identity.save(msgspec.structs.replace(old, next_key=new))
+    key = Ed25519PrivateKey.from_private_bytes(base64.b64decode(new))
+    body = msgspec.json.encode(wire.Renew(csr=signing.make_csr(key, old.name)))
+    try:
+        answer = await server.call("POST", f"{server.base}/renew", body=body)
+    except errors.Unauthorized:
+        if not waiting:
+            raise
+        # an earlier answer was lost: the server may know the new key alone
+        identity.kept = msgspec.structs.replace(old, key=new)
+        try:
+            answer = await server.call("POST", f"{server.base}/renew", body=body)
+        except errors.TerrapodError:
+            identity.kept = old
+            raise
     renewed = msgspec.json.decode(msgspec.json.decode(answer.content, type=_Wrapped).data, type=wire.Renewed)
-    identity.save(msgspec.structs.replace(identity.kept, key=raw_private(key), certificate=renewed.certificate))
+    identity.save(msgspec.structs.replace(old, key=new, next_key="", certificate=renewed.certificate))

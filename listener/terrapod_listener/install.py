@@ -20,8 +20,7 @@ def local_digest(engine: LocalEngine) -> str:
     """Over name and content of all its files, in the order of their names."""
     digest = hashlib.sha256()
     for path in sorted(Path(name) for name in (engine.files or [engine.path])):
-        with path.open("rb") as file:
-            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{path.name}\0{_sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
@@ -73,23 +72,33 @@ class Engines:
         return binary
 
 
+#: Digests that this process has worked out, by what a change of the file would change.
+_known: dict[tuple[str, int, int, int, int], str] = {}
+
+
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Of a file, once for as long as inode, size and both times stay; an engine has 100 MB, a run a second."""
+    now = path.stat()
+    mark = (str(path), now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+    if mark not in _known:
+        with path.open("rb") as file:
+            _known[mark] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _known[mark]
+
+
+#: The digest of each program that this process took out of a checked zip.
+_unpacked: dict[str, str] = {}
 
 
 def _unpack(archive: Path, binary: Path) -> None:
-    """The program out of the checked zip, unless what is there is that very program."""
+    """The program out of the checked zip, unless what is there is what this process took out of it."""
     with zipfile.ZipFile(archive) as release:
         entries = [entry for entry in release.infolist() if entry.filename == binary.name]
         if len(entries) != 1 or entries[0].file_size > _BINARY_MOST:
             message = f"the release holds no single file {binary.name}"
             raise Conflict(message)
-        if binary.exists():
-            with release.open(entries[0]) as inside:
-                wanted = hashlib.file_digest(inside, "sha256").hexdigest()  # type: ignore[arg-type]
-            if _sha256(binary) == wanted:
-                return
+        if binary.exists() and _unpacked.get(str(binary)) == _sha256(binary):
+            return
         part = binary.with_name(f".{binary.name}.part")
         with release.open(entries[0]) as inside, part.open("wb") as file:
             shutil.copyfileobj(inside, file, 1 << 20)
@@ -97,3 +106,4 @@ def _unpack(archive: Path, binary: Path) -> None:
             os.fsync(file.fileno())  # without it a power cut leaves a program with holes
         part.chmod(stat.S_IRWXU)
         part.replace(binary)
+    _unpacked[str(binary)] = _sha256(binary)

@@ -284,7 +284,8 @@ async def create(
     wanted = values.pop("terraform_version", None) or workspace.terraform_version
     local = await services.local_engines(pool_id)
     engine = await mirror.resolve(services, tool, wanted, local)
-    sealed = services.cipher.seal(json.dumps(values.pop("variables", [])).encode(), f"run {run_id}")
+    own = values.pop("variables", [])
+    sealed = services.cipher.seal(json.dumps(own).encode(), f"run {run_id}") if own else b""
     plan_only = is_plan_only(values, version)
     values["plan_only"] = plan_only
     if values.get("auto_apply") is None:

@@ -31,6 +31,7 @@ class Spool:
         self._written = 0
         self._sent = 0
         self._is_full = False
+        self._is_broken = False
         self._fresh = asyncio.Event()
         self._over = False
         self._task = asyncio.create_task(self._send())
@@ -48,9 +49,13 @@ class Spool:
             self._is_full = True
             room = max(0, self._most - self._written)
             chunk = chunk[:room] + b"\n[the log is at its limit; the run goes on]\n"
-        self._file.seek(0, os.SEEK_END)
-        self._file.write(chunk)
-        self._written += len(chunk)
+        try:
+            self._written += os.pwrite(self._file.fileno(), chunk, self._written)
+        except OSError as error:  # a full disk costs the log, never the run or its state
+            if not self._is_broken:
+                self._is_broken = True
+                log.error("the log of %s is not whole: %s", self._work.run_id, error)  # noqa: TRY400
+            return
         self._fresh.set()
 
     def line(self, text: str) -> None:

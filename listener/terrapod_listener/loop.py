@@ -138,14 +138,16 @@ class Daemon:
         work = job.work
         log.info("%s %s in workspace %s", work.phase, work.run_id, work.workspace_name)
         self._leases[work.run_id] = Lease(asked + work.lease.seconds, work.lease.seconds)
-        task = asyncio.create_task(job.run(), name=work.run_id)
+        before = [task for task, other in self._jobs.items() if other.work.run_id == work.run_id]
+        task = asyncio.create_task(_after(before, job), name=work.run_id)
         self._jobs[task] = job
         task.add_done_callback(self._ended)
         self._changed.set()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         job = self._jobs.pop(task)
-        self._leases.pop(job.work.run_id, None)
+        if all(other.work.run_id != job.work.run_id for other in self._jobs.values()):
+            self._leases.pop(job.work.run_id, None)
         self._changed.set()
         if not task.cancelled() and task.exception() is not None:
             log.error("run %s: the listener failed", job.work.run_id, exc_info=task.exception())
@@ -222,6 +224,16 @@ class Daemon:
                 log.error("the state of %s stays in the spool: %s", facts["run_id"], error.detail)  # noqa: TRY400
                 continue
             await asyncio.to_thread(kept.drop, state)
+
+
+async def _after(before: list[asyncio.Task[None]], job: Job) -> None:
+    """Runs a job once the earlier ones of its run have left the folder that they share.
+
+    A plan's report lets its apply come, here too, before the plan has cleaned up.
+    """
+    if before:
+        await asyncio.wait(before)
+    await job.run()
 
 
 def spooled(home: Path) -> list[dict[str, Any]]:

@@ -1,11 +1,14 @@
 """No state is lost: what a killed listener left, one listener per home."""
 
+import asyncio
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from terrapod_listener import kept, terraform
+from terrapod_listener import kept, loop, terraform
+from terrapod_listener.phases import Job
 from terrapod_listener.process import Process
 from terrapod_shared import wire
 
@@ -72,3 +75,25 @@ async def test_a_full_disk_does_not_stall_the_program(tmp_path: Path) -> None:
     argv = ["/bin/sh", "-c", "head -c 1000000 /dev/zero"]
     code = await Process().run(argv, cwd=tmp_path, env={"PATH": "/bin:/usr/bin"}, on_output=full, timeout_s=20)
     assert code == 0
+
+
+async def test_an_apply_waits_until_its_plan_has_left_their_folder() -> None:
+    order: list[str] = []
+    left = asyncio.Event()
+
+    async def plan_cleans_up() -> None:
+        await left.wait()
+        order.append("plan left")
+
+    class Apply:
+        async def run(self) -> None:
+            order.append("apply begins")
+
+    plan = asyncio.create_task(plan_cleans_up())
+    apply = asyncio.create_task(loop._after([plan], cast(Job, Apply())))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert order == []
+    left.set()
+    await apply
+    assert order == ["plan left", "apply begins"]

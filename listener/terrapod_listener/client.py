@@ -106,7 +106,7 @@ class Server:
                 ) from None
             if answer.status_code < 400:  # noqa: PLR2004
                 return answer
-            error_ = _error(answer.status_code, answer.content)
+            error_ = error_of(answer.status_code, answer.content)
             if isinstance(error_, errors.ClockSkew) and attempt == 0:
                 self.offset_s = float(error_.meta.get("server-time", time.time())) - time.time()
                 log.warning("this host's clock is %.0f s off the server's", self.offset_s)
@@ -145,7 +145,7 @@ class Server:
                 "GET", path, headers=headers, timeout=httpx.Timeout(60.0, connect=10.0)
             ) as answer:
                 if answer.status_code >= 400:  # noqa: PLR2004
-                    raise _error(answer.status_code, await answer.aread())
+                    raise error_of(answer.status_code, await answer.aread())
                 with part.open("wb") as file:
                     async for chunk in answer.aiter_bytes(_CHUNK):
                         await asyncio.to_thread(_take, file, seen, chunk)
@@ -191,7 +191,7 @@ def _take(file: Any, seen: Any, chunk: bytes) -> None:
     file.write(chunk)
 
 
-def _error(status: int, body: bytes) -> errors.TerrapodError:
+def error_of(status: int, body: bytes) -> errors.TerrapodError:
     try:
         document = msgspec.json.decode(body)
     except msgspec.DecodeError:

@@ -1,9 +1,7 @@
 """Who this listener is: keys made here that never leave, its certificate, and what it pinned of the server."""
 
 import base64
-import os
 import random
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from terrapod_shared.files import write_private
 
 FILE = "identity.json"
 _RAW = (serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption())
@@ -74,18 +74,3 @@ def load(home: Path) -> Identity | None:
 
 def raw_private(key: Ed25519PrivateKey | X25519PrivateKey) -> str:
     return base64.b64encode(key.private_bytes(*_RAW)).decode()
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Writes a file that nobody else may read, whole or not at all, and onto the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = path.with_name(f".{path.name}.{time.monotonic_ns()}")
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    os.fsync(folder)
-    os.close(folder)

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from terrapod_listener import __version__
-from terrapod_listener.client import Server, _error, tls
+from terrapod_listener.client import Server, error_of, tls
 from terrapod_listener.identity import Identity, Kept, load, raw_private
 from terrapod_shared import errors, signing, wire
 
@@ -69,7 +69,7 @@ async def _post(server: str, path: str, body: bytes, ca: str) -> bytes:
         except httpx.HTTPError as error:
             raise errors.Unavailable(f"{server} cannot be reached: {str(error) or type(error).__name__}") from None
     if answer.status_code >= 400:  # noqa: PLR2004
-        raise _error(answer.status_code, answer.content)
+        raise error_of(answer.status_code, answer.content)
     return answer.content
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from terrapod_listener import workdir
 from terrapod_shared import wire
+from terrapod_shared.files import write_private
 
 log = logging.getLogger(__name__)
 JOB = "job.json"
@@ -40,7 +41,7 @@ def note(folder: Path, work: wire.Work, module: Path | None = None, seed: wire.S
         "module": str(module) if module else "",
         "seed": msgspec.to_builtins(seed) if seed else None,
     }
-    _write(folder / JOB, json.dumps(facts).encode())
+    write_private(folder / JOB, json.dumps(facts).encode())
 
 
 def keep(state: Path, spools: Path, run_id: str, number: int, mark: wire.StateRef) -> Path:
@@ -55,7 +56,7 @@ def keep(state: Path, spools: Path, run_id: str, number: int, mark: wire.StateRe
         os.fsync(file.fileno())
     part.replace(kept)
     facts = {"run_id": run_id, "number": number, **msgspec.to_builtins(mark)}
-    _write(kept.with_suffix(".json"), json.dumps(facts).encode())
+    write_private(kept.with_suffix(".json"), json.dumps(facts).encode())
     return kept
 
 
@@ -93,13 +94,3 @@ def recover_all(home: Path) -> None:
     for folder in sorted((home / "work").glob("*")):
         if recover(folder, home / "spool"):
             workdir.remove(folder)
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        part.chmod(0o600)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -238,7 +238,7 @@ class Job:
 
     def _base(self) -> dict[str, str]:
         """What a run's environment has before the user's variables: nothing of the listener's but what is named."""
-        kept = self._server.identity.kept
+        mine = self._server.identity.kept
         env = {name: os.environ[name] for name in self._config.pass_environment if name in os.environ}
         env |= {
             "PATH": _PATH,
@@ -247,13 +247,13 @@ class Job:
             "LANG": "C.UTF-8",
             "TF_CLI_CONFIG_FILE": str(self.folder / "terraform.rc"),
         }
-        host = urlsplit(kept.server).netloc
+        host = urlsplit(mine.server).netloc
         (self.folder / "terraform.rc").write_text(f'credentials "{host}" {{\n  token = "{self.work.run_token}"\n}}\n')
         (self.folder / "terraform.rc").chmod(0o600)
-        if kept.ca:
+        if mine.ca:
             bundle = Path("/etc/ssl/certs/ca-certificates.crt")
             system = bundle.read_text() if bundle.exists() else ""
-            (self.folder / "ca.pem").write_text(f"{system}\n{kept.ca}")
+            (self.folder / "ca.pem").write_text(f"{system}\n{mine.ca}")
             env["SSL_CERT_FILE"] = str(self.folder / "ca.pem")
         return env
 

@@ -129,7 +129,6 @@ def sources(module: Path) -> dict[str, str]:
 
 def state_mark(path: Path) -> wire.StateRef | None:
     """Serial, lineage and md5 of a state file; None where there is none. To be called in a thread."""
-
     try:
         with path.open("rb") as file:
             head = file.read(8192)

@@ -243,13 +243,11 @@ async def opened(config: Config) -> AsyncIterator[App]:
         await database.close()
 
 
-async def ensure_admin(description: str) -> str | None:
-    """The token of a first administrator, or None where there is one already."""
-    if await User.exists(is_admin=True):
-        return None
-    admin = await identity.create_user(ADMIN_EMAIL, is_admin=True)
+async def admin_token(description: str) -> str:
+    """A new token of the first administrator, who is made where there is none."""
+    admin = await User.get_or_none(email=ADMIN_EMAIL) or await identity.create_user(ADMIN_EMAIL, is_admin=True)
     _, token = await identity.create_token(admin.id, description)
     return token
 
 
-__all__ = ["ENDPOINTS", "JOBS", "MODELS", "RESOURCES", "App", "build", "ensure_admin", "opened"]
+__all__ = ["ENDPOINTS", "JOBS", "MODELS", "RESOURCES", "App", "admin_token", "build", "opened"]

@@ -1,7 +1,6 @@
 """A certificate authority for one host, so that `up` can speak TLS without anybody's help."""
 
 import ipaddress
-import os
 import socket
 from datetime import timedelta
 from pathlib import Path
@@ -12,21 +11,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from terrapod_shared import clock
+from terrapod_shared.files import write_private
 
 _CA_LIFE = timedelta(days=3650)
 _LEAF_LIFE = timedelta(days=397)  # what clients accept at most
 _RENEW_BEFORE = timedelta(days=30)
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Writes a file that nobody else may read, whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def ensure(folder: Path, host: str) -> tuple[Path, Path]:

@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 
 MIB = 1 << 20
+#: Variables of ours that are no settings: where the file is, and the token that `up` tells people to export.
+_NOT_SETTINGS = frozenset({"TERRAPOD_CONFIG", "TERRAPOD_TOKEN"})
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,7 +137,7 @@ def _from_environment(environ: Mapping[str, str], mistakes: list[str]) -> dict[s
     for name, text in sorted(environ.items()):
         if not name.startswith("TERRAPOD_") or name.startswith(("TERRAPOD_LISTENER_", "TERRAPOD_TEST_")):
             continue
-        if name == "TERRAPOD_CONFIG":
+        if name in _NOT_SETTINGS:
             continue
         path = name.removeprefix("TERRAPOD_").lower().split("__")
         kind: Any = Config

@@ -20,7 +20,8 @@ import uvloop
 
 from terrapod_server import app, authority, serving
 from terrapod_server.agents import actions as agents
-from terrapod_server.config import Config, load
+from terrapod_server.config import Config, Mistakes, load
+from terrapod_shared.files import write_private
 
 log = logging.getLogger("terrapod")
 _PATIENCE_S = (10.0, 30.0, 5.0)
@@ -61,7 +62,10 @@ def prepare(options: Options) -> Config:
         over["tls"] = {"certificate": str(certificate), "key": str(key)}
     environ = {name: value for name, value in os.environ.items() if name.startswith("TERRAPOD_")}
     file = options.data / "server.toml"
-    return load(environ, file if file.exists() else None, **over)
+    try:
+        return load(environ, file if file.exists() else None, **over)
+    except Mistakes as error:
+        raise Refused(str(error)) from None
 
 
 def shown_host(host: str) -> str:
@@ -98,9 +102,10 @@ async def _run(config: Config, options: Options, stop: asyncio.Event) -> None:
 
 
 async def _first_token(data: Path) -> None:
-    token = await app.ensure_admin("made by terrapod-server up")
-    if token:
-        authority.write_private(data / "admin-token", token.encode())
+    """The file of a first start; made again where a start was killed before it was written."""
+    file = data / "admin-token"
+    if not file.exists():
+        write_private(file, (await app.admin_token("made by terrapod-server up")).encode())
 
 
 def _welcome(config: Config, options: Options) -> None:
@@ -109,20 +114,17 @@ def _welcome(config: Config, options: Options) -> None:
     click.echo(f"Terrapod is ready at {config.url.replace(config.host, shown_host(config.host), 1)}\n")
     if options.plain_http:
         click.echo("The terraform CLI speaks https only: use this for the API, or start without --plain-http.\n")
-    variable = "TF_TOKEN_" + name.replace(".", "_").replace("-", "__").replace(":", "_")
     click.echo("In your configuration:\n")
     click.echo(f'  terraform {{\n    cloud {{\n      hostname     = "{name}"\n      organization = "default"')
     click.echo('      workspaces { name = "my-workspace" }\n    }\n  }\n')
     click.echo("In your shell:\n")
     if not options.plain_http:
         click.echo(f"  export SSL_CERT_FILE={data / 'ca.pem'}")
-    credentials = data / "terraform.rc"
-    authority.write_private(
-        credentials, f'credentials "{name}" {{\n  token = "{(data / "admin-token").read_text().strip()}"\n}}\n'.encode()
-    ) if (data / "admin-token").exists() else None
-    del variable
+    # a TF_TOKEN_ variable cannot name a port, so terraform gets a file
+    credentials, token = data / "terraform.rc", (data / "admin-token").read_text().strip()
+    write_private(credentials, f'credentials "{name}" {{\n  token = "{token}"\n}}\n'.encode())
     click.echo(f"  export TF_CLI_CONFIG_FILE={credentials}")
-    click.echo(f'  export TERRAPOD_TOKEN="$(cat {data / "admin-token"})"      # for curl and scripts\n', nl=True)
+    click.echo(f'  export TERRAPOD_TOKEN="$(cat {data / "admin-token"})"      # for curl and scripts\n')
     sys.stdout.flush()
 
 

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 import http_sf
 from cryptography import x509
@@ -172,11 +171,6 @@ def check_body(verified_digest: str, sha256: bytes) -> None:
     if verified_digest != content_digest(sha256):
         message = "the body is not the one that was signed"
         raise BadRequest(message)
-
-
-def path_and_query(url: str) -> str:
-    parts = urlsplit(url)
-    return parts.path + (f"?{parts.query}" if parts.query else "")
 
 
 def sign_work(key: Ed25519PrivateKey, listener_id: str, body: bytes) -> str:

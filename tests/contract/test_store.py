@@ -311,17 +311,6 @@ async def test_a_prefix_ends_with_a_slash(store: Store) -> None:
             await verb("workspaces/ws-1")
 
 
-async def test_presigned_urls_are_of_plain_objects_in_s3(store: Store) -> None:
-    await store.put("a/b", once(b"in clear"))
-    url = await store.presign("a/b", 60)
-    if not isinstance(store, S3Store):
-        assert url is None
-        return
-    assert url is not None
-    async with httpx.AsyncClient(trust_env=False) as client:
-        assert (await client.get(url)).content == b"in clear"
-
-
 async def test_a_place_that_answers_is_healthy(store: Store) -> None:
     assert await store.healthy()
     assert await left_behind(store) == []

@@ -46,6 +46,8 @@ def test_check_reports_every_mistake_at_once(tmp_path: Path) -> None:
 def test_unsafe_starts_are_refused(tmp_path: Path) -> None:
     plain = command("terrapod-server", "up", "--data", str(tmp_path / "a"), "--host", "0.0.0.0", "--plain-http")
     assert (plain.returncode, "loopback only" in plain.stderr) == (1, True)
+    wrong = command("terrapod-server", "up", "--data", str(tmp_path / "c"), TERRAPOD_NOPE="1")
+    assert (wrong.returncode, "no such setting" in wrong.stderr, "Traceback" in wrong.stderr) == (1, True, False)
     open_ = command("terrapod-server", "serve", TERRAPOD_DATA=str(tmp_path / "b"), TERRAPOD_HOST="0.0.0.0")
     assert open_.returncode == 1
     assert "is not loopback" in open_.stderr
@@ -54,7 +56,9 @@ def test_unsafe_starts_are_refused(tmp_path: Path) -> None:
 def test_first_and_later_starts(tmp_path: Path) -> None:
     data, port = tmp_path / "data", free_port()
     tokens = []
-    for _ in range(2):
+    for start in range(3):
+        if start == 2:  # as after a first start that was killed before it wrote the file
+            (data / "admin-token").unlink()
         with (tmp_path / "log").open("wb") as log:
             argv = ["up", "--data", str(data), "--port", str(port), "--plain-http", "--no-listener"]
             process = subprocess.Popen([str(BIN / "terrapod-server"), *argv], stdout=log, stderr=log)
@@ -72,7 +76,7 @@ def test_first_and_later_starts(tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
         assert token not in (tmp_path / "log").read_text(), "a token is never printed"
-    assert tokens[0] == tokens[1]
+    assert tokens[0] == tokens[1] != tokens[2]
     assert (data / "admin-token").stat().st_mode & 0o777 == 0o600
     assert (data / "keys").stat().st_mode & 0o777 == 0o600
 

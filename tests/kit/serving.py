@@ -149,8 +149,7 @@ async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterat
     if not ready.is_set():
         waiting.cancel()
         await task
-    token = await app.ensure_admin("test")
-    assert token
+    token = await app.admin_token("test")
     url = f"http://127.0.0.1:{port}"
     try:
         async with httpx.AsyncClient(

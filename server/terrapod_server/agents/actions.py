@@ -319,7 +319,7 @@ async def leave(services: Services, row: Listener) -> None:
     await services.bus.publish(f"listener:{row.id}")
 
 
-async def beat(services: Services, row: Listener, message: wire.Beat) -> None:
+async def beat(row: Listener, message: wire.Beat) -> None:
     """Writes down what a listener says of itself."""
     await Listener.filter(id=row.id).update(
         last_seen_at=clock.now(),
@@ -333,7 +333,6 @@ async def beat(services: Services, row: Listener, message: wire.Beat) -> None:
         draining=message.draining,
         spooled=message.spooled[:100],
     )
-    del services
 
 
 async def seen(row: Listener) -> None:

@@ -21,7 +21,7 @@ NONCE_S = 120
 _seen: dict[str, float] = {}
 
 
-async def authenticate(request: Request, services: Services) -> Principal:
+async def authenticate(request: Request, _services: Services) -> Principal:
     """Who signed the request. Raises Unauthorized, ClockSkew, ProtocolMismatch, and NotFound for another's path."""
     try:
         row, verified = await verify_once(request)
@@ -31,7 +31,6 @@ async def authenticate(request: Request, services: Services) -> Principal:
     request.state.listener = row
     request.state.digest = verified.content_digest
     request.state.is_late = row.certificate_until < clock.now()
-    del services
     return Principal(kind="listener", id=row.id, name=row.name, lease=verified.lease, pool_id=row.pool_id)
 
 
@@ -93,7 +92,8 @@ async def _spend(nonce: str) -> None:
     while _seen and next(iter(_seen.values())) < now:  # the oldest are first
         del _seen[next(iter(_seen))]
     fresh = nonce not in _seen
-    _seen[nonce] = now + NONCE_S
+    if fresh:
+        _seen[nonce] = now + NONCE_S
     if fresh and database.is_postgres():
         try:
             await Nonce.create(id=nonce)

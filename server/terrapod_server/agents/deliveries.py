@@ -115,7 +115,7 @@ async def heartbeat(call: Call) -> Response:
     message = _decode(await auth.small(call), wire.Beat)
     wait = _wait_s(call)
     async with call.services.bus.subscribe(f"listener:{me.id}") as subscription:
-        await actions.beat(call.services, me, message)
+        await actions.beat(me, message)
         verdicts = await queue.prolong(call.services, me.id, message.leases)
         pulse = await _pulse(me, verdicts)
         if wait and not pulse.cancels and not pulse.drain and not any(v.verdict == "lost" for v in verdicts):
@@ -256,7 +256,6 @@ async def put_log(call: Call) -> Response:
     phase = await queue.check(call.path["run"], kind, call.principal.lease, _me(call).id)
     chunk = await auth.small(call, logs.CHUNK_MOST)
     following = await logs.append(call.services, phase, int(text), chunk)
-    await call.services.bus.publish(f"log:{phase.id}")
     return _answer(wire.LogAnswer(next_offset=following))
 
 

@@ -8,8 +8,6 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
-from tortoise.queryset import QuerySet
-
 from terrapod_server.configs import actions as configs
 from terrapod_server.configs.model import ConfigurationVersion
 from terrapod_server.kit.call import Principal, Services
@@ -225,10 +223,6 @@ async def phase(phase_id: str) -> Phase:
     if not found:
         raise NotFound
     return found[0]
-
-
-async def events_of(run_id: str) -> QuerySet[RunEvent]:
-    return RunEvent.filter(run_id=run_id).order_by("id")
 
 
 def is_plan_only(values: Mapping[str, Any], version: ConfigurationVersion | None) -> bool:

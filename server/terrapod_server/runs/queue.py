@@ -91,11 +91,12 @@ async def accept(services: Services, run_id: str, kind: str, number: int, listen
     async with Change(services, phase.workspace_id) as change:
         taken = await database.query(
             f"""
+            WITH one AS (SELECT 1)
             UPDATE run_phase SET lease_state = 'leased', lease_until = {_now()} + {wire.LEASE_S}
             WHERE id = $1 AND lease_number = $2 AND lease_listener_id = $3
               AND lease_state = 'offered' AND lease_until > {_now()}
             RETURNING id
-            """.replace("UPDATE", "WITH one AS (SELECT 1) UPDATE", 1),  # noqa: S608  as above
+            """,  # noqa: S608  as above
             [phase.id, number, listener_id],
         )
         if not taken:

@@ -248,9 +248,6 @@ class EncryptedStore(Store):
     async def keys(self, prefix: str) -> list[str]:
         return await self._store.keys(prefix)
 
-    async def presign(self, key: str, expires_s: int) -> str | None:  # noqa: ARG002  nobody else can decrypt
-        return None
-
     async def healthy(self) -> bool:
         return await self._store.healthy()
 

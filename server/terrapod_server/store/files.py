@@ -117,9 +117,6 @@ class FileStore(Store):
         found = (Path(at, name) for at, _, names in os.walk(folder) for name in names)
         return sorted(str(path.relative_to(self._root)) for path in found)
 
-    async def presign(self, key: str, expires_s: int) -> str | None:  # noqa: ARG002
-        return None
-
     async def healthy(self) -> bool:
         return await self._threads.run(self._probe)
 

@@ -5,7 +5,7 @@
     opened(key, *spans) -> async context manager of Opened(size, read(offset, size))
     size(key) -> int                exists(key) -> bool
     delete(key)                     delete_prefix("a/b/")
-    keys("a/b/") -> list of keys    presign(key, expires_s) -> URL or None
+    keys("a/b/") -> list of keys
     healthy() -> bool               close()
 
 Also here: `once` and `gathered` make streams for `put`, `whole` reads a small
@@ -128,10 +128,6 @@ class Store(Protocol):
 
     async def keys(self, prefix: str) -> list[str]:
         """Keys that begin so, in order; `prefix` ends with a slash."""
-        ...
-
-    async def presign(self, key: str, expires_s: int) -> str | None:
-        """A URL at which anybody may read the object for so long, or None where the server must stream it."""
         ...
 
     async def healthy(self) -> bool:

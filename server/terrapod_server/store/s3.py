@@ -183,11 +183,6 @@ class S3Store(Store):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
-    async def presign(self, key: str, expires_s: int) -> str | None:
-        s3 = await self._s3()
-        url: str = await s3.generate_presigned_url("get_object", Params=self._at(key), ExpiresIn=expires_s)
-        return url
-
     async def healthy(self) -> bool:
         s3 = await self._s3()
         try:

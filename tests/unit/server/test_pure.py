@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kit.serving import state_bytes, tar
 from terrapod_server import config
-from terrapod_server.configs.archive import Unfit, check
+from terrapod_server.configs.archive import Checker, Unfit
 from terrapod_server.kit import parse as parsing
 from terrapod_server.kit.jsonapi import Attr, Resource
 from terrapod_server.kit.routes import Routes
@@ -149,6 +149,14 @@ def test_the_higher_layer_wins_and_categories_are_apart() -> None:
     }  # fmt: skip
 
 
+def check(data: bytes) -> None:
+    checker = Checker()
+    reader = io.BytesIO(data)
+    while chunk := reader.read(100):
+        checker.feed(chunk)
+    checker.end()
+
+
 def test_archives_are_looked_into() -> None:
     check(tar({"a/main.tf": b"x" * 2000, "b.tf": b""}))
     long = "../" * 60 + "x"
@@ -225,6 +233,9 @@ def test_settings_tell_all_mistakes_at_once() -> None:
     with pytest.raises(config.Mistakes) as mistakes:
         config.load(environment)
     assert len(mistakes.value.lines) == 3
+    assert config.load({"TERRAPOD_TOKEN": "tpod_x"}) == config.load({}), (
+        "exporting the token, as `up` says, breaks no later start"
+    )
     assert config.load({"TERRAPOD_LIMITS__JSON_BYTES": "5"}).limits.json_bytes == 5
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.requests import ClientDisconnect, Request
@@ -159,11 +160,14 @@ class Call:
 
     def url(self, path: str) -> str:
         """Absolute URL of a path, as the client reaches us: the setting, else the Host it named."""
+        return self.base + path
+
+    @cached_property
+    def base(self) -> str:
+        """How absolute URLs begin in this answer."""
         config = self.services.config
-        if config.public_url:
-            return config.url + path
-        host = self.request.headers.get("host", "")
-        return f"{self.request.url.scheme}://{host}{path}" if host else config.url + path
+        host = "" if config.public_url else self.request.headers.get("host", "")
+        return f"{self.request.scope['scheme']}://{host}" if host else config.url
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The body's chunks. Raises TooLarge past the endpoint's limit, BadRequest when it is cut off."""

@@ -1,6 +1,7 @@
 """Opening, migrating and asking the database: SQLite in WAL mode, or PostgreSQL."""
 
 import contextlib
+import functools
 import hashlib
 import re
 import time
@@ -16,7 +17,19 @@ from tortoise.context import TortoiseContext
 from tortoise.migrations.executor import MigrationExecutor, MigrationTarget
 from tortoise.transactions import in_transaction
 
-__all__ = ["clock", "close", "dialect", "in_transaction", "is_postgres", "leadership", "migrate", "open_", "query"]
+__all__ = [
+    "clock",
+    "close",
+    "dialect",
+    "in_transaction",
+    "is_postgres",
+    "leadership",
+    "migrate",
+    "open_",
+    "query",
+    "rows",
+    "shifted",
+]
 
 _MARK = re.compile(r"\$(\d+)")
 MIGRATIONS = "terrapod_server.migrations"
@@ -150,11 +163,32 @@ async def query(sql: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
     does not give its RETURNING back. SQLite takes `$1` for a name, and
     numbers names by their first place in the text: it gets `?1`.
     """
-    client = connections.get("default")
-    if not is_postgres():
-        sql = _MARK.sub(r"?\1", sql)
-        values = [value.isoformat(" ") if isinstance(value, datetime) else value for value in values]
-    return list(await client.execute_query_dict(sql, list(values)))
+    sql, values = _spoken(sql, values)
+    return list(await connections.get("default").execute_query_dict(sql, values))
+
+
+async def rows(sql: str, values: Sequence[Any] = ()) -> Sequence[Sequence[Any]]:
+    """The same for a SELECT, with the rows as the driver gives them: values by place, not converted."""
+    sql, values = _spoken(sql, values)
+    found: Sequence[Sequence[Any]] = (await connections.get("default").execute_query(sql, values))[1]
+    return found
+
+
+def _spoken(sql: str, values: Sequence[Any]) -> tuple[str, list[Any]]:
+    if is_postgres():
+        return sql, list(values)
+    return _marked(sql), [value.isoformat(" ") if isinstance(value, datetime) else value for value in values]
+
+
+@functools.lru_cache(1024)
+def _marked(sql: str) -> str:
+    return _MARK.sub(r"?\1", sql)
+
+
+@functools.lru_cache(1024)
+def shifted(sql: str, by: int) -> str:
+    """The statement with each `$n` counted `by` further, to stand behind another."""
+    return _MARK.sub(lambda mark: f"${int(mark[1]) + by}", sql)
 
 
 async def clock() -> float:

@@ -1,6 +1,7 @@
 """Rows -> JSON:API documents, with `include` and pagination."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -8,10 +9,33 @@ import msgspec
 
 from terrapod_server.kit.call import Call, PageRequest
 from terrapod_server.kit.jsonapi import Many, One, Page, Resource, Row
+from terrapod_server.kit.reads import Record
 
 Document = dict[str, Any]
 #: How deep `include=a.b.c` is followed.
 INCLUDE_DEPTH = 3
+
+
+class Remembered:
+    """The rendered rows that were asked for last; the oldest go when they grow too many."""
+
+    def __init__(self, most: int = 4096, most_bytes: int = 8 << 20) -> None:
+        self._most, self._most_bytes, self._bytes = most, most_bytes, 0
+        self._documents: OrderedDict[Hashable, msgspec.Raw] = OrderedDict()
+
+    def get(self, key: Hashable) -> msgspec.Raw | None:
+        document = self._documents.get(key)
+        if document is not None:
+            self._documents.move_to_end(key)
+        return document
+
+    def put(self, key: Hashable, document: msgspec.Raw) -> None:
+        if key in self._documents:
+            return
+        self._documents[key] = document
+        self._bytes += len(memoryview(document))
+        while len(self._documents) > self._most or self._bytes > self._most_bytes:
+            self._bytes -= len(memoryview(self._documents.popitem(last=False)[1]))
 
 
 class Renderer:
@@ -23,6 +47,7 @@ class Renderer:
             (attr.name, attr.value or _column(attr.column), attr.only_in) for attr in resource.attributes
         ]
         self._relations = [(relation, _keys(relation)) for relation in resource.relations]
+        self.remembered = Remembered()
 
     def render(self, row: Row, call: Call, view: str | None = None) -> Document:
         document: Document = {
@@ -41,6 +66,13 @@ class Renderer:
         if self.resource.links:
             links = {name: value(row, call) for name, value in self.resource.links.items()}
             document["links"] = {name: link for name, link in links.items() if link is not None}
+        return document
+
+    def encoded(self, row: Row, call: Call, view: str | None, key: Hashable | None) -> msgspec.Raw:
+        """JSON of the row; kept under `key`, if there is one and the row lasts."""
+        document = msgspec.Raw(encode(self.render(row, call, view)))
+        if key is not None and self.resource.lasts is not None and self.resource.lasts(row):
+            self.remembered.put(key, document)
         return document
 
     def related(self, row: Row, name: str, call: Call) -> tuple[str, list[str]] | None:
@@ -90,24 +122,37 @@ class Registry:
         self, resource: Resource, rows: Sequence[Row], call: Call, view: str | None, *, single: bool = False
     ) -> Any:
         renderer = self.renderers[resource.type]
-        if resource.prepare is not None and rows:
-            await resource.prepare(rows, call)
-        documents = [renderer.render(row, call, view) for row in rows]
+        keys = [self._key(row, call, view) for row in rows] if resource.lasts is not None else [None] * len(rows)
+        documents = [None if key is None else renderer.remembered.get(key) for key in keys]
+        missing = [place for place, document in enumerate(documents) if document is None]
+        if missing:
+            opened = [_opened(rows[place]) for place in missing]
+            if resource.prepare is not None:
+                await resource.prepare(opened, call)
+            for place, row in zip(missing, opened, strict=True):
+                documents[place] = renderer.encoded(row, call, view, keys[place])
         return documents[0] if single else documents
+
+    @staticmethod
+    def _key(row: Row, call: Call, view: str | None) -> Hashable | None:
+        """What a rendered row depends on; None for one that did not come by the short way."""
+        if not isinstance(row, Record):
+            return None
+        return (view, call.level if row.level is None else row.level, call.base, row.raw)
 
     async def _include(self, document: Document, resource: Resource, rows: Sequence[Row], call: Call) -> None:
         """`?include=`; names that nobody knows are passed over, since an error would end terraform's plan."""
         wanted = call.param("include")
         if not wanted:
             return
-        included: dict[tuple[str, str], Document] = {}
+        rows = [_opened(row) for row in rows]
+        included: dict[tuple[str, str], Any] = {}
         for path in dict.fromkeys(wanted.replace("_", "-").split(",")):
             level: list[tuple[Resource, Sequence[Row]]] = [(resource, rows)]
             for name in path.strip().split(".")[:INCLUDE_DEPTH]:
                 level = await self._step(level, name, call, included)
-        primary = document["data"] if isinstance(document["data"], list) else [document["data"]]
-        for entry in primary:
-            included.pop((entry["type"], entry["id"]), None)
+        for row in rows:
+            included.pop((resource.type, resource.id(row)), None)
         document["included"] = list(included.values())
 
     async def _step(
@@ -115,7 +160,7 @@ class Registry:
         level: list[tuple[Resource, Sequence[Row]]],
         name: str,
         call: Call,
-        included: dict[tuple[str, str], Document],
+        included: dict[tuple[str, str], Any],
     ) -> list[tuple[Resource, Sequence[Row]]]:
         wanted: dict[str, dict[str, None]] = {}
         for resource, rows in level:
@@ -131,8 +176,10 @@ class Registry:
                 continue
             rows = await renderer.resource.load(list(ids))
             reached.append((renderer.resource, rows))
-            for entry in await self._render(renderer.resource, rows, call, None):
-                included[entry["type"], entry["id"]] = entry
+            entries = await self._render(renderer.resource, rows, call, None)
+            included.update(
+                {(kind, renderer.resource.id(row)): entry for row, entry in zip(rows, entries, strict=True)}
+            )
         return reached
 
 
@@ -153,6 +200,10 @@ def pagination(page: PageRequest, total: int | None, shown: int) -> Mapping[str,
 def encode(document: Any) -> bytes:
     """JSON bytes; aware times in UTC come out as RFC 3339 with a literal Z."""
     return msgspec.json.encode(document)
+
+
+def _opened(row: Row) -> Row:
+    return row.row if isinstance(row, Record) else row
 
 
 def _column(name: str) -> Callable[[Row, Call], Any]:

@@ -131,6 +131,8 @@ class Resource:
     `load` gives rows by ids (in any order, missing ones left out) for
     `?include=`; `prepare` is called with the rows of one answer before they
     are rendered, to avoid a query for each. `id` is the row's column or function.
+    `lasts` tells of a row that what is shown of it depends on nothing but the
+    row itself, the caller's level and the base of URLs: then it is rendered once.
     `accepts` are further spellings of the type that clients send.
     """
 
@@ -139,6 +141,7 @@ class Resource:
     relations: tuple[One | Many, ...] = ()
     load: Callable[[Sequence[str]], Awaitable[Sequence[Row]]] | None = None
     prepare: Prepare | None = None
+    lasts: Callable[[Row], bool] | None = None
     links: Mapping[str, Value] = field(default_factory=dict)
     id: Callable[[Row], str] = lambda row: str(row.id)
     accepts: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from terrapod_server.configs import actions as configs
 from terrapod_server.configs.model import ConfigurationVersion
 from terrapod_server.kit.call import Principal, Services
 from terrapod_server.kit.database import in_transaction, is_postgres
+from terrapod_server.kit.reads import Reader, Record
 from terrapod_server.mirror import actions as mirror
 from terrapod_server.runs import logs, states
 from terrapod_server.runs.model import Phase, Run, RunEvent
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 #: Within this time the same request is a repeat: go-tfe sends a POST again after a 5xx or a lost answer.
 REPEAT = timedelta(seconds=60)
+READER = Reader(Run)
 _PHASE_STAMPS = {
     "queued": "queued-at",
     "running": "started-at",
@@ -202,6 +204,14 @@ async def get(run_id: str) -> Run:
     if run is None:
         raise NotFound
     return run
+
+
+async def read(run_id: str) -> Record[Run]:
+    """A run, to be shown. Raises NotFound."""
+    found = await READER.one('t."id" = $1', run_id)
+    if found is None:
+        raise NotFound
+    return found
 
 
 async def by_ids(run_ids: Sequence[str]) -> list[Run]:

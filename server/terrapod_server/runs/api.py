@@ -10,6 +10,7 @@ from tortoise.expressions import Q, Subquery
 from terrapod_server.identity.model import User
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Many, One, Page, Raw, Resource, Row
+from terrapod_server.kit.reads import Record, Where
 from terrapod_server.runs import actions, events, logs, redact, states
 from terrapod_server.runs import queue as queue_
 from terrapod_server.runs.model import Phase, Run, RunEvent
@@ -127,6 +128,8 @@ RUN = Resource(
     load=actions.by_ids,
     prepare=lambda rows, _call: _positions(rows),
     links={"self": lambda r, _: f"/api/v2/runs/{r.id}"},
+    #: A run that waits has a place in the queue, which stands in no row; variables are not kept in clear.
+    lasts=lambda r: r.status not in (Status.PENDING, Status.CONFIRMED) and not r.variables,
 )
 
 
@@ -209,9 +212,18 @@ async def create(call: Call) -> Run:
     return await actions.create(call.services, workspace, call.principal, version, values, request=named)
 
 
-async def show(call: Call) -> Run:
-    """One run."""
+async def find(call: Call) -> Run:
+    """The run that the path names."""
     return await actions.get(call.path["run"])
+
+
+async def show(call: Call) -> Record[Run]:
+    """One run."""
+    return await actions.read(call.path["run"])
+
+
+def _is_filtered(call: Call) -> bool:
+    return any(name.startswith(("search[", "filter[")) for name in call.request.query_params)
 
 
 def _filtered(call: Call, runs: Any) -> Any:
@@ -247,8 +259,15 @@ def _operations(runs: Any, wanted: Sequence[str]) -> Any:
 
 async def index(call: Call) -> Page:
     """The workspace's runs, newest first."""
-    workspace = await workspaces.get(call.path["workspace"])
-    return await call.rows(_filtered(call, Run.filter(workspace_id=workspace.id)).order_by("-id"))
+    workspace_id = call.path["workspace"]
+    if _is_filtered(call):
+        found = _filtered(call, Run.filter(workspace_id=workspace_id)).order_by("-id")
+        page = await call.rows(found)
+    else:
+        page = await actions.READER.page(call, Where('t."workspace_id" = $1', (workspace_id,)), 't."id" DESC')
+    if not page.total:
+        await workspaces.read(workspace=workspace_id)  # an empty list, or no such workspace
+    return page
 
 
 async def index_all(call: Call) -> Page:
@@ -304,14 +323,14 @@ async def force_cancel(call: Call) -> Run:
 
 async def force_execute(call: Call) -> Run:
     """Refused: a run's place in the queue is kept."""
-    run = await show(call)
+    run = await find(call)
     message = f"run {run.id} is {run.status.value}; a run cannot be put before others: discard or cancel those"
     raise Conflict(message)
 
 
 async def retry(call: Call) -> Run:
     """Begin a run that is over once more."""
-    old = await show(call)
+    old = await find(call)
     if not old.plan_only:
         await call.services.guard.demand(call.principal, Level.WRITE, "run", old.id)
     return await actions.retry(call.services, old.id, call.principal)
@@ -324,7 +343,7 @@ async def release(call: Call) -> Run:
 
 async def run_events(call: Call) -> Page:
     """What happened to the run."""
-    run = await show(call)
+    run = await find(call)
     found = RunEvent.filter(run_id=run.id).order_by("id")
     return await call.rows(found, full_unless_asked=True)
 
@@ -332,7 +351,7 @@ async def run_events(call: Call) -> Page:
 async def _phase(call: Call, kind: str) -> Phase:
     if kind in call.path:
         return await actions.phase(call.path[kind])
-    run = await show(call)
+    run = await find(call)
     return await actions.phase(run.plan_id if kind == "plan" else run.apply_id)
 
 

@@ -7,6 +7,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, Many, One, Page, Raw, Resource
+from terrapod_server.kit.reads import Reader, Record
 from terrapod_server.states import actions
 from terrapod_server.states.model import StateOutput, StateVersion
 from terrapod_server.store import keys
@@ -19,6 +20,7 @@ _MEDIA = "application/vnd.api+json"
 #: Without this header on an answer of this media type the CLI saves no snapshots during a long local apply.
 _SNAPSHOTS = {"X-Terraform-Snapshot-Interval": "20"}
 VIEW_CREATED = "created"
+_READER = Reader(StateVersion)
 
 
 def _link(purpose: str, path: str) -> Any:
@@ -99,6 +101,7 @@ STATE = Resource(
     ),
     load=actions.by_ids,
     prepare=lambda rows, _call: _prepare(rows),
+    lasts=lambda s: s.status == "finalized",
 )
 OUTPUT = Resource(
     type="state-version-outputs",
@@ -155,27 +158,38 @@ async def create(call: Call) -> StateVersion:
     return await actions.create(call.services, workspace, call.principal, values, is_admin=call.level >= Level.ADMIN)
 
 
-async def current(call: Call) -> StateVersion:
+async def current(call: Call) -> Record[StateVersion]:
     """The newest state; 404 where there is none."""
-    workspace = await _workspace(call)
-    row = await actions.current(workspace.id)
+    await _check_run(call, call.path["workspace"])
+    row = await _READER.one(
+        'w."id" = $1', call.path["workspace"], joined='JOIN workspace w ON t."id" = w."current_state_version_id"'
+    )
     if row is None:
+        workspace = await _workspace(call)
         error = NotFound(f"workspace {workspace.name} has no state")
         error.headers.update(_SNAPSHOTS, **{"Content-Type": _MEDIA})
         raise error
     return row
 
 
-async def show(call: Call) -> StateVersion:
+async def find(call: Call) -> StateVersion:
+    """The state version that the path names."""
+    return (await show(call)).row
+
+
+async def show(call: Call) -> Record[StateVersion]:
     """One state version."""
-    row = await actions.get(call.path["state_version"])
-    await _check_run(call, row.workspace_id)
-    return row
+    found = await _READER.one('t."id" = $1', call.path["state_version"])
+    if found is None:
+        raise NotFound
+    if call.principal.kind == "run":
+        await _check_run(call, found.row.workspace_id)
+    return found
 
 
 async def download(call: Call) -> Response:
     """Redirects to a URL that gives the raw bytes for an hour."""
-    row = await show(call)
+    row = await find(call)
     if row.status != "finalized":
         raise NotFound
     token = call.services.signer.sign("state download", row.id, DOWNLOAD_S)
@@ -184,7 +198,7 @@ async def download(call: Call) -> Response:
 
 async def json_download(call: Call) -> Response:
     """Redirects to a URL that gives the JSON form for an hour."""
-    row = await show(call)
+    row = await find(call)
     if not row.has_json:
         raise NotFound
     token = call.services.signer.sign("json state download", row.id, DOWNLOAD_S)
@@ -246,7 +260,7 @@ async def _announced(call: Call) -> StateVersion:
 
 async def outputs(call: Call) -> Page:
     """The outputs of a state version; values of sensitive ones are null."""
-    row = await show(call)
+    row = await find(call)
     return Page(await actions.outputs(row.id)) if not call.page.asked else call.cut(await actions.outputs(row.id))
 
 

@@ -9,10 +9,13 @@ from tortoise.queryset import QuerySet
 
 from terrapod_server.kit.call import Principal, Services
 from terrapod_server.kit.database import in_transaction
+from terrapod_server.kit.reads import Reader, Record
 from terrapod_server.workspaces import rules
 from terrapod_server.workspaces.model import RemoteStateConsumer, Workspace, WorkspaceLabel
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound
+
+READER = Reader(Workspace)
 
 
 async def get(workspace_id: str) -> Workspace:
@@ -30,8 +33,23 @@ async def by_name(name: str) -> Workspace:
     return found
 
 
+async def read(*, workspace: str = "", workspace_name: str = "", org: str = "") -> Record[Workspace]:
+    """One workspace, by id or by name, to be shown. Raises NotFound."""
+    del org
+    column, value = ("name", workspace_name) if workspace_name else ("id", workspace)
+    found = await READER.one(f't."{column}" = $1', value)
+    if found is None:
+        raise NotFound
+    return found
+
+
 async def by_ids(workspace_ids: Iterable[str]) -> list[Workspace]:
     return await Workspace.filter(id__in=list(workspace_ids))
+
+
+def is_search(query: Mapping[str, str]) -> bool:
+    """Whether a list's parameters leave something out or ask for another order."""
+    return any(query.get(name) for name in query if name.startswith(("search[", "filter["))) or "sort" in query
 
 
 def search(query: Mapping[str, str]) -> QuerySet[Workspace]:

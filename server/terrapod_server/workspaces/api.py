@@ -7,6 +7,7 @@ from typing import Any
 
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Linked, Many, One, Page, Raw, Resource
+from terrapod_server.kit.reads import Record, Where
 from terrapod_server.workspaces import actions, rules
 from terrapod_server.workspaces.model import Workspace
 from terrapod_server.workspaces.organization import PROJECT_ID
@@ -169,6 +170,7 @@ WORKSPACE = Resource(
         "self-html": lambda w, _: f"/app/default/workspaces/{w.name}",
     },
     load=actions.by_ids,
+    lasts=lambda _: True,
 )
 
 
@@ -231,12 +233,14 @@ def _check_project(call: Call) -> None:
 
 async def index(call: Call) -> Page:
     """The workspaces that the caller may read, by name."""
-    found = actions.search(call.request.query_params)
-    if statuses := call.param("filter[current-run][status]"):
-        found = found.filter(current_run_id__in=await call.services.runs_with_status(statuses.split(",")))
     project = call.param("filter[project][id]")
     if project not in (None, PROJECT_ID):
         return Page([], 0)
+    if not actions.is_search(call.request.query_params):
+        return await actions.READER.page(call, Where(), 't."name"')
+    found = actions.search(call.request.query_params)
+    if statuses := call.param("filter[current-run][status]"):
+        found = found.filter(current_run_id__in=await call.services.runs_with_status(statuses.split(",")))
     return await call.rows(found)
 
 
@@ -259,9 +263,9 @@ def _checked(labels: Mapping[str, str | None]) -> dict[str, str]:
         raise Invalid(message, pointer="/data/attributes/labels") from None
 
 
-async def show(call: Call) -> Workspace:
+async def show(call: Call) -> Record[Workspace]:
     """One workspace."""
-    return await find(call)
+    return await actions.read(**call.path)
 
 
 async def update(call: Call) -> Workspace:

@@ -5,6 +5,7 @@ configuration was uploaded: which runs wait for it?) is a function that is put
 into `Services` here.
 """
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from starlette.responses import Response
 
+from terrapod_server.access import actions as access
+from terrapod_server.access import api as access_api
 from terrapod_server.agents import actions as agents
 from terrapod_server.agents import api as agents_api
 from terrapod_server.agents import auth as listener_auth
@@ -25,10 +28,10 @@ from terrapod_server.identity import api as identity_api
 from terrapod_server.identity.model import User
 from terrapod_server.kit import database, openapi, repeats
 from terrapod_server.kit.bus import Bus
-from terrapod_server.kit.call import Call, Principal, Services
+from terrapod_server.kit.call import Call, Services
 from terrapod_server.kit.documents import Registry, encode
 from terrapod_server.kit.guard import Guard
-from terrapod_server.kit.jsonapi import Access, Endpoint, Level, Raw, Resource
+from terrapod_server.kit.jsonapi import Access, Endpoint, Level, Raw, Resource, Thing
 from terrapod_server.kit.periodic import Job, Periodic
 from terrapod_server.kit.routes import Routes
 from terrapod_server.kit.server import Server
@@ -52,7 +55,18 @@ log = logging.getLogger(__name__)
 #: Every module that declares tables, for the ORM and for migrations.
 MODELS = tuple(
     f"terrapod_server.{room}.model"
-    for room in ("kit", "identity", "workspaces", "variables", "configs", "states", "mirror", "runs", "agents")
+    for room in (
+        "kit",
+        "access",
+        "identity",
+        "workspaces",
+        "variables",
+        "configs",
+        "states",
+        "mirror",
+        "runs",
+        "agents",
+    )
 )
 _DISCOVERY = {
     "tfe.v2": "/api/v2/",
@@ -121,6 +135,7 @@ OWN: tuple[Endpoint | Raw, ...] = (
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     *OWN,
     *organization.ENDPOINTS,
+    *access_api.ENDPOINTS,
     *identity_api.ENDPOINTS,
     *workspaces_api.ENDPOINTS,
     *variables_api.ENDPOINTS,
@@ -133,6 +148,7 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
 _documents.endpoints = ENDPOINTS
 RESOURCES: tuple[Resource, ...] = (
     *organization.RESOURCES,
+    *access_api.RESOURCES,
     *identity_api.RESOURCES,
     *workspaces_api.RESOURCES,
     *variables_api.RESOURCES,
@@ -145,9 +161,14 @@ RESOURCES: tuple[Resource, ...] = (
 JOBS: tuple[Job, ...] = (*repeats.JOBS, *runs_jobs.JOBS, *agents_jobs.JOBS)
 
 
-async def level_of(principal: Principal, _parameter: str, _id: str) -> Level:
-    """The one function that the guard asks: every user may do everything; a run's token reads."""
-    return Level.READ if principal.kind == "run" else Level.ADMIN
+#: How the things are found whose level a path is about.
+THINGS: tuple[Thing, ...] = (
+    *workspaces_api.THINGS,
+    *configs_api.THINGS,
+    *states_api.THINGS,
+    *runs_api.THINGS,
+    *agents_api.THINGS,
+)
 
 
 @dataclass
@@ -167,14 +188,16 @@ def build(config: Config) -> App:
     keyring = KeyRing.load(key_file) if key_file.exists() else KeyRing.create(key_file)
     signer = Signer(*_signing_keys(keyring))
     dsn = database.postgres_dsn(config.database) if not config.database.startswith("sqlite:") else None
-    authenticator = identity.Authenticator(signer, queue.lease_is_live)
+    bus = Bus(dsn)
+    authenticator = identity.Authenticator(signer, queue.lease_is_live, bus)
+    levels = access.Levels(THINGS)
     services = Services(
         config=config,
         store=EncryptedStore(open_store(config), keyring),
         cipher=keyring,
-        bus=Bus(dsn),
+        bus=bus,
         signer=signer,
-        guard=Guard(authenticator.bearer, listener_auth.authenticate, level_of),
+        guard=Guard(authenticator.bearer, listener_auth.authenticate, levels.level),
         authenticator=authenticator,
         on_configuration_uploaded=runs.on_configuration_uploaded,
         configuration_in_use=runs.configuration_in_use,
@@ -193,10 +216,19 @@ def build(config: Config) -> App:
         ],
     )
     registry = Registry(RESOURCES)
-    if wrong := registry.check():
+    if wrong := [*registry.check(), *_unfound(levels)]:
         raise RuntimeError("; ".join(wrong))
     life = _Life(config, services)
     return App(config, services, Server(Routes(ENDPOINTS), registry, services, life.start, life.stop))
+
+
+def _unfound(levels: access.Levels) -> list[str]:
+    """Endpoints that need a level on a thing which nobody knows how to find."""
+    return [
+        f"{endpoint.method} {endpoint.path}: no thing is declared for {endpoint.guarded}"
+        for endpoint in ENDPOINTS
+        if isinstance(endpoint.needs, Level) and not levels.knows(endpoint.guarded)
+    ]
 
 
 def _signing_keys(keyring: KeyRing) -> tuple[bytes, tuple[bytes, ...]]:
@@ -210,6 +242,7 @@ class _Life:
     def __init__(self, config: Config, services: Services) -> None:
         self._config, self._services = config, services
         self._periodic = Periodic(JOBS, services)
+        self._following: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         await database.open_(self._config.database, MODELS, self._config.database_pool)
@@ -222,9 +255,14 @@ class _Life:
             await self.stop()
             raise
         self._periodic.start()
+        self._following = asyncio.create_task(self._services.authenticator.follow())
 
     async def stop(self) -> None:
         await self._periodic.stop()
+        if self._following:
+            self._following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._following
         await self._services.bus.stop()
         await self._services.store.close()
         await database.close()
@@ -245,9 +283,9 @@ async def opened(config: Config) -> AsyncIterator[App]:
 
 async def admin_token(description: str) -> str:
     """A new token of the first administrator, who is made where there is none."""
-    admin = await User.get_or_none(email=ADMIN_EMAIL) or await identity.create_user(ADMIN_EMAIL, is_admin=True)
-    _, token = await identity.create_token(admin.id, description)
-    return token
+    admin = await User.get_or_none(email=ADMIN_EMAIL) or await identity.create_user(ADMIN_EMAIL)
+    await access.make_admin(identity.LOCAL, ADMIN_EMAIL)
+    return (await identity.create_token(admin.id, description)).text or ""
 
 
 __all__ = ["ENDPOINTS", "JOBS", "MODELS", "RESOURCES", "App", "admin_token", "build", "opened"]

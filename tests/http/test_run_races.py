@@ -71,8 +71,8 @@ async def test_a_cancel_races_the_end_of_the_plan(pg_server: Running) -> None:
 
 async def test_confirms_by_two_tokens_race(pg_server: Running) -> None:
     phases = [await planning(pg_server) for _ in await begin(pg_server, 5)]
-    second = await identity.create_user("second@example.org", is_admin=True)
-    _, token = await identity.create_token(second.id, "race")
+    token = await pg_server.person("second@example.org", "admin")
+    second_id = (await identity.user("second@example.org")).id
     async with httpx.AsyncClient(
         base_url=pg_server.api.base_url, headers={"Authorization": f"Bearer {token}"}, timeout=30
     ) as other:
@@ -82,7 +82,7 @@ async def test_confirms_by_two_tokens_race(pg_server: Running) -> None:
             answers = await asyncio.gather(pg_server.api.post(path), other.post(path))
             assert sorted(answer.status_code for answer in answers) == [202, 409]
             run = await Run.get(id=phase.run_id)
-            assert (run.confirmed_by_id == second.id) is (answers[1].status_code == 202)
+            assert (run.confirmed_by_id == second_id) is (answers[1].status_code == 202)
             assert await RunEvent.filter(run_id=run.id, event="confirm").count() == 1
 
 

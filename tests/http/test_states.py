@@ -13,7 +13,6 @@ import httpx
 import pytest
 
 from kit.serving import DATA, Running, state_bytes, until
-from terrapod_server.identity import actions as identity
 from terrapod_server.states import actions
 from terrapod_server.states.model import StateVersion
 from terrapod_server.store import keys
@@ -135,8 +134,7 @@ async def test_locks_count_when_the_bytes_come(server: Running) -> None:
     workspace_id = (await server.workspace())["id"]
     raw = state_bytes(1)
     version = await announce(server, workspace_id, raw)
-    other = await identity.create_user("other@example.com", is_admin=True)
-    _, token = await identity.create_token(other.id, "test")
+    token = await server.person("other@example.com", "admin")
     async with httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}, base_url=server.api.base_url) as second:
         assert (await second.post(f"/workspaces/{workspace_id}/actions/lock", json={})).status_code == 200
         refused = await put(server, version, raw)

@@ -21,6 +21,7 @@ from terrapod_listener.identity import Identity
 from terrapod_listener.joining import join
 from terrapod_server import app, serving
 from terrapod_server.config import Config, load
+from terrapod_server.identity import actions as identity
 from terrapod_server.kit.call import Services
 from terrapod_shared import wire
 
@@ -96,6 +97,19 @@ class Running:
             },
             "state-versions",
         )
+
+    async def person(self, email: str, *roles: str, **limits: Any) -> str:
+        """A new user with roles; the text of a token of it."""
+        user = await identity.create_user(email)
+        if roles:
+            attributes = {"provider-name": "local", "email": email, "roles": list(roles)}
+            answer = await self.api.put("/role-assignments", json={"data": {"attributes": attributes}})
+            assert answer.status_code == 200, answer.text
+        return (await identity.create_token(user.id, "test", **limits)).text or ""
+
+    def as_(self, token: str) -> httpx.AsyncClient:
+        """A client with another token; to be closed."""
+        return httpx.AsyncClient(base_url=self.api.base_url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
 
     async def pool_id(self) -> str:
         answer = await self.api.get("/organizations/default/agent-pools?q=default")

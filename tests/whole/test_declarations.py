@@ -11,6 +11,7 @@ from tortoise.migrations.autodetector import MigrationAutodetector
 
 from kit.serving import Running
 from terrapod_server import app
+from terrapod_server.access import actions as access
 from terrapod_server.kit import database, openapi
 from terrapod_server.kit.jsonapi import Access, Endpoint, Raw
 from terrapod_shared import ids
@@ -105,6 +106,27 @@ async def test_migrations_lead_to_what_the_models_ask_for(database_url: str) -> 
     assert {"run", "run_phase", "workspace", "state_version", "listener"} <= {table for table, _ in migrated}
     wanted = ("run_phase", "pool_id", "lease_state")
     assert any(table == wanted[0] and wanted[1] in columns and wanted[2] in columns for table, columns in migrated)
+
+
+async def test_administrators_and_labels_come_along_from_the_first_schema(database_url: str) -> None:
+    await database.open_(database_url, app.MODELS)
+    try:
+        await database.migrate("0001_initial")
+        client = connections.get("default")
+        await client.execute_script(
+            "INSERT INTO user_account (id, email, display_name, is_active, is_admin, created_at, updated_at) VALUES "
+            "('user-1', 'ann@example.org', '', true, true, '2026-01-01 00:00:00', '2026-01-01 00:00:00'), "
+            "('user-2', 'bea@example.org', '', true, false, '2026-01-01 00:00:00', '2026-01-01 00:00:00');"
+            "INSERT INTO agent_pool (id, name, description, organization_scoped, allow_server_keys, "
+            "service_account_name, labels, owner_id, created_at) VALUES "
+            "('apool-1', 'p', '', true, false, '', '{\"env\": \"dev\"}', '', '2026-01-01 00:00:00')"
+        )
+        await database.migrate()
+        assert [await access.roles_for("local", f"{name}@example.org") for name in ("ann", "bea")] == [["admin"], []]
+        labels = await database.query("SELECT pool_id, key, value FROM agent_pool_label")
+        assert [tuple(row.values()) for row in labels] == [("apool-1", "env", "dev")]
+    finally:
+        await database.close()
 
 
 async def _schema() -> set[tuple[str, str]]:

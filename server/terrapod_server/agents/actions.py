@@ -13,12 +13,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tortoise.exceptions import IntegrityError
 
+from terrapod_server.access import visible
 from terrapod_server.agents import authority
-from terrapod_server.agents.model import JoinToken, LateState, Listener, Pool, PoolWorkspace
+from terrapod_server.agents.model import JoinToken, LateState, Listener, Pool, PoolLabel, PoolWorkspace
 from terrapod_server.kit.call import Principal, Services
 from terrapod_server.kit.database import in_transaction, query
+from terrapod_server.kit.reads import Reader
 from terrapod_server.runs.model import Phase
-from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, ids, signing, wire
 from terrapod_shared.errors import Conflict, Invalid, NotFound, Unauthorized
@@ -26,6 +27,8 @@ from terrapod_shared.errors import Conflict, Invalid, NotFound, Unauthorized
 log = logging.getLogger(__name__)
 
 DEFAULT_POOL = "default"
+READER = Reader(Pool)
+KIND = visible.Kind("agent_pool_label", "pool_id")
 TOKEN_PREFIX = "tpodjoin_"  # noqa: S105
 CERTIFICATE_HOURS = 24.0
 #: For so long after its certificate's end a listener may still renew and deliver.
@@ -60,6 +63,7 @@ async def create_pool(principal: Principal, values: Mapping[str, Any], allowed: 
     try:
         async with in_transaction():
             row = await Pool.create(id=ids.make("apool"), owner_id=principal.id, **values)
+            await _write_labels(row)
             await _allow(row.id, allowed)
     except IntegrityError:
         raise _taken(values["name"]) from None
@@ -75,21 +79,22 @@ async def update_pool(row: Pool, values: Mapping[str, Any], allowed: Iterable[st
     try:
         async with in_transaction():
             await row.save()
+            await _write_labels(row)
             await _allow(row.id, allowed)
     except IntegrityError:
         raise _taken(row.name) from None
     return row
 
 
+async def _write_labels(row: Pool) -> None:
+    await PoolLabel.filter(pool_id=row.id).delete()
+    await PoolLabel.bulk_create([PoolLabel(pool_id=row.id, key=key, value=value) for key, value in row.labels.items()])
+
+
 async def _allow(pool_id: str, allowed: Iterable[str] | None) -> None:
     if allowed is None:
         return
     wanted = list(dict.fromkeys(allowed))
-    known = {workspace.id for workspace in await workspaces.by_ids(wanted)}
-    for workspace_id in wanted:
-        if workspace_id not in known:
-            message = f"there is no workspace {workspace_id}"
-            raise Invalid(message, pointer="/data/relationships/allowed-workspaces")
     await PoolWorkspace.filter(pool_id=pool_id).delete()
     await PoolWorkspace.bulk_create([PoolWorkspace(pool_id=pool_id, workspace_id=each) for each in wanted])
 
@@ -108,6 +113,7 @@ async def delete_pool(row: Pool) -> None:
         raise Conflict(message)
     async with in_transaction():
         await PoolWorkspace.filter(pool_id=row.id).delete()
+        await PoolLabel.filter(pool_id=row.id).delete()
         await JoinToken.filter(pool_id=row.id).delete()
         await Listener.filter(pool_id=row.id).delete()
         await row.delete()

@@ -5,11 +5,33 @@ from typing import Any
 
 from starlette.responses import Response
 
+from terrapod_server.access import rules as access
+from terrapod_server.access import visible
 from terrapod_server.agents import actions, deliveries
 from terrapod_server.agents.model import JoinToken, Listener, Pool, PoolWorkspace
+from terrapod_server.identity import actions as identity
+from terrapod_server.identity.api import TOKEN
+from terrapod_server.identity.model import ApiToken
 from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, Many, One, Page, Raw, Resource
+from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, Many, One, Page, Raw, Resource, Thing
+from terrapod_server.kit.reads import like
+from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock
+from terrapod_shared.errors import Invalid
+
+
+async def _prepare(rows: Sequence[Pool], call: Call) -> None:
+    found = await actions.counts([row.id for row in rows])
+    entries = await PoolWorkspace.filter(pool_id__in=[row.id for row in rows])
+    named = await workspaces.by_ids({entry.workspace_id for entry in entries})
+    shown = {workspace.id for workspace in call.readable(named)}
+    allowed: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.workspace_id in shown:
+            allowed.setdefault(entry.pool_id, []).append(entry.workspace_id)
+    for row in rows:
+        row.count, row.allowed = found[row.id], allowed.get(row.id, [])
+
 
 POOL = Resource(
     type="agent-pools",
@@ -24,7 +46,8 @@ POOL = Resource(
             write=True,
         ),
         Attr("service-account-name", str, "kept, not used", write=True, maximum=254),
-        Attr("labels", dict, "key and value pairs; they decide rights", write=True),
+        Attr("labels", dict, "key and value pairs; they decide rights", write=True, parse=access.labels),
+        Attr("force", bool, "also where the caller loses rights by it", write=True, only_in="sent"),
         Attr("agent-count", int, "listeners that are there", value=lambda p, _: getattr(p, "count", 0)),
         Attr("created-at", str, "when it was made"),
     ),
@@ -34,26 +57,8 @@ POOL = Resource(
         Many("workspaces", "workspaces", keys=lambda p, _: getattr(p, "allowed", ())),
     ),
     load=actions.pools,
-    prepare=lambda rows, _call: _prepare(rows),
-)
-TOKEN = Resource(
-    type="authentication-tokens",
-    accepts=("agent-tokens",),
-    attributes=(
-        Attr("description", str, "what it is for", write=True, maximum=254),
-        Attr("token", str, "shown once, at creation", value=lambda t, _: getattr(t, "text", None)),
-        Attr("max-uses", int, "how often it can be used; null: any number", write=True, nullable=True, minimum=1),
-        Attr("use-count", int, "how often it was used"),
-        Attr("expires-at", str, "until when it is good"),
-        Attr("expired-at", str, "the same, as go-tfe calls it", value=lambda t, _: t.expires_at),
-        Attr("is-revoked", bool, "whether it was revoked", value=lambda t, _: t.revoked),
-        Attr("last-used-at", str, "when it was last used"),
-        Attr("created-at", str, "when it was made"),
-    ),
-    relations=(
-        One("created-by", "users", key=lambda t, _: t.created_by_id or None),
-        One("agent-pool", "agent-pools", key=lambda t, _: t.pool_id),
-    ),
+    prepare=_prepare,
+    has_rights=True,
 )
 LISTENER = Resource(
     type="listeners",
@@ -89,34 +94,45 @@ def _status(row: Listener) -> str:
     return "draining" if row.draining or row.drain_requested else "online"
 
 
-async def _prepare(rows: Sequence[Pool]) -> None:
-    found = await actions.counts([row.id for row in rows])
-    allowed: dict[str, list[str]] = {}
-    for entry in await PoolWorkspace.filter(pool_id__in=[row.id for row in rows]):
-        allowed.setdefault(entry.pool_id, []).append(entry.workspace_id)
-    for row in rows:
-        row.count, row.allowed = found[row.id], allowed.get(row.id, [])
+_ORDERS = {"created-at": 't."id"', "-created-at": 't."id" DESC', "-name": 't."name" DESC'}
 
 
 async def index(call: Call) -> Page:
-    """Pools, by name."""
-    found = Pool.all()
+    """The pools that the caller may read, by name."""
+    where = visible.where(call.principal.rights, actions.KIND)
     if text := call.param("q"):
-        found = found.filter(name__icontains=text)
-    order = call.param("sort", "name")
-    return await call.rows(
-        found.order_by({"created-at": "id", "-created-at": "-id", "-name": "-name"}.get(order or "", "name"))
+        where &= like('t."name"', text)
+    order = _ORDERS.get(call.param("sort") or "", 't."name"')
+    return call.listed(await actions.READER.page(call, where, order))
+
+
+def _check_lockout(call: Call, row: Pool) -> None:
+    """Raises Conflict where new labels or a new name would take rights from the caller, without `force`."""
+    sent = call.attributes
+    after = call.principal.rights.level(
+        row.id, sent.get("name", row.name), sent.get("labels", row.labels), row.owner_id
     )
+    access.check_lockout(call.level, after, force=sent.pop("force", False))
 
 
-def _allowed(call: Call) -> list[str] | None:
+async def _allowed(call: Call) -> list[str] | None:
+    """Raises Invalid where the caller may not read a workspace: it is not there for it."""
     sent = call.related_many("allowed-workspaces")
-    return None if sent is None else [linked.id or "" for linked in sent]
+    if sent is None:
+        return None
+    named = [linked.id or "" for linked in sent]
+    known = {workspace.id for workspace in call.readable(await workspaces.by_ids(named))}
+    for workspace_id in named:
+        if workspace_id not in known:
+            message = f"there is no workspace {workspace_id}"
+            raise Invalid(message, pointer="/data/relationships/allowed-workspaces")
+    return named
 
 
 async def create(call: Call) -> Pool:
     """Make a pool."""
-    return await actions.create_pool(call.principal, call.attributes, _allowed(call))
+    call.attributes.pop("force", None)
+    return await actions.create_pool(call.principal, call.attributes, await _allowed(call))
 
 
 async def show(call: Call) -> Pool:
@@ -126,7 +142,9 @@ async def show(call: Call) -> Pool:
 
 async def update(call: Call) -> Pool:
     """Change a pool."""
-    return await actions.update_pool(await show(call), call.attributes, _allowed(call))
+    row = await show(call)
+    _check_lockout(call, row)
+    return await actions.update_pool(row, call.attributes, await _allowed(call))
 
 
 async def delete(call: Call) -> None:
@@ -148,14 +166,21 @@ async def create_token(call: Call) -> JoinToken:
     return made
 
 
-async def show_token(call: Call) -> JoinToken:
-    """A token, without its text."""
-    return await actions.token(call.path["token"])
+async def show_token(call: Call) -> JoinToken | ApiToken:
+    """A token of a pool or of a user, without its text."""
+    row = await JoinToken.get_or_none(id=call.path["token"])
+    if row is None:
+        return await identity.token(call.path["token"], call.principal)
+    await call.services.guard.demand(call.principal, Level.ADMIN, "pool", row.pool_id)
+    return row
 
 
 async def delete_token(call: Call) -> None:
     """Revoke a token."""
-    await (await show_token(call)).delete()
+    row = await show_token(call)
+    await row.delete()
+    if isinstance(row, ApiToken):
+        await call.services.authenticator.changed()
 
 
 async def listeners(call: Call) -> Page:
@@ -199,7 +224,11 @@ async def remove(call: Call) -> Response:
     return Response(status_code=204)
 
 
-RESOURCES = (POOL, TOKEN, LISTENER)
+RESOURCES = (POOL, LISTENER)
+THINGS = (
+    Thing("pool", "agent_pool t"),
+    Thing("listener", 'listener l JOIN agent_pool t ON t."id" = l."pool_id"', 'l."id"'),
+)
 _POOLS = "/api/v2/organizations/{org}/agent-pools"
 _POOL = "/api/v2/agent-pools/{pool}"
 _ME = "/api/v2/listeners/{listener}"
@@ -212,8 +241,8 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("DELETE", _POOL, POOL, delete, Level.ADMIN, body=False),
     Endpoint("GET", _POOL + "/authentication-tokens", TOKEN, tokens, Level.ADMIN, many=True),
     Endpoint("POST", _POOL + "/authentication-tokens", TOKEN, create_token, Level.ADMIN, status=201),
-    Endpoint("GET", "/api/v2/authentication-tokens/{token}", TOKEN, show_token, Level.ADMIN),
-    Endpoint("DELETE", "/api/v2/authentication-tokens/{token}", TOKEN, delete_token, Level.ADMIN, body=False),
+    Endpoint("GET", "/api/v2/authentication-tokens/{token}", TOKEN, show_token, Access.USER),
+    Endpoint("DELETE", "/api/v2/authentication-tokens/{token}", TOKEN, delete_token, Access.USER, body=False),
     Endpoint("GET", _POOL + "/listeners", LISTENER, listeners, Level.READ, many=True),
     Raw("POST", "/api/v2/agent-pools/join", deliveries.join, Access.CAPABILITY, limit=Limit.JSON),
     Raw("POST", _POOL + "/listeners/join", deliveries.join, Access.CAPABILITY, limit=Limit.JSON),

@@ -24,6 +24,20 @@ class Pool(Model):
         table = "agent_pool"
 
 
+class PoolLabel(Model):
+    """A label of a pool, once more, for searches."""
+
+    id = fields.BigIntField(primary_key=True, generated=True)
+    pool_id = fields.CharField(max_length=40)
+    key = fields.CharField(max_length=254)
+    value = fields.CharField(max_length=254)
+
+    class Meta:
+        table = "agent_pool_label"
+        unique_together = (("pool_id", "key"),)
+        indexes = (("key", "value", "pool_id"),)
+
+
 class PoolWorkspace(Model):
     """A workspace that may use a pool which is not open to all."""
 

@@ -5,7 +5,7 @@ from starlette.responses import Response, StreamingResponse
 from terrapod_server.configs import actions
 from terrapod_server.configs.model import ConfigurationVersion
 from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, One, Page, Raw, Resource
+from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, One, Page, Raw, Resource, Thing
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared.errors import Forbidden, NotFound
 
@@ -90,6 +90,13 @@ async def download(call: Call) -> Response:
 
 
 RESOURCES = (CONFIGURATION, INGRESS)
+THINGS = (
+    Thing(
+        "configuration_version",
+        'configuration_version c JOIN workspace t ON t."id" = c."workspace_id"',
+        'c."id"',
+    ),
+)
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", _LIST, CONFIGURATION, index, Level.READ, many=True),
     Endpoint("POST", _LIST, CONFIGURATION, create, Level.PLAN, status=201, view=VIEW_CREATED),

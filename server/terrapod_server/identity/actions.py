@@ -1,17 +1,25 @@
-"""Making users and tokens, and finding out whose token a request carries."""
+"""Users and their tokens: made, changed, removed, and found by what a request carries."""
 
 import hashlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
+from typing import Any
 
+from tortoise.exceptions import IntegrityError
+
+from terrapod_server.access import actions as access
+from terrapod_server.access import rules
 from terrapod_server.identity.model import ApiToken, User
+from terrapod_server.kit.bus import Bus
 from terrapod_server.kit.call import Principal
+from terrapod_server.kit.database import in_transaction
+from terrapod_server.kit.jsonapi import Level
 from terrapod_server.kit.signed import Signer
 from terrapod_shared import clock, ids
-from terrapod_shared.errors import NotFound
+from terrapod_shared.errors import Conflict, Invalid, NotFound
 
 #: Begins every token of ours, so that secret scanners find them.
 TOKEN_PREFIX = "tpod_"  # noqa: S105
@@ -21,6 +29,8 @@ REMEMBERED_S = 5.0
 REMEMBERED_MOST = 10_000
 _USE_NOTED = timedelta(minutes=1)
 _RUN_TOKEN_S = 86_400 * 7
+LOCAL = "local"  #: the provider that this server is itself
+_TOPIC = "rights"
 
 
 def fingerprint(token: str) -> str:
@@ -28,8 +38,9 @@ def fingerprint(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-async def user(user_id: str) -> User:
-    found = await User.get_or_none(id=user_id)
+async def user(key: str) -> User:
+    """A user by id or by address. Raises NotFound."""
+    found = await (User.get_or_none(email=key.lower()) if "@" in key else User.get_or_none(id=key))
     if found is None:
         raise NotFound
     return found
@@ -39,17 +50,62 @@ async def users(user_ids: list[str]) -> list[User]:
     return await User.filter(id__in=user_ids)
 
 
-async def create_user(email: str, *, is_admin: bool = False) -> User:
-    return await User.create(id=ids.make("user"), email=email.lower(), is_admin=is_admin)
+async def create_user(email: str, **values: Any) -> User:
+    """Raises Invalid for what is no address, Conflict for one that is taken."""
+    name, at, host = email.partition("@")
+    if not (name and at and host) or any(letter.isspace() or not letter.isprintable() for letter in email):
+        message = f"{email[:80]!r} is not an e-mail address"
+        raise Invalid(message, pointer="/data/attributes/email")
+    try:
+        return await User.create(id=ids.make("user"), email=email.lower(), **values)
+    except IntegrityError:
+        message = f"there is a user {email.lower()} already"
+        raise Conflict(message) from None
 
 
-async def create_token(user_id: str, description: str, expired_at: datetime | None = None) -> tuple[ApiToken, str]:
-    """The row and the token's text, which is nowhere kept and cannot be had again."""
+async def update_user(row: User, values: Mapping[str, Any], caller: Principal, *, force: bool) -> User:
+    """Raises Conflict where the caller would shut itself out, without `force`."""
+    if row.id == caller.id and values.get("is_active") is False:
+        rules.check_lockout(Level.ADMIN, Level.NONE, force=force)
+    row.update_from_dict(dict(values))
+    row.updated_at = clock.now()
+    async with in_transaction():
+        await row.save(update_fields=[*values, "updated_at"])
+        if not row.is_active:
+            await ApiToken.filter(user_id=row.id).delete()
+    return row
+
+
+async def delete_user(row: User, caller: Principal, *, force: bool) -> None:
+    """With tokens and roles. Raises Conflict as `update_user` does."""
+    if row.id == caller.id:
+        rules.check_lockout(Level.ADMIN, Level.NONE, force=force)
+    async with in_transaction():
+        await ApiToken.filter(user_id=row.id).delete()
+        await access.delete_for_email(row.email)
+        await User.filter(id=row.id).delete()
+
+
+async def create_token(user_id: str, description: str, **values: Any) -> ApiToken:
+    """The row with the token's `text`, which is nowhere kept and cannot be had again. Raises Invalid."""
+    until = values.get("expired_at")
+    if until is not None and until <= clock.now():
+        message = "expired-at must be in the future"
+        raise Invalid(message, pointer="/data/attributes/expired-at")
     text = TOKEN_PREFIX + secrets.token_urlsafe(32)
     row = await ApiToken.create(
-        id=ids.make("at"), user_id=user_id, hash=fingerprint(text), description=description, expired_at=expired_at
+        id=ids.make("at"), user_id=user_id, hash=fingerprint(text), description=description, **values
     )
-    return row, text
+    row.text = text
+    return row
+
+
+async def token(token_id: str, caller: Principal) -> ApiToken:
+    """A token of the caller's own; a platform admin finds everybody's. Raises NotFound."""
+    row = await ApiToken.get_or_none(id=token_id)
+    if row is None or caller.is_limited or (row.user_id != caller.id and not caller.is_admin):
+        raise NotFound
+    return row
 
 
 @dataclass
@@ -62,6 +118,7 @@ class Authenticator:
 
     signer: Signer
     lease_is_live: Callable[[str, str, int], Awaitable[bool]]
+    bus: Bus
     _known: dict[str, tuple[float, Principal]] = field(default_factory=dict)
 
     async def bearer(self, token: str) -> Principal | None:
@@ -81,15 +138,31 @@ class Authenticator:
             return None
         if row.last_used_at is None or row.last_used_at < now - _USE_NOTED:
             await ApiToken.filter(id=row.id).update(last_used_at=now)
-        principal = Principal(kind="user", id=owner.id, name=owner.email, token_id=row.id, is_admin=owner.is_admin)
+        rights = await access.rights_of(
+            owner.id, row.provider, owner.email, is_read_only=row.read_only, only_workspace=row.workspace_id
+        )
+        principal = Principal(
+            kind="user", id=owner.id, name=owner.email, token_id=row.id, provider=row.provider, rights=rights
+        )
         if len(self._known) >= REMEMBERED_MOST:
             self._known.clear()
         self._known[key] = (time.monotonic() + REMEMBERED_S, principal)
         return principal
 
     def forget(self) -> None:
-        """Called when any token or user was changed or removed."""
         self._known.clear()
+
+    async def changed(self) -> None:
+        """To be called after a token, user, role or assignment was changed or removed: all processes forget at once."""
+        self.forget()
+        await self.bus.publish(_TOPIC)
+
+    async def follow(self) -> None:
+        """Forgets when another process says so; ends when it is cancelled."""
+        async with self.bus.subscribe(_TOPIC) as subscription:
+            while not self.bus.is_closing:
+                if await subscription.wait(3600):
+                    self.forget()
 
     def issue_run_token(self, run_id: str, phase: str, number: int, workspace_id: str) -> str:
         """A token that ends with the lease; it holds its own claim, so nothing is kept of it."""

@@ -24,17 +24,34 @@ PAGE_SIZE_MAX = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Principal:
-    """Who calls."""
+    """Who calls. A person (`user`) has rights; runs and listeners have what their endpoints check."""
 
     kind: Literal["user", "run", "listener", "anonymous"] = "anonymous"
     id: str = ""
     name: str = ""
     token_id: str = ""
-    is_admin: bool = False
+    session_id: str = ""
+    provider: str = ""  #: which way of signing in vouches for the person
+    rights: Any = None  #: a person's `access.rules.Rights`
     lease: int = 0
     workspace_id: str = ""
     phase: str = ""
     pool_id: str = ""
+
+    @property
+    def is_admin(self) -> bool:
+        """A platform admin, by a token that is not limited to one workspace."""
+        return self.rights is not None and self.rights.is_admin and not self.rights.only_workspace
+
+    @property
+    def is_auditor(self) -> bool:
+        """May look into all that admins may look into."""
+        return self.rights is not None and self.rights.sees_all
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the token gives less than the person has."""
+        return self.rights is not None and (self.rights.is_read_only or bool(self.rights.only_workspace))
 
 
 ANONYMOUS = Principal()
@@ -61,7 +78,7 @@ class Services:
     on_workspace_unlocked: Callable[..., Awaitable[Any]] = _nothing
     local_engines: Callable[..., Awaitable[Any]] = _nothing
     pool_for: Callable[..., Awaitable[Any]] = _nothing
-    runs_with_status: Callable[..., Awaitable[Any]] = _nothing
+    runs_with_status: Callable[..., Any] = _nothing
     #: Asked before a workspace goes; may refuse with Conflict. `(services, workspace_id, force)`.
     before_workspace_deleted: list[Callable[..., Awaitable[Any]]] = field(default_factory=list)
     #: Called inside the transaction that deletes a workspace. `(workspace_id)`.
@@ -138,6 +155,28 @@ class Call:
         """The page of rows that are all in memory; for lists that are short by nature."""
         page = self.page
         return Page(rows[page.offset : page.offset + page.size], len(rows))
+
+    def level_on(self, row: Any) -> Level:
+        """The caller's level on a row of the answer: its own, where rows differ, else that of the request."""
+        level = getattr(row, "level", None)
+        return self.level if level is None else level
+
+    def readable(self, rows: Sequence[Any]) -> list[Any]:
+        """Of things with rights those that the caller may read; each gets its level."""
+        rights = self.principal.rights
+        found = []
+        for row in rows if rights is not None else ():
+            row.level = rights.level(row.id, row.name, row.labels, row.owner_id)
+            if row.level > Level.NONE:
+                found.append(row)
+        return found
+
+    def listed(self, page: Page) -> Page:
+        """A page of things with rights, filtered by the database, in which each row gets the caller's level on it."""
+        if self.principal.is_admin and not self.principal.is_limited:
+            self.level = Level.ADMIN
+            return page
+        return Page(self.readable(page.rows), page.total)
 
     def has_related(self, name: str) -> bool:
         return name in self.relations

@@ -115,8 +115,8 @@ def drop_descriptions() -> None:
                 field.description = None
 
 
-async def migrate() -> None:
-    """Brings the schema to this release's, forward only; one process at a time on PostgreSQL.
+async def migrate(last: str = "__latest__") -> None:
+    """Brings the schema to this release's, or up to a migration; forward only, one process at a time on PostgreSQL.
 
     Raises what the database raises. Each migration is one transaction, so
     none is half done.
@@ -124,7 +124,7 @@ async def migrate() -> None:
     client = connections.get("default")
     executor = MigrationExecutor(client, {"terrapod": {"migrations": MIGRATIONS, "models": []}})
     async with _one_at_a_time("migrate"):
-        await executor.migrate([MigrationTarget("terrapod", "__latest__")], direction="forward")
+        await executor.migrate([MigrationTarget("terrapod", last)], direction="forward")
 
 
 @contextlib.asynccontextmanager

@@ -6,9 +6,10 @@ from operator import attrgetter
 from typing import Any
 
 import msgspec
+from tortoise.models import Model
 
 from terrapod_server.kit.call import Call, PageRequest
-from terrapod_server.kit.jsonapi import Many, One, Page, Resource, Row
+from terrapod_server.kit.jsonapi import Level, Many, One, Page, Resource, Row
 from terrapod_server.kit.reads import Record
 
 Document = dict[str, Any]
@@ -138,7 +139,7 @@ class Registry:
         """What a rendered row depends on; None for one that did not come by the short way."""
         if not isinstance(row, Record):
             return None
-        return (view, call.level if row.level is None else row.level, call.base, row.raw)
+        return (view, call.level_on(row), call.base, row.raw)
 
     async def _include(self, document: Document, resource: Resource, rows: Sequence[Row], call: Call) -> None:
         """`?include=`; names that nobody knows are passed over, since an error would end terraform's plan."""
@@ -162,25 +163,39 @@ class Registry:
         call: Call,
         included: dict[tuple[str, str], Any],
     ) -> list[tuple[Resource, Sequence[Row]]]:
-        wanted: dict[str, dict[str, None]] = {}
+        wanted: dict[str, dict[str, Level]] = {}
         for resource, rows in level:
             renderer = self.renderers[resource.type]
             for row in rows:
                 found = renderer.related(row, name, call)
                 if found:
-                    wanted.setdefault(found[0], {}).update(dict.fromkeys(found[1]))
+                    at = call.level_on(row)
+                    others = wanted.setdefault(found[0], {})
+                    others.update({key: max(at, others.get(key, at)) for key in found[1]})
         reached: list[tuple[Resource, Sequence[Row]]] = []
         for kind, ids in wanted.items():
             renderer = self.renderers[kind]
             if renderer.resource.load is None or not ids:
                 continue
-            rows = await renderer.resource.load(list(ids))
+            rows = _shown(renderer.resource, await renderer.resource.load(list(ids)), ids, call)
             reached.append((renderer.resource, rows))
             entries = await self._render(renderer.resource, rows, call, None)
             included.update(
                 {(kind, renderer.resource.id(row)): entry for row, entry in zip(rows, entries, strict=True)}
             )
         return reached
+
+
+def _shown(resource: Resource, rows: Sequence[Row], levels: Mapping[str, Level], call: Call) -> Sequence[Row]:
+    """What may be included, each row with its level: a thing's own, else that of the row which led to it."""
+    if call.principal.kind == "run":
+        return rows if resource.run_token else []
+    if resource.has_rights:
+        return call.readable(rows)
+    for row in rows:
+        if isinstance(row, Model):
+            row.level = levels[resource.id(row)]
+    return rows
 
 
 def pagination(page: PageRequest, total: int | None, shown: int) -> Mapping[str, int | None]:

@@ -14,14 +14,36 @@ from terrapod_server.kit.call import ANONYMOUS, Principal, Services
 from terrapod_server.kit.jsonapi import Access, Endpoint, Level, Raw
 from terrapod_shared.errors import Forbidden, NotFound, Unauthorized
 
+_READING = frozenset({"GET", "HEAD"})
+
+
+def _allowed(principal: Principal, needs: Access) -> Level:
+    """The level on what is about no one thing. Raises Forbidden."""
+    if needs is Access.USER:
+        return Level.NONE
+    if needs is Access.LISTENER:
+        message = "only a listener's signed request may do this"
+        raise Forbidden(message)
+    if needs is Access.SELF:
+        if principal.is_limited:
+            message = "a token with limits may not do this"
+            raise Forbidden(message)
+        return Level.NONE
+    if principal.is_admin:
+        return Level.ADMIN
+    if needs is Access.AUDIT and principal.is_auditor:
+        return Level.READ
+    message = f"only a platform admin{' or an auditor' if needs is Access.AUDIT else ''} may do this"
+    raise Forbidden(message)
+
 
 @dataclass
 class Guard:
-    """`level(principal, parameter, id)` answers NONE where the caller may not even know of it."""
+    """`level(principal, parameter, id, is_certain=…)` answers NONE where the caller may not even know of it."""
 
     bearer: Callable[[str], Awaitable[Principal | None]]
     listener: Callable[[Request, Services], Awaitable[Principal]]
-    level: Callable[[Principal, str, str], Awaitable[Level]]
+    level: Callable[..., Awaitable[Level]]
 
     async def admit(
         self, endpoint: Endpoint | Raw, request: Request, path: dict[str, str], services: Services
@@ -42,29 +64,29 @@ class Guard:
                 raise NotFound
             message = "a run's token cannot be used for this"
             raise Forbidden(message)
-        if needs is Access.USER:
-            return principal, Level.NONE
-        if isinstance(needs, Access):
-            if needs is Access.LISTENER:
-                message = "only a listener's signed request may do this"
-                raise Forbidden(message)
-            if not principal.is_admin:
-                message = "only a platform admin may do this"
-                raise Forbidden(message)
-            return principal, Level.ADMIN
-        return principal, await self.require(principal, endpoint, path)
+        level = (
+            _allowed(principal, needs) if isinstance(needs, Access) else await self.require(principal, endpoint, path)
+        )
+        if request.method not in _READING and principal.rights is not None and principal.rights.is_read_only:
+            message = "this token may only read"
+            raise Forbidden(message)
+        return principal, level
 
     async def require(self, principal: Principal, endpoint: Endpoint | Raw, path: dict[str, str]) -> Level:
         """The caller's level on what the path names; at least the one that the endpoint needs."""
-        name = endpoint.guards or next((name for name in path if name != "org"), "")
         if principal.kind == "run":  # the handler checks which things a run's token may read
             return Level.READ
         needs = endpoint.needs if isinstance(endpoint.needs, Level) else Level.READ
-        return await self.demand(principal, needs, name, path.get(name, ""))
+        return await self.demand(principal, needs, endpoint.guarded, path.get(endpoint.guarded, ""))
 
-    async def demand(self, principal: Principal, needs: Level, parameter: str, identity: str) -> Level:
-        """The caller's level on a thing. Raises NotFound where it may not know of it, Forbidden where it is too low."""
-        level = await self.level(principal, parameter, identity)
+    async def demand(
+        self, principal: Principal, needs: Level, parameter: str, identity: str, *, is_certain: bool = False
+    ) -> Level:
+        """The caller's level on a thing. Raises NotFound where it may not know of it, Forbidden where it is too low.
+
+        `is_certain`: an admin too is told here that there is no such thing.
+        """
+        level = await self.level(principal, parameter, identity, is_certain=is_certain)
         if level is Level.NONE:
             raise NotFound
         if level < needs:

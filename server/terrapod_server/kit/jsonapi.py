@@ -4,6 +4,7 @@ Routing, parsing, rendering, paging, `include` and the OpenAPI document are
 made of the values below. This module holds no behaviour beyond their shape.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, StrEnum
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from terrapod_server.kit.call import Call
 
+_PARAMETER = re.compile(r"\{(\w+)\}")
 Row = Any
 Value = Callable[[Row, "Call"], Any]
 
@@ -34,6 +36,7 @@ class Access(StrEnum):
     PUBLIC = "public"  #: anybody, without a credential
     CAPABILITY = "capability"  #: the URL's own secret is the credential; the handler checks it
     USER = "user"  #: anybody with a good token; lists show what the caller may read
+    SELF = "self"  #: a person, by a session or a token without limits; the handler checks that the thing is its own
     PLATFORM = "platform"  #: platform admins
     AUDIT = "audit"  #: platform admins and auditors
     LISTENER = "listener"  #: a listener's signed request
@@ -145,6 +148,8 @@ class Resource:
     links: Mapping[str, Value] = field(default_factory=dict)
     id: Callable[[Row], str] = lambda row: str(row.id)
     accepts: tuple[str, ...] = ()
+    has_rights: bool = False  #: rows are things with rights of their own: `id`, `name`, `labels`, `owner_id`
+    run_token: bool = False  #: a run's token may see it as an included resource
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,11 @@ class Endpoint:
     filters: tuple[str, ...] = ()  #: query parameters it understands, for the documents
     doc: str = ""  #: default: the first line of `do`'s docstring
 
+    @property
+    def guarded(self) -> str:
+        """The path parameter whose thing the level is about."""
+        return _guarded(self)
+
 
 @dataclass(frozen=True)
 class Raw:
@@ -193,6 +203,28 @@ class Raw:
     unmetered: bool = False  #: exempt from rate limits (log reads, uploads)
     doc: str = ""
     or_listener: bool = False  #: the listener that the path names may do it too, by a signed request
+
+    @property
+    def guarded(self) -> str:
+        """The path parameter whose thing the level is about."""
+        return _guarded(self)
+
+
+def _guarded(endpoint: Endpoint | Raw) -> str:
+    return endpoint.guards or next((name for name in _PARAMETER.findall(endpoint.path) if name != "org"), "")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """How the thing with rights is found that a path parameter names.
+
+    `source` is what stands behind FROM, with the thing's table as `t` (which has
+    `id`, `name`, `labels` and `owner_id`); `key` is compared with the parameter.
+    """
+
+    parameter: str
+    source: str
+    key: str = 't."id"'
 
 
 @dataclass(frozen=True)
@@ -227,5 +259,6 @@ __all__ = [
     "Raw",
     "Resource",
     "Row",
+    "Thing",
     "Value",
 ]

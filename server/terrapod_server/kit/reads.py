@@ -7,10 +7,14 @@ stands for all that an answer shows of the row, so `documents` remembers what
 it once rendered of it: a changed row is another tuple.
 """
 
+import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import msgspec
+from tortoise.fields import JSONField
 from tortoise.models import Model
 
 from terrapod_server.kit import database
@@ -29,6 +33,14 @@ class Record(Generic[M]):
         self.model, self.raw, self.level = model, raw, level
         self._row: M | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        """A column, without making the model's object."""
+        place, is_json = _places(self.model).get(name, (-1, False))
+        if place < 0:
+            raise AttributeError(name)
+        value = self.raw[place]
+        return msgspec.json.decode(value) if is_json and isinstance(value, str) else value
+
     @property
     def row(self) -> M:
         """The row as the model's object."""
@@ -38,6 +50,16 @@ class Record(Generic[M]):
             if self.level is not None:
                 self._row.level = self.level
         return self._row
+
+
+@functools.cache
+def _places(model: type[Model]) -> dict[str, tuple[int, bool]]:
+    """Where a field's column stands in a row, and whether it is JSON."""
+    fields = model._meta.fields_map  # noqa: SLF001
+    return {
+        name: (place, isinstance(fields[name], JSONField))
+        for place, name in enumerate(model._meta.fields_db_projection)  # noqa: SLF001
+    }
 
 
 @dataclass(frozen=True)
@@ -52,6 +74,12 @@ class Where:
         if not self.sql or not other.sql:
             return self if self.sql else other
         return Where(f"({self.sql}) AND ({database.shifted(other.sql, len(self.values))})", self.values + other.values)
+
+
+def like(column: str, text: str, *, is_whole: bool = False) -> Where:
+    """Rows in whose column the text is found (or is all), whatever the case; `*` in it stands for anything."""
+    pattern = re.sub(r"[\\%_]", lambda found: "\\" + found[0], text).replace("*", "%")
+    return Where(f"upper({column}) LIKE upper($1) ESCAPE '\\'", (pattern if is_whole else f"%{pattern}%",))
 
 
 class Reader(Generic[M]):
@@ -88,4 +116,4 @@ class Reader(Generic[M]):
         return [Record(self.model, tuple(row)[: self._width]) for row in found]
 
 
-__all__ = ["Reader", "Record", "Where"]
+__all__ = ["Reader", "Record", "Where", "like"]

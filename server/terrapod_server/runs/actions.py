@@ -12,7 +12,7 @@ from terrapod_server.configs import actions as configs
 from terrapod_server.configs.model import ConfigurationVersion
 from terrapod_server.kit.call import Principal, Services
 from terrapod_server.kit.database import in_transaction, is_postgres
-from terrapod_server.kit.reads import Reader, Record
+from terrapod_server.kit.reads import Reader, Record, Where
 from terrapod_server.mirror import actions as mirror
 from terrapod_server.runs import logs, states
 from terrapod_server.runs.model import Phase, Run, RunEvent
@@ -518,12 +518,14 @@ async def on_workspace_unlocked(services: Services, workspace_id: str) -> None:
         await change.advance()
 
 
-async def runs_with_status(statuses: Iterable[str]) -> list[str]:
-    """Ids of the runs that have one of the statuses and are some workspace's current one."""
+def runs_with_status(statuses: Iterable[str]) -> Where:
+    """Workspaces whose current run has one of the statuses."""
     known = [status for status in statuses if status in {member.value for member in Status}]
-    current = Workspace.exclude(current_run_id=None).values_list("current_run_id", flat=True)
-    found = await Run.filter(status__in=known, id__in=await current).values_list("id", flat=True)
-    return [str(run_id) for run_id in found]
+    marks = ", ".join(f"${place}" for place in range(1, len(known) + 1)) or "''"
+    return Where(
+        f'EXISTS (SELECT 1 FROM "run" r WHERE r."id" = t."current_run_id" AND r."status" IN ({marks}))',  # noqa: S608
+        tuple(known),
+    )
 
 
 async def before_workspace_deleted(services: Services, workspace_id: str, force: bool) -> None:

@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
-from tortoise.expressions import Q, Subquery
 
-from terrapod_server.identity.model import User
 from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Many, One, Page, Raw, Resource, Row
-from terrapod_server.kit.reads import Record, Where
+from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Many, One, Page, Raw, Resource, Row, Thing
+from terrapod_server.kit.reads import Record, Where, like
 from terrapod_server.runs import actions, events, logs, redact, states
 from terrapod_server.runs import queue as queue_
 from terrapod_server.runs.model import Phase, Run, RunEvent
@@ -93,7 +91,7 @@ RUN = Resource(
             items=dict,
             nullable=True,
             maximum=1000,
-            value=lambda r, call: actions.run_variables(call.services, r) if call.level >= Level.PLAN else [],
+            value=lambda r, call: actions.run_variables(call.services, r) if call.level_on(r) >= Level.PLAN else [],
         ),
         Attr(
             "terraform-version",
@@ -114,7 +112,7 @@ RUN = Resource(
         Attr("force-cancel-available-at", str, "from when it may be killed"),
         Attr("force-canceled-at", str, "when it was killed"),
         Attr("actions", dict, "what may be done now", value=lambda r, _: _actions(r)),
-        Attr("permissions", dict, "what the caller may do", value=lambda _, call: _permissions(call.level)),
+        Attr("permissions", dict, "what the caller may do", value=lambda r, call: _permissions(call.level_on(r))),
     ),
     relations=(
         One("workspace", "workspaces", write=True),
@@ -222,49 +220,48 @@ async def show(call: Call) -> Record[Run]:
     return await actions.read(call.path["run"])
 
 
-def _is_filtered(call: Call) -> bool:
-    return any(name.startswith(("search[", "filter[")) for name in call.request.query_params)
-
-
-def _filtered(call: Call, runs: Any) -> Any:
+def _filtered(call: Call) -> Where:
+    """What the list's parameters ask for."""
+    found = Where()
     if status := call.param("filter[status]"):
         known = {member.value for member in Status}
-        runs = runs.filter(status__in=[word for word in status.split(",") if word in known])
+        found &= _among("status", [word for word in status.split(",") if word in known])
     if source := call.param("filter[source]"):
-        runs = runs.filter(source__in=source.split(","))
+        found &= _among("source", source.split(","))
     if operation := call.param("filter[operation]"):
-        runs = _operations(runs, operation.split(","))
+        known_ones = [_OPERATIONS[word] for word in operation.split(",") if word in _OPERATIONS]
+        found &= Where(" OR ".join(known_ones) or "1 = 0")
     if text := call.param("search[basic]"):
-        runs = runs.filter(message__icontains=text)
+        found &= like('t."message"', text)
     if call.param("search[commit]"):
-        runs = runs.filter(id="")
+        found &= Where("1 = 0")
     if user := call.param("search[user]"):
-        runs = runs.filter(created_by_id__in=Subquery(User.filter(email__icontains=user).values("id")))
-    return runs
+        users = like('u."email"', user)
+        found &= Where(f't."created_by_id" IN (SELECT u."id" FROM "user_account" u WHERE {users.sql})', users.values)  # noqa: S608
+    return found
 
 
-def _operations(runs: Any, wanted: Sequence[str]) -> Any:
-    """go-tfe's words: plan_only, plan_and_apply, save_plan, refresh_only, destroy, empty_apply."""
-    columns: dict[str, dict[str, Any]] = {
-        "plan_only": {"plan_only": True},
-        "plan_and_apply": {"plan_only": False, "save_plan": False, "refresh_only": False, "is_destroy": False},
-        "save_plan": {"save_plan": True},
-        "refresh_only": {"refresh_only": True},
-        "destroy": {"is_destroy": True},
-        "empty_apply": {"allow_empty_apply": True},
-    }
-    known = [Q(**columns[word]) for word in wanted if word in columns]
-    return runs.filter(Q(*known, join_type=Q.OR) if known else Q(id=""))
+def _among(column: str, values: Sequence[str]) -> Where:
+    marks = ", ".join(f"${place}" for place in range(1, len(values) + 1))
+    return Where(f't."{column}" IN ({marks})' if values else "1 = 0", tuple(values))
+
+
+#: go-tfe's words.
+_OPERATIONS = {
+    "plan_only": 't."plan_only"',
+    "plan_and_apply": '(NOT t."plan_only" AND NOT t."save_plan" AND NOT t."refresh_only" AND NOT t."is_destroy")',
+    "save_plan": 't."save_plan"',
+    "refresh_only": 't."refresh_only"',
+    "destroy": 't."is_destroy"',
+    "empty_apply": 't."allow_empty_apply"',
+}
 
 
 async def index(call: Call) -> Page:
     """The workspace's runs, newest first."""
     workspace_id = call.path["workspace"]
-    if _is_filtered(call):
-        found = _filtered(call, Run.filter(workspace_id=workspace_id)).order_by("-id")
-        page = await call.rows(found)
-    else:
-        page = await actions.READER.page(call, Where('t."workspace_id" = $1', (workspace_id,)), 't."id" DESC')
+    where = Where('t."workspace_id" = $1', (workspace_id,)) & _filtered(call)
+    page = await actions.READER.page(call, where, 't."id" DESC')
     if not page.total:
         await workspaces.read(workspace=workspace_id)  # an empty list, or no such workspace
     return page
@@ -272,12 +269,23 @@ async def index(call: Call) -> Page:
 
 async def index_all(call: Call) -> Page:
     """All runs that the caller may read, newest first."""
-    return await call.rows(_filtered(call, Run.all()).order_by("-id"))
+    where = _filtered(call) & workspaces.in_readable(call.principal)
+    return await _levelled(call, await actions.READER.page(call, where, 't."id" DESC'))
 
 
 async def queue(call: Call) -> Page:
-    """Runs that wait or are under way, in order."""
-    return await call.rows(Run.filter(status__in=list(_QUEUED)).order_by("id"))
+    """Runs that wait or are under way and that the caller may read, in order."""
+    where = _among("status", sorted(_QUEUED)) & workspaces.in_readable(call.principal)
+    return await _levelled(call, await actions.READER.page(call, where, 't."id"'))
+
+
+async def _levelled(call: Call, page: Page) -> Page:
+    """Each run gets the caller's level on its workspace."""
+    found = await workspaces.by_ids({row.workspace_id for row in page.rows})
+    levels = {workspace.id: workspace.level for workspace in call.readable(found)}
+    for row in page.rows:
+        row.level = levels.get(row.workspace_id, Level.NONE)
+    return page
 
 
 _QUEUED = frozenset(
@@ -424,6 +432,13 @@ def _number(call: Call, name: str, default: int) -> int:
 
 
 RESOURCES = (RUN, PLAN, APPLY, RUN_EVENT, CAPACITY)
+THINGS = (
+    Thing("run", '"run" r JOIN workspace t ON t."id" = r."workspace_id"', 'r."id"'),
+    *(
+        Thing(kind, 'run_phase p JOIN workspace t ON t."id" = p."workspace_id"', f'p."kind" = \'{kind}\' AND p."id"')
+        for kind in ("plan", "apply")
+    ),
+)
 _ONE = "/api/v2/runs/{run}"
 _LIST = "/api/v2/workspaces/{workspace}/runs"
 _ORG = "/api/v2/organizations/{org}"

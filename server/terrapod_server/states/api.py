@@ -6,7 +6,7 @@ from typing import Any
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
 from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, Many, One, Page, Raw, Resource
+from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, Many, One, Page, Raw, Resource, Thing
 from terrapod_server.kit.reads import Reader, Record
 from terrapod_server.states import actions
 from terrapod_server.states.model import StateOutput, StateVersion
@@ -102,6 +102,7 @@ STATE = Resource(
     load=actions.by_ids,
     prepare=lambda rows, _call: _prepare(rows),
     lasts=lambda s: s.status == "finalized",
+    run_token=True,
 )
 OUTPUT = Resource(
     type="state-version-outputs",
@@ -114,6 +115,7 @@ OUTPUT = Resource(
     ),
     load=actions.outputs_by_ids,
     prepare=actions.show_outputs,
+    run_token=True,
 )
 
 
@@ -144,6 +146,7 @@ async def index(call: Call) -> Page:
         if not name or call.param("filter[organization][name]", "default") != "default":
             message = "filter[workspace][name] and filter[organization][name] are needed"
             raise Invalid(message)
+        call.level = await call.services.guard.demand(call.principal, Level.READ, "workspace_name", name)
         workspace = await workspaces.by_name(name)
     found = StateVersion.filter(workspace_id=workspace.id)
     if status := call.param("filter[status]"):
@@ -284,6 +287,10 @@ async def show_output(call: Call) -> StateOutput:
 
 
 RESOURCES = (STATE, OUTPUT)
+THINGS = (
+    Thing("state_version", 'state_version s JOIN workspace t ON t."id" = s."workspace_id"', 's."id"'),
+    Thing("state_version_output", 'state_output o JOIN workspace t ON t."id" = o."workspace_id"', 'o."id"'),
+)
 _LIST = "/api/v2/workspaces/{workspace}/state-versions"
 _ONE = "/api/v2/state-versions/{state_version}"
 _JSON: dict[str, Any] = {"media": _MEDIA, "headers": _SNAPSHOTS}

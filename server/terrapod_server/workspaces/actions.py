@@ -4,18 +4,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tortoise.exceptions import IntegrityError
-from tortoise.expressions import Subquery
-from tortoise.queryset import QuerySet
 
+from terrapod_server.access import rules as access
+from terrapod_server.access import visible
 from terrapod_server.kit.call import Principal, Services
 from terrapod_server.kit.database import in_transaction
-from terrapod_server.kit.reads import Reader, Record
+from terrapod_server.kit.reads import Reader, Record, Where, like
 from terrapod_server.workspaces import rules
 from terrapod_server.workspaces.model import RemoteStateConsumer, Workspace, WorkspaceLabel
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound
 
 READER = Reader(Workspace)
+KIND = visible.Kind("workspace_label", "workspace_id", is_workspace=True)
 
 
 async def get(workspace_id: str) -> Workspace:
@@ -47,42 +48,50 @@ async def by_ids(workspace_ids: Iterable[str]) -> list[Workspace]:
     return await Workspace.filter(id__in=list(workspace_ids))
 
 
-def is_search(query: Mapping[str, str]) -> bool:
-    """Whether a list's parameters leave something out or ask for another order."""
-    return any(query.get(name) for name in query if name.startswith(("search[", "filter["))) or "sort" in query
+def readable(principal: Principal) -> Where:
+    """Those that the caller may read."""
+    return visible.where(principal.rights, KIND)
 
 
-def search(query: Mapping[str, str]) -> QuerySet[Workspace]:
-    """The workspaces that a list's parameters ask for, in the order asked for."""
-    found = Workspace.all()
+def in_readable(principal: Principal) -> Where:
+    """Rows of other tables (with a `workspace_id`) whose workspace the caller may read."""
+    found = readable(principal)
+    if not found.sql:
+        return found
+    return Where(f't."workspace_id" IN (SELECT t."id" FROM "workspace" t WHERE {found.sql})', found.values)  # noqa: S608
+
+
+def consuming(workspace_id: str) -> Where:
+    """Those that may read the state of the workspace from inside their runs."""
+    return Where(
+        'EXISTS (SELECT 1 FROM "remote_state_consumer" c WHERE c."consumer_id" = t."id" AND c."workspace_id" = $1)',
+        (workspace_id,),
+    )
+
+
+def search(query: Mapping[str, str]) -> tuple[Where, str]:
+    """Which workspaces a list's parameters ask for, and in which order."""
+    found = Where()
     if text := query.get("search[name]"):
-        found = found.filter(name__icontains=text)
+        found &= like('t."name"', text)
     if wildcard := query.get("search[wildcard-name]"):
-        found = found.filter(name__in=Subquery(_like(wildcard)))
+        found &= like('t."name"', wildcard, is_whole=True)
     for key in filter(None, query.get("search[tags]", "").split(",")):
-        found = found.filter(id__in=Subquery(WorkspaceLabel.filter(key=key).values("workspace_id")))
+        found &= _labelled(key)
     for key in filter(None, query.get("search[exclude-tags]", "").split(",")):
-        found = found.exclude(id__in=Subquery(WorkspaceLabel.filter(key=key).values("workspace_id")))
+        labelled = _labelled(key)
+        found &= Where(f"NOT ({labelled.sql})", labelled.values)
     for key, value in rules.tagged(query):
-        labels = WorkspaceLabel.filter(key=key) if value is None else WorkspaceLabel.filter(key=key, value=value)
-        found = found.filter(id__in=Subquery(labels.values("workspace_id")))
-    order = query.get("sort", "name")
-    return found.order_by(order if order in {"name", "-name"} else "name")
+        found &= _labelled(key, value)
+    return found, 't."name" DESC' if query.get("sort") == "-name" else 't."name"'
 
 
-def _like(wildcard: str) -> Any:
-    """Names that match `*` patterns; what is between the stars must come in that order."""
-    parts = wildcard.split("*")
-    names = Workspace.all()
-    if parts[0]:
-        names = names.filter(name__istartswith=parts[0])
-    if len(parts) > 1 and parts[-1]:
-        names = names.filter(name__iendswith=parts[-1])
-    if len(parts) == 1:
-        names = names.filter(name__iexact=wildcard)
-    for part in filter(None, parts[1:-1]):
-        names = names.filter(name__icontains=part)
-    return names.values("name")
+def _labelled(key: str, value: str | None = None) -> Where:
+    more = "" if value is None else ' AND l."value" = $2'
+    return Where(
+        f'EXISTS (SELECT 1 FROM "workspace_label" l WHERE l."workspace_id" = t."id" AND l."key" = $1{more})',  # noqa: S608
+        (key,) if value is None else (key, value),
+    )
 
 
 async def create(services: Services, principal: Principal, values: Mapping[str, Any]) -> Workspace:
@@ -116,18 +125,18 @@ async def update(services: Services, workspace: Workspace, values: Mapping[str, 
     return workspace
 
 
-async def add_labels(services: Services, workspace: Workspace, labels: Mapping[str, str | None]) -> Workspace:
-    """Adds labels; one without a value never overwrites one that has one."""
-    merged = dict(workspace.labels)
-    for key, value in labels.items():
+def with_labels(labels: Mapping[str, str], more: Mapping[str, str | None]) -> dict[str, str]:
+    """More labels; one without a value never overwrites one that has one."""
+    merged = dict(labels)
+    for key, value in more.items():
         if value is not None or key not in merged:
             merged[key] = value or ""
-    return await set_labels(services, workspace, merged)
+    return merged
 
 
 async def set_labels(services: Services, workspace: Workspace, labels: Mapping[str, str]) -> Workspace:
     try:
-        checked = rules.labels(labels)
+        checked = access.labels(labels)
     except ValueError as error:
         message = f"labels: {error}"
         raise Invalid(message) from None
@@ -196,19 +205,9 @@ async def safe_delete(services: Services, workspace: Workspace) -> None:
     await delete(services, now, force=False)
 
 
-async def consumers(workspace_id: str) -> list[Workspace]:
-    rows = await RemoteStateConsumer.filter(workspace_id=workspace_id)
-    return await by_ids(row.consumer_id for row in rows)
-
-
 async def change_consumers(workspace_id: str, *, add: Iterable[str] = (), remove: Iterable[str] | None = ()) -> None:
     """`remove` None removes all first: the list is replaced."""
     wanted = list(dict.fromkeys(add))
-    known = {row.id for row in await by_ids(wanted)}
-    for consumer in wanted:
-        if consumer not in known:
-            message = f"there is no workspace {consumer}"
-            raise Invalid(message)
     async with in_transaction():
         gone = RemoteStateConsumer.filter(workspace_id=workspace_id)
         await (gone if remove is None else gone.filter(consumer_id__in=[*remove, *wanted])).delete()

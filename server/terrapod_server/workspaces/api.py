@@ -2,16 +2,18 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from terrapod_server.access import rules as access
+from terrapod_server.identity import actions as identity
 from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Linked, Many, One, Page, Raw, Resource
-from terrapod_server.kit.reads import Record, Where
+from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Linked, Many, One, Page, Raw, Resource, Thing
+from terrapod_server.kit.reads import Record
 from terrapod_server.workspaces import actions, rules
 from terrapod_server.workspaces.model import Workspace
 from terrapod_server.workspaces.organization import PROJECT_ID
-from terrapod_shared.errors import Invalid
+from terrapod_shared.errors import Forbidden, Invalid, NotFound
 
 BY_ID = "/api/v2/workspaces/{workspace}"
 BY_NAME = "/api/v2/organizations/{org}/workspaces/{workspace_name}"
@@ -38,10 +40,6 @@ def permissions(level: Level) -> dict[str, bool]:
         "can-read-settings": read,
         "can-manage-run-tasks": False,
     }
-
-
-def _level(workspace: Workspace, call: Call) -> Level:
-    return getattr(workspace, "level", call.level)
 
 
 def _locked_by(workspace: Workspace, _call: Call) -> str | None:
@@ -111,7 +109,7 @@ WORKSPACE = Resource(
         Attr("trigger-patterns", list, "patterns of the same", write=True, items=str, maximum=100),
         Attr("resource-cpu", str, "cores that a run may use", write=True, maximum=20),
         Attr("resource-memory", str, "memory that a run may use", write=True, maximum=20),
-        Attr("labels", dict, "key and value pairs; they decide rights", write=True, parse=rules.labels),
+        Attr("labels", dict, "key and value pairs; they decide rights", write=True, parse=access.labels),
         Attr("tag-names", list, "the keys of the labels", value=lambda w, _: sorted(w.labels)),
         Attr("vcs-repo", dict, "none without VCS", value=lambda *_: None),
         Attr("vcs-repo-url", str, "address of the repository", write=True, maximum=1024),
@@ -122,7 +120,8 @@ WORKSPACE = Resource(
         Attr("drift-status", str, "what was found", value=lambda *_: ""),
         Attr("locked", bool, "by a person or by a run", value=lambda w, _: w.locked or w.run_lock_id is not None),
         Attr("lock-reason", str, "why it was locked by hand"),
-        Attr("owner-email", str, "who made it"),
+        Attr("owner-email", str, "whose it is; a platform admin may change it", write=True, maximum=254),
+        Attr("force", bool, "also where the caller loses rights by it", write=True, only_in="sent"),
         Attr("resource-count", int, "resources in the current state"),
         Attr("apply-duration-average", int, "seconds; not measured", value=lambda *_: 0),
         Attr("plan-duration-average", int, "seconds; not measured", value=lambda *_: 0),
@@ -130,7 +129,7 @@ WORKSPACE = Resource(
             "can-queue-destroy-plan",
             bool,
             "whether a destroy plan may be queued now",
-            value=lambda w, call: w.allow_destroy_plan and _level(w, call) >= Level.WRITE,
+            value=lambda w, call: w.allow_destroy_plan and call.level_on(w) >= Level.WRITE,
         ),
         Attr(
             "setting-overwrites",
@@ -141,7 +140,7 @@ WORKSPACE = Resource(
         Attr("created-at", str, "when it was made"),
         Attr("updated-at", str, "when a setting was last changed"),
         Attr("actions", dict, "what may be done now", value=lambda *_: {"is-destroyable": True}),
-        Attr("permissions", dict, "what the caller may do", value=lambda w, call: permissions(_level(w, call))),
+        Attr("permissions", dict, "what the caller may do", value=lambda w, call: permissions(call.level_on(w))),
     ),
     relations=(
         One("organization", "organizations", key=lambda *_: "default"),
@@ -171,6 +170,11 @@ WORKSPACE = Resource(
     },
     load=actions.by_ids,
     lasts=lambda _: True,
+    has_rights=True,
+)
+THINGS = (
+    Thing("workspace", "workspace t"),
+    Thing("workspace_name", "workspace t", 't."name"'),
 )
 
 
@@ -236,28 +240,76 @@ async def index(call: Call) -> Page:
     project = call.param("filter[project][id]")
     if project not in (None, PROJECT_ID):
         return Page([], 0)
-    if not actions.is_search(call.request.query_params):
-        return await actions.READER.page(call, Where(), 't."name"')
-    found = actions.search(call.request.query_params)
+    found, order = actions.search(call.request.query_params)
     if statuses := call.param("filter[current-run][status]"):
-        found = found.filter(current_run_id__in=await call.services.runs_with_status(statuses.split(",")))
-    return await call.rows(found)
+        found &= call.services.runs_with_status(statuses.split(","))
+    return call.listed(await actions.READER.page(call, found & actions.readable(call.principal), order))
 
 
 async def create(call: Call) -> Workspace:
     """Make a workspace; the caller becomes its owner."""
+    if call.principal.is_limited:
+        message = "a token for one workspace makes no other"
+        raise Forbidden(message)
     values = {**call.attributes, "labels": _checked(_sent_labels(call))}
     if "name" not in values:
         message = "a workspace needs a name"
         raise Invalid(message, pointer="/data/attributes/name")
     _check_project(call)
+    for ignored in ("force", "owner_email"):
+        values.pop(ignored, None)
+    await _check_pool(call, values)
     call.level = Level.ADMIN
     return await actions.create(call.services, call.principal, values)
 
 
+async def _check_pool(call: Call, values: Mapping[str, Any]) -> None:
+    """Pointing a workspace at a pool needs write on the pool; one that the caller may not know of is not there."""
+    pool_id = values.get("agent_pool_id")
+    if pool_id:
+        try:
+            await call.services.guard.demand(call.principal, Level.WRITE, "pool", pool_id)
+        except NotFound:
+            message = f"there is no pool {pool_id}"
+            raise Invalid(message, pointer="/data/attributes/agent-pool-id") from None
+
+
+async def _check_owner(call: Call, workspace: Workspace, values: dict[str, Any]) -> None:
+    """Puts the owner's id beside a new address. Raises Forbidden, or Invalid where there is no such user."""
+    email = values.pop("owner_email", workspace.owner_email).lower()
+    if email == workspace.owner_email:
+        return
+    if not call.principal.is_admin:
+        message = "only a platform admin may change owner-email"
+        raise Forbidden(message)
+    try:
+        values["owner_id"] = (await identity.user(email)).id
+    except NotFound:
+        message = f"there is no user {email}"
+        raise Invalid(message, pointer="/data/attributes/owner-email") from None
+    values["owner_email"] = email
+
+
+def _check_lockout(call: Call, workspace: Workspace, values: Mapping[str, Any], *, force: bool) -> None:
+    """Labels, name and owner decide rights: raises Conflict where the caller would lose some, without `force`."""
+    after = call.principal.rights.level(
+        workspace.id,
+        values.get("name", workspace.name),
+        values.get("labels", workspace.labels),
+        values.get("owner_id", workspace.owner_id),
+    )
+    access.check_lockout(call.level, after, force=force)
+
+
+async def _set_labels(call: Call, workspace: Workspace, labels: Mapping[str, str]) -> None:
+    """Raises Conflict as `_check_lockout` does; `?force=true` confirms."""
+    _check_lockout(call, workspace, {"labels": labels}, force=call.flag("force"))
+    await actions.set_labels(call.services, workspace, labels)
+
+
 def _checked(labels: Mapping[str, str | None]) -> dict[str, str]:
     try:
-        return rules.labels(labels)
+        return access.labels(labels)
     except ValueError as error:
         message = f"labels: {error}"
         raise Invalid(message, pointer="/data/attributes/labels") from None
@@ -279,6 +331,11 @@ async def update(call: Call) -> Workspace:
         values["description"] = ""
     if values.get("working_directory", "") is None:
         values["working_directory"] = ""
+    force = values.pop("force", False)
+    if values.get("agent_pool_id") != workspace.agent_pool_id:
+        await _check_pool(call, values)
+    await _check_owner(call, workspace, values)
+    _check_lockout(call, workspace, values, force=force)
     return await actions.update(call.services, workspace, values)
 
 
@@ -328,21 +385,23 @@ async def labels(call: Call) -> Page:
 async def add_bindings(call: Call) -> Page:
     """Add labels; those that are not named stay."""
     sent = {_text(item, "key"): item.attributes.get("value") for item in call.items}
-    await actions.add_labels(call.services, await find(call), sent)
+    workspace = await find(call)
+    await _set_labels(call, workspace, _checked(actions.with_labels(workspace.labels, sent)))
     return await labels(call)
 
 
 async def replace_bindings(call: Call) -> Page:
     """Set the labels to exactly these."""
     sent = {_text(item, "key"): item.attributes.get("value") for item in call.items}
-    await actions.set_labels(call.services, await find(call), _checked(sent))
+    await _set_labels(call, await find(call), _checked(sent))
     return await labels(call)
 
 
 async def add_tags(call: Call) -> None:
     """Add labels without a value."""
     sent: dict[str, str | None] = {_tag_key(item): None for item in call.items}
-    await actions.add_labels(call.services, await find(call), sent)
+    workspace = await find(call)
+    await _set_labels(call, workspace, _checked(actions.with_labels(workspace.labels, sent)))
 
 
 async def remove_tags(call: Call) -> None:
@@ -350,9 +409,7 @@ async def remove_tags(call: Call) -> None:
     workspace = await find(call)
     ids = {Label(key, "").id: key for key in workspace.labels}
     gone = {ids.get(item.id or "") or _tag_key(item) for item in call.items}
-    await actions.set_labels(
-        call.services, workspace, {key: value for key, value in workspace.labels.items() if key not in gone}
-    )
+    await _set_labels(call, workspace, {key: value for key, value in workspace.labels.items() if key not in gone})
 
 
 def _tag_key(item: Linked) -> str:
@@ -361,26 +418,34 @@ def _tag_key(item: Linked) -> str:
 
 async def consumers(call: Call) -> Page:
     """Workspaces whose runs may read this one's state."""
-    return call.cut(await actions.consumers((await find(call)).id))
+    where = actions.readable(call.principal) & actions.consuming((await find(call)).id)
+    return call.listed(await actions.READER.page(call, where, 't."name"'))
 
 
-def _ids(items: Sequence[Linked]) -> list[str]:
-    return [item.id or "" for item in items]
+async def _named(call: Call) -> list[str]:
+    """The ids that were sent. Raises Invalid where the caller may not read one: it is not there for it."""
+    named = [item.id or "" for item in call.items]
+    known = {row.id for row in call.readable(await actions.by_ids(named))}
+    for workspace_id in named:
+        if workspace_id not in known:
+            message = f"there is no workspace {workspace_id}"
+            raise Invalid(message)
+    return named
 
 
 async def add_consumers(call: Call) -> None:
     """Let more workspaces read the state."""
-    await actions.change_consumers((await find(call)).id, add=_ids(call.items))
+    await actions.change_consumers((await find(call)).id, add=await _named(call))
 
 
 async def replace_consumers(call: Call) -> None:
     """Let exactly these workspaces read the state."""
-    await actions.change_consumers((await find(call)).id, add=_ids(call.items), remove=None)
+    await actions.change_consumers((await find(call)).id, add=await _named(call), remove=None)
 
 
 async def remove_consumers(call: Call) -> None:
     """Let these workspaces read the state no more."""
-    await actions.change_consumers((await find(call)).id, remove=_ids(call.items))
+    await actions.change_consumers((await find(call)).id, remove=[item.id or "" for item in call.items])
 
 
 RESOURCES = (WORKSPACE, TAG, BINDING, EFFECTIVE_BINDING)

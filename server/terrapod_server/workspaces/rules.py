@@ -5,9 +5,6 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,89}")
-LABELS_MOST = 50
-KEY_LONGEST = 128
-VALUE_LONGEST = 254
 
 
 def name(text: str) -> str:
@@ -25,23 +22,6 @@ def folder(text: str) -> str:
         message = "must be a relative path inside the configuration"
         raise ValueError(message)
     return "" if str(path) == "." else str(path)
-
-
-def labels(sent: Mapping[str, object]) -> dict[str, str]:
-    """Labels as they may be; a null value is an empty one. Raises ValueError."""
-    if len(sent) > LABELS_MOST:
-        message = f"there may be at most {LABELS_MOST}"
-        raise ValueError(message)
-    checked = {}
-    for key, value in sent.items():
-        if not 0 < len(key) <= KEY_LONGEST or "," in key or key != key.strip():
-            message = f"a key must have 1 to {KEY_LONGEST} characters and no comma"
-            raise ValueError(message)
-        if value is not None and (not isinstance(value, str) or len(value) > VALUE_LONGEST):
-            message = f"the value of {key} must be a string of at most {VALUE_LONGEST} characters"
-            raise ValueError(message)
-        checked[key] = value or ""
-    return checked
 
 
 def tagged(query: Mapping[str, str]) -> list[tuple[str, str | None]]:

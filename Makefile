@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup check fmt test demo bench migration dist
+.PHONY: setup check fmt test demo bench migration docs dist
 
 setup: .venv/ready
 
@@ -35,6 +35,9 @@ bench: setup
 
 migration: setup
 	$(BIN)/python packaging/makemigration.py
+
+docs: setup
+	$(BIN)/python packaging/makedocs.py
 
 dist: setup
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation -w dist .

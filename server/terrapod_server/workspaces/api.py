@@ -316,8 +316,11 @@ def _checked(labels: Mapping[str, str | None]) -> dict[str, str]:
 
 
 async def show(call: Call) -> Record[Workspace]:
-    """One workspace."""
-    return await actions.read(**call.path)
+    """One workspace. A run's token may name its own, and those that share their state with it."""
+    found = await actions.read(**call.path)
+    if call.principal.kind == "run" and not await actions.shares_state_with(found.id, call.principal.workspace_id):
+        raise NotFound
+    return found
 
 
 async def update(call: Call) -> Workspace:

@@ -147,6 +147,8 @@ class Registry:
         if not wanted:
             return
         rows = [_opened(row) for row in rows]
+        if resource.prepare is not None:  # a remembered document was not rendered of these
+            await resource.prepare(rows, call)
         included: dict[tuple[str, str], Any] = {}
         for path in dict.fromkeys(wanted.replace("_", "-").split(",")):
             level: list[tuple[Resource, Sequence[Row]]] = [(resource, rows)]

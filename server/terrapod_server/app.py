@@ -203,7 +203,7 @@ def build(config: Config) -> App:
         configuration_in_use=runs.configuration_in_use,
         on_state_finalized=runs.on_state_finalized,
         on_workspace_unlocked=runs.on_workspace_unlocked,
-        runs_with_status=runs.runs_with_status,
+        run_has_status=runs.run_has_status,
         local_engines=agents.local_engines,
         pool_for=agents.pool_for,
         before_workspace_deleted=[runs.before_workspace_deleted],

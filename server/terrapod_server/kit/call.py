@@ -78,7 +78,7 @@ class Services:
     on_workspace_unlocked: Callable[..., Awaitable[Any]] = _nothing
     local_engines: Callable[..., Awaitable[Any]] = _nothing
     pool_for: Callable[..., Awaitable[Any]] = _nothing
-    runs_with_status: Callable[..., Any] = _nothing
+    run_has_status: Callable[..., Any] = _nothing  #: a condition in SQL: `(column, statuses)`
     #: Asked before a workspace goes; may refuse with Conflict. `(services, workspace_id, force)`.
     before_workspace_deleted: list[Callable[..., Awaitable[Any]]] = field(default_factory=list)
     #: Called inside the transaction that deletes a workspace. `(workspace_id)`.

@@ -518,14 +518,12 @@ async def on_workspace_unlocked(services: Services, workspace_id: str) -> None:
         await change.advance()
 
 
-def runs_with_status(statuses: Iterable[str]) -> Where:
-    """Workspaces whose current run has one of the statuses."""
-    known = [status for status in statuses if status in {member.value for member in Status}]
-    marks = ", ".join(f"${place}" for place in range(1, len(known) + 1)) or "''"
-    return Where(
-        f'EXISTS (SELECT 1 FROM "run" r WHERE r."id" = t."current_run_id" AND r."status" IN ({marks}))',  # noqa: S608
-        tuple(known),
-    )
+def run_has_status(column: str, statuses: Iterable[str]) -> Where:
+    """The run that an id in `column` names has one of the statuses."""
+    known = [status for status in dict.fromkeys(statuses) if status in {member.value for member in Status}]
+    marks = ", ".join(f"${number}" for number in range(1, len(known) + 1)) or "NULL"
+    sql = f'EXISTS (SELECT 1 FROM run r WHERE r."id" = {column} AND r."status" IN ({marks}))'  # noqa: S608  our own words
+    return Where(sql, tuple(known))
 
 
 async def before_workspace_deleted(services: Services, workspace_id: str, force: bool) -> None:

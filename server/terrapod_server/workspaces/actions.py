@@ -1,6 +1,7 @@
 """The verbs of workspaces. Each is one transaction and tells others after it."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tortoise.exceptions import IntegrityError
@@ -9,7 +10,7 @@ from terrapod_server.access import rules as access
 from terrapod_server.access import visible
 from terrapod_server.kit.call import Principal, Services
 from terrapod_server.kit.database import in_transaction
-from terrapod_server.kit.reads import Reader, Record, Where, like
+from terrapod_server.kit.reads import Reader, Record, Where
 from terrapod_server.workspaces import rules
 from terrapod_server.workspaces.model import RemoteStateConsumer, Workspace, WorkspaceLabel
 from terrapod_shared import clock, ids
@@ -69,28 +70,55 @@ def consuming(workspace_id: str) -> Where:
     )
 
 
-def search(query: Mapping[str, str]) -> tuple[Where, str]:
-    """Which workspaces a list's parameters ask for, and in which order."""
+#: What lists may be sorted by; workspaces without a run come last.
+ORDERS = {
+    "name": 't."name"',
+    "-name": 't."name" DESC',
+    "current-run.created-at": 't."current_run_id" IS NULL, t."current_run_id", t."name"',
+    "-current-run.created-at": 't."current_run_id" IS NULL, t."current_run_id" DESC, t."name"',
+}
+
+
+def search(query: Mapping[str, str]) -> Where:
+    """The workspaces that a list's parameters ask for."""
     found = Where()
     if text := query.get("search[name]"):
-        found &= like('t."name"', text)
+        found &= _named(f"%{_escaped(text)}%")
     if wildcard := query.get("search[wildcard-name]"):
-        found &= like('t."name"', wildcard, is_whole=True)
-    for key in filter(None, query.get("search[tags]", "").split(",")):
-        found &= _labelled(key)
-    for key in filter(None, query.get("search[exclude-tags]", "").split(",")):
-        labelled = _labelled(key)
-        found &= Where(f"NOT ({labelled.sql})", labelled.values)
-    for key, value in rules.tagged(query):
-        found &= _labelled(key, value)
-    return found, 't."name" DESC' if query.get("sort") == "-name" else 't."name"'
+        found &= _named(_escaped(wildcard).replace("*", "%"))
+    if keys := _words(query.get("search[tags]")):
+        found &= _labelled(keys, len(keys))
+    if keys := _words(query.get("search[exclude-tags]")):
+        excluded = _labelled(keys, 1)
+        found &= Where(f"NOT ({excluded.sql})", excluded.values)
+    pairs = rules.tagged(query)
+    if len(pairs) > access.LABELS_MOST:
+        return Where("1 = 0")  # more than any workspace has
+    for key, value in pairs:
+        found &= _labelled([key], 1, value)
+    return found
 
 
-def _labelled(key: str, value: str | None = None) -> Where:
-    more = "" if value is None else ' AND l."value" = $2'
+def _named(pattern: str) -> Where:
+    return Where("lower(t.\"name\") LIKE $1 ESCAPE '!'", (pattern.lower(),))
+
+
+def _escaped(text: str) -> str:
+    return re.sub("[!%_]", r"!\g<0>", text)
+
+
+def _words(text: str | None) -> list[str]:
+    return list(dict.fromkeys(filter(None, (text or "").split(","))))
+
+
+def _labelled(keys: Sequence[str], least: int, value: str | None = None) -> Where:
+    """Workspaces that have at least so many of the labels, and where a value is given with that."""
+    marks = ", ".join(f"${number}" for number in range(1, len(keys) + 1))
+    valued = "" if value is None else f' AND "value" = ${len(keys) + 1}'
     return Where(
-        f'EXISTS (SELECT 1 FROM "workspace_label" l WHERE l."workspace_id" = t."id" AND l."key" = $1{more})',  # noqa: S608
-        (key,) if value is None else (key, value),
+        f't."id" IN (SELECT "workspace_id" FROM workspace_label WHERE "key" IN ({marks}){valued} '  # noqa: S608  our own words
+        f'GROUP BY "workspace_id" HAVING count(*) >= {least})',
+        (*keys, *(() if value is None else (value,))),
     )
 
 

@@ -240,9 +240,10 @@ async def index(call: Call) -> Page:
     project = call.param("filter[project][id]")
     if project not in (None, PROJECT_ID):
         return Page([], 0)
-    found, order = actions.search(call.request.query_params)
+    found = actions.search(call.request.query_params)
     if statuses := call.param("filter[current-run][status]"):
-        found &= call.services.runs_with_status(statuses.split(","))
+        found &= call.services.run_has_status('t."current_run_id"', statuses.split(","))
+    order = actions.ORDERS.get(call.param("sort") or "", actions.ORDERS["name"])
     return call.listed(await actions.READER.page(call, found & actions.readable(call.principal), order))
 
 

@@ -1,5 +1,6 @@
 """Request documents -> checked values. Pure; every mistake is an `Invalid` with a JSON pointer."""
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +20,9 @@ _KINDS = {
     datetime: "an RFC 3339 time",
 }
 
+#: An escaped NUL; not the six letters of one, which follow an escaped backslash.
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
 
 def decode(raw: bytes) -> Any:
     """The JSON value of a body, or None for an empty one. Raises BadRequest, or Invalid for a NUL."""
@@ -29,7 +33,7 @@ def decode(raw: bytes) -> Any:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ValueError) as error:
         message = f"the body is not JSON: {error}"
         raise BadRequest(message) from None
-    if b"\\u0000" in raw:  # PostgreSQL keeps no NUL in text
+    if b"\\u0000" in raw and _NUL.search(raw):  # PostgreSQL keeps no NUL in text
         message = "text may not contain a NUL character"
         raise Invalid(message)
     return value

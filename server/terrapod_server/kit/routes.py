@@ -56,7 +56,7 @@ class Routes:
         node, values = found
         match = node.endpoints.get(method) or (node.endpoints.get("GET") if method == "HEAD" else None)
         if match is None:
-            allowed = ", ".join(sorted(node.endpoints))
+            allowed = ", ".join(sorted({*node.endpoints, *(("HEAD",) if "GET" in node.endpoints else ())}))
             error = MethodNotAllowed(f"{method[:20]} is not possible here; {allowed} is")
             error.headers["Allow"] = allowed
             raise error

@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tortoise.exceptions import ValidationError as OrmValidation
 
 from terrapod_server.kit import parse, repeats
+from terrapod_server.kit.body import Body
 from terrapod_server.kit.call import Call, Services, too_large
 from terrapod_server.kit.documents import Registry, encode
 from terrapod_server.kit.jsonapi import Endpoint, Limit, Page, Raw
@@ -92,7 +93,8 @@ class Server:
                 return
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
+        body = Body(Request(scope, receive))
+        request = Request(scope, body)
         begun = time.perf_counter()
         asked_id = request.headers.get("x-request-id", "")
         request_id = (
@@ -114,10 +116,10 @@ class Server:
             raw_path = scope.get("raw_path") or scope["path"].encode()
             endpoint, path = self.routes.find(request.method, raw_path.partition(b"?")[0].decode("ascii", "replace"))
             response = await self._answer(endpoint, request, path)
-            await self._send(response, headers, scope, receive, counted)
+            await self._send(response, headers, scope, body, counted)
         except errors.TerrapodError as error:
             if status == 0:
-                await self._send(_error_response(error), headers, scope, receive, counted)
+                await self._send(_error_response(error), headers, scope, body, counted)
             else:
                 log.warning("request %s broke off: %s", request_id, error.detail)
                 raise
@@ -126,12 +128,12 @@ class Server:
         except Exception:  # one of the three edges: a handler's failure is a 500, never a dead server
             log.exception("request %s failed", request_id)
             if status == 0:
-                await self._send(_error_response(errors.Internal()), headers, scope, receive, counted)
+                await self._send(_error_response(errors.Internal()), headers, scope, body, counted)
             else:
                 raise
         finally:
             if self.services.config.access_log:
-                shown = endpoint.path if isinstance(endpoint, Raw) and endpoint.quiet else scope["path"]
+                shown = _shown(endpoint, scope["path"])
                 access_log.info(
                     "%s %s %s %.1f ms %s",
                     request.method,
@@ -142,11 +144,16 @@ class Server:
                 )
 
     @staticmethod
-    async def _send(response: ASGIApp, headers: Mapping[str, str], scope: Scope, receive: Receive, send: Send) -> None:
+    async def _send(response: ASGIApp, headers: Mapping[str, str], scope: Scope, body: Body, send: Send) -> None:
         if isinstance(response, Response):
             for name, value in (*_HEADERS.items(), *headers.items()):
                 response.headers.setdefault(name, value)
-        await response(scope, receive, send)
+            if scope["method"] == "HEAD":  # nothing is read that nobody gets: a state, or a stream without an end
+                response = Response(status_code=response.status_code, headers=dict(response.headers))
+            if not body.has_ended and not isinstance(response, StreamingResponse):
+                await body.leave(response, send)
+                return
+        await response(scope, body, send)
 
     async def _answer(self, endpoint: Endpoint | Raw, request: Request, path: dict[str, str]) -> Response:
         if path.get("org", "default") != "default":
@@ -179,6 +186,10 @@ class Server:
         length = request.headers.get("content-length", "")
         if call.limit_bytes and length.isdigit() and int(length) > call.limit_bytes:
             raise too_large(call.limit_bytes)
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity") and endpoint.limit is not Limit.CONFIGURATION:  # which is a gzip itself
+            message = f"the body may not be compressed, and its Content-Encoding is {encoding[:40]!r}"
+            raise errors.UnsupportedMedia(message)
         if isinstance(endpoint, Raw):
             return await endpoint.do(call)
         return await self._document(endpoint, call)
@@ -191,13 +202,17 @@ class Server:
         earlier = await attempt.begin()
         if earlier is not None:
             status, body = earlier
-            return Response(body, status, media_type=endpoint.media if body else None)
+            return Response(body, status, dict(endpoint.headers), endpoint.media if body else None)
         try:
-            response = await self._render(endpoint, call, await endpoint.do(call))
+            result = await endpoint.do(call)
         except BaseException:
             await asyncio.shield(attempt.forget())
             raise
-        await attempt.end(response.status_code, bytes(response.body))
+        response = await self._render(endpoint, call, result)
+        try:
+            await attempt.end(response.status_code, bytes(response.body))
+        except Exception:  # the work is done and committed, so that it may not be told as failed
+            log.exception("the answer to a repeat of %s cannot be kept", endpoint.path)
         return response
 
     async def _read(self, endpoint: Endpoint, call: Call) -> bytes:
@@ -244,6 +259,13 @@ class Server:
         else:
             document = await self.registry.one(endpoint.resource, result, call, endpoint.view)
         return Response(encode(document), endpoint.status, dict(endpoint.headers), endpoint.media)
+
+
+def _shown(endpoint: Endpoint | Raw | None, path: str) -> str:
+    """A path as the access log may hold it: a secret in it gives rights, also where the path as a whole is wrong."""
+    if endpoint is None:
+        return "/".join(part if len(part) <= _PATH_LONGEST else "(long)" for part in path.split("/"))
+    return endpoint.path if isinstance(endpoint, Raw) and endpoint.quiet else path
 
 
 def _error_response(error: errors.TerrapodError) -> Response:

@@ -148,11 +148,19 @@ def fingerprint(token: str) -> str:
 
 
 async def create_token(pool_id: str, user_id: str, values: Mapping[str, Any]) -> tuple[JoinToken, str]:
-    """The row and the token's text, which is nowhere kept. One use and one hour unless said otherwise."""
+    """The row and the token's text, which is nowhere kept. One use and one hour unless said otherwise.
+
+    Raises Invalid for an end that is past.
+    """
     text = TOKEN_PREFIX + secrets.token_urlsafe(32)
-    values = {"expires_at": clock.now() + TOKEN_LIFE, **values}
+    values = dict(values)
+    ends = {name: values.pop(name) for name in ("expired_at", "expires_at") if name in values}
+    until = ends.get("expires_at", ends.get("expired_at")) if ends else clock.now() + TOKEN_LIFE
+    if until is not None and until <= clock.now():
+        message = "a join token cannot end before it begins"
+        raise Invalid(message, pointer=f"/data/attributes/{list(ends)[-1].replace('_', '-')}")
     row = await JoinToken.create(
-        id=ids.make("at"), pool_id=pool_id, created_by_id=user_id, hash=fingerprint(text), **values
+        id=ids.make("at"), pool_id=pool_id, created_by_id=user_id, hash=fingerprint(text), expires_at=until, **values
     )
     return row, text
 

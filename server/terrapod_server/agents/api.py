@@ -158,10 +158,15 @@ async def tokens(call: Call) -> Page:
     return await call.rows(JoinToken.filter(pool_id=row.id).order_by("-id"))
 
 
+#: Of the attributes that tokens have, those of a join token.
+_JOIN = frozenset({"description", "max_uses", "expires_at", "expired_at"})
+
+
 async def create_token(call: Call) -> JoinToken:
     """Make a join token; its text is in this answer only."""
     row = await show(call)
-    made, text = await actions.create_token(row.id, call.principal.id, call.attributes)
+    sent = {name: value for name, value in call.attributes.items() if name in _JOIN}
+    made, text = await actions.create_token(row.id, call.principal.id, sent)
     made.text = text
     return made
 

@@ -80,6 +80,7 @@ TOKEN = Resource(
             write=True,
             nullable=True,
             minimum=1,
+            maximum=(1 << 31) - 1,
             value=lambda row, _: getattr(row, "max_uses", None),
         ),
         Attr("use-count", int, "a pool's: how often it was used", value=lambda row, _: getattr(row, "use_count", None)),

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from terrapod_shared.variables import refusal
 
 #: Loaded after the user's `terraform.tfvars` and `*.auto.tfvars`.
 VAR_FILE = "terrapod.tfvars"
+_EPHEMERAL = re.compile(r"\bephemeral[ \t]*=")
 _VARIABLE = re.compile(r'^[ \t]*variable[ \t]+"?([A-Za-z_][A-Za-z0-9_-]*)"?[ \t]*\{', re.MULTILINE)
 
 
@@ -32,8 +33,12 @@ def plan_argv(options: wire.Options, plan_file: str, var_file: str | None, gener
     return argv
 
 
-def apply_argv(options: wire.Options, plan_file: str) -> list[str]:
-    return ["apply", "-input=false", *(["-json"] if options.structured else []), plan_file]
+def apply_argv(options: wire.Options, plan_file: str, var_file: str | None = None) -> list[str]:
+    """`var_file` holds ephemeral variables: the plan file knows all others, and none of these."""
+    argv = ["apply", "-input=false"]
+    argv += ["-json"] if options.structured else []
+    argv += [f"-var-file={var_file}"] if var_file else []
+    return [*argv, plan_file]
 
 
 def header(listener: str, version: str, engine: wire.Engine, platform: str) -> list[str]:
@@ -47,21 +52,32 @@ def header(listener: str, version: str, engine: wire.Engine, platform: str) -> l
     ]
 
 
-def declared(sources: Mapping[str, str]) -> set[str]:
-    """Names of the variables that the root module declares, from its files' texts by name."""
-    found: set[str] = set()
+def declared(sources: Mapping[str, str]) -> dict[str, bool]:
+    """The variables that the root module declares, from its files' texts by name, and whether each may be ephemeral.
+
+    That is read off the text up to the next declaration, so it may be true of
+    one that is not: terraform takes a value that it knows from the plan once more.
+    """
+    found: dict[str, bool] = {}
     for name, text in sources.items():
         if name.endswith(".json"):
-            try:
-                document = json.loads(text)
-            except ValueError:
-                continue
-            blocks = document.get("variable", {}) if isinstance(document, dict) else {}
-            for block in blocks if isinstance(blocks, list) else [blocks]:
-                found |= set(block) if isinstance(block, dict) else set()
-        else:
-            found |= set(_VARIABLE.findall(text))
+            found |= _declared_in_json(text)
+            continue
+        heads = list(_VARIABLE.finditer(text))
+        ends = [head.start() for head in heads[1:]] + [len(text)]
+        for head, end in zip(heads, ends, strict=True):
+            found[head[1]] = bool(_EPHEMERAL.search(text, head.end(), end)) or found.get(head[1], False)
     return found
+
+
+def _declared_in_json(text: str) -> dict[str, bool]:
+    try:
+        document = json.loads(text)
+    except ValueError:
+        return {}
+    blocks = document.get("variable", {}) if isinstance(document, dict) else {}
+    tables = [block for block in (blocks if isinstance(blocks, list) else [blocks]) if isinstance(block, dict)]
+    return {key: '"ephemeral"' in json.dumps(body) for table in tables for key, body in table.items()}
 
 
 _HCL = {r"\b": r"\u0008", r"\f": r"\u000c"}  # HCL knows neither of JSON's two
@@ -73,7 +89,12 @@ def quoted(text: str) -> str:
     return plain.replace("${", "$${").replace("%{", "%%{")
 
 
-def var_file(variables: Iterable[wire.Variable], names: set[str]) -> str:
+def given(variables: Iterable[wire.Variable], names: Mapping[str, bool], phase: wire.Phase) -> list[wire.Variable]:
+    """What a phase is given: all of them for the plan; for the apply those of the environment, and ephemeral ones."""
+    return [each for each in variables if phase == "plan" or each.category == "env" or names.get(each.key)]
+
+
+def var_file(variables: Iterable[wire.Variable], names: Collection[str]) -> str:
     """Declared variables as a tfvars file; HCL values stand in it as they came."""
     lines = [
         f"{each.key} = {each.value if each.hcl else quoted(each.value)}\n"
@@ -91,7 +112,7 @@ def refused(variables: Iterable[wire.Variable]) -> str | None:
     return None
 
 
-def environment(work: wire.Work, names: set[str], base: Mapping[str, str]) -> dict[str, str]:
+def environment(work: wire.Work, names: Collection[str], base: Mapping[str, str]) -> dict[str, str]:
     """The whole environment of a run: `base`, ours, and the user's variables; nothing is inherited."""
     facts = {
         "TFC_RUN_ID": work.run_id,

@@ -3,21 +3,28 @@
 import time
 from typing import Literal
 
+import msgspec
+
 from terrapod_server.agents import authority
 from terrapod_server.agents.model import Listener
 from terrapod_server.configs import actions as configs
 from terrapod_server.kit.call import Services
 from terrapod_server.mirror import actions as mirror
 from terrapod_server.runs import actions as runs
-from terrapod_server.runs import logs
+from terrapod_server.runs import logs, queue
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.states import actions as states
+from terrapod_server.store.port import once, whole
 from terrapod_server.variables import actions as variables
 from terrapod_server.variables.rules import Resolved, resolve
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.organization import PROJECT_NAME
 from terrapod_shared import signing, wire
-from terrapod_shared.errors import Conflict
+from terrapod_shared.errors import Conflict, NotFound
+
+#: The artifact of a plan that holds its terraform variables.
+_FIXED = "variables"
+_FIXED_MOST = 256 << 20
 
 
 async def build(services: Services, listener: Listener, phase: Phase) -> wire.Work:
@@ -77,13 +84,9 @@ async def _engine(services: Services, listener: Listener, run: Run) -> wire.Engi
 
 
 async def _variables(services: Services, listener: Listener, run: Run, phase: Phase) -> list[wire.Variable]:
-    """Of the workspace and of the run, the run's above; sensitive values for the listener's eyes alone."""
-    own = [
-        Resolved(item["key"], "terraform", item["value"], hcl=True, from_run=True)
-        for item in runs.run_variables(services, run)
-    ]
+    """Of the workspace and of the run; sensitive values for the listener's eyes alone."""
     found = []
-    for each in resolve([await variables.resolve(services, run.workspace_id), own]):
+    for each in await _resolved(services, run, phase):
         sealed = ""
         if each.sensitive and not listener.sealing_key:
             message = f"listener {listener.name} has no key to seal the sensitive variable {each.key} to"
@@ -103,6 +106,26 @@ async def _variables(services: Services, listener: Listener, run: Run, phase: Ph
             )
         )
     return found
+
+
+async def _resolved(services: Services, run: Run, phase: Phase) -> list[Resolved]:
+    """Those of terraform are fixed when the plan is claimed; those of the environment are read again at the apply."""
+    own = [
+        Resolved(item["key"], "terraform", item["value"], hcl=True, from_run=True)
+        for item in runs.run_variables(services, run)
+    ]
+    now = resolve([await variables.resolve(services, run.workspace_id), own])
+    if phase.kind == "plan":
+        fixed = [each for each in now if each.category == "terraform"]
+        if fixed:
+            await services.store.put(queue.artifact_key(phase, _FIXED), once(msgspec.json.encode(fixed)))
+        return now
+    try:
+        key = queue.artifact_key(await Phase.get(id=run.plan_id), _FIXED)
+        fixed = msgspec.json.decode(await whole(services.store, key, _FIXED_MOST), type=list[Resolved])
+    except NotFound:
+        fixed = []
+    return [*(each for each in now if each.category == "env"), *fixed]
 
 
 async def _links(listener: Listener, run: Run, phase: Phase) -> dict[str, wire.Link]:

@@ -22,7 +22,7 @@ def configuration(workspace_id: str, version_id: str) -> str:
 
 
 def artifact(workspace_id: str, run_id: str, name: str) -> str:
-    """`plan-file`, `lock-file`, `plan-json`, `schemas` or `redacted` of a run."""
+    """`plan-file`, `lock-file`, `plan-json`, `schemas`, `redacted` or `variables` of a run."""
     return f"workspaces/{workspace_id}/runs/{run_id}/{name}"
 
 

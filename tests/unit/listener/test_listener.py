@@ -152,9 +152,28 @@ def test_strings_are_written_as_hcl() -> None:
     declared = terraform.declared(
         {"a.tf": 'variable "x" {}\n  variable y {\n', "b.tf.json": '{"variable": {"z": {}}}', "c.tf.json": "nope"}
     )
-    assert declared == {"x", "y", "z"}
+    assert declared == {"x": False, "y": False, "z": False}
     text = terraform.var_file([wire.Variable(key="x", category="terraform", value="[1]", hcl=True)], declared)
     assert text == "x = [1]\n"
+
+
+def test_an_apply_is_given_ephemeral_variables_alone() -> None:
+    names = terraform.declared(
+        {
+            "a.tf": 'variable "plain" {\n  default = "ephemeral"\n}\nvariable "token" {\n  ephemeral = true\n}\n',
+            "b.tf.json": '{"variable": [{"json_token": {"ephemeral": true}, "json_plain": {}}]}',
+        }
+    )
+    assert {name for name, may_be in names.items() if may_be} == {"token", "json_token"}
+    keys = ("plain", "token", "json_token", "json_plain", "undeclared")
+    variables = [wire.Variable(key=key, category="terraform", value="v") for key in keys]
+    variables.append(wire.Variable(key="plain", category="env", value="v"))
+    assert terraform.given(variables, names, "plan") == variables
+    left = terraform.given(variables, names, "apply")
+    assert [(each.key, each.category) for each in left] == [
+        ("token", "terraform"), ("json_token", "terraform"), ("plain", "env"),
+    ]  # fmt: skip
+    assert terraform.apply_argv(wire.Options(), "p", "v")[-2:] == ["-var-file=v", "p"]
 
 
 def test_a_plan_is_counted() -> None:

@@ -10,7 +10,7 @@ from terrapod_server.kit.call import Services
 from terrapod_server.store import keys
 from terrapod_server.store.port import gathered
 from terrapod_shared import clock, ids
-from terrapod_shared.errors import Conflict, Invalid, NotFound
+from terrapod_shared.errors import Conflict, Invalid, NotFound, TerrapodError
 
 
 async def get(version_id: str) -> ConfigurationVersion:
@@ -35,6 +35,11 @@ async def latest(workspace_id: str) -> ConfigurationVersion | None:
     )
 
 
+async def applied(version_id: str) -> None:
+    """A provisional version counts from now on as any other: its run is applied."""
+    await ConfigurationVersion.filter(id=version_id, provisional=True).update(provisional=False)
+
+
 async def create(workspace_id: str, user_id: str, values: Mapping[str, Any]) -> ConfigurationVersion:
     return await ConfigurationVersion.create(
         id=ids.make("cv"), workspace_id=workspace_id, created_by_id=user_id, **values
@@ -44,7 +49,8 @@ async def create(workspace_id: str, user_id: str, values: Mapping[str, Any]) -> 
 async def upload(services: Services, version_id: str, chunks: AsyncIterator[bytes]) -> ConfigurationVersion:
     """Takes the archive. The same bytes again are no error; others are, once a run uses the first.
 
-    Raises Invalid for what is no archive, Conflict; nothing is kept then.
+    Raises Invalid for what is no archive, Conflict; nothing is kept then. A run
+    that was to begin with it and is refused leaves its reason in `error_message`.
     """
     row = await get(version_id)
     if row.status == "archived":
@@ -70,6 +76,7 @@ async def upload(services: Services, version_id: str, chunks: AsyncIterator[byte
         size=stored.size,
         sha256=stored.sha256,
         stored_key=fresh,
+        error_message="",
         status_timestamps={**row.status_timestamps, "uploaded-at": clock.stamp(clock.now())},
     )
     if not changed:
@@ -78,9 +85,12 @@ async def upload(services: Services, version_id: str, chunks: AsyncIterator[byte
         raise Conflict(message)
     if old:
         await services.store.delete(old)
-    row = await get(row.id)
-    await services.on_configuration_uploaded(services, row)
-    return row
+    try:
+        await services.on_configuration_uploaded(services, await get(row.id))
+    except TerrapodError as error:  # the upload stands, and says so: a refusal would make its sender send it again
+        text = f"the configuration is here, but no run was begun with it: {error.detail}"
+        await ConfigurationVersion.filter(id=row.id).update(error_message=text)
+    return await get(row.id)
 
 
 async def _checked(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -35,6 +35,7 @@ class Daemon:
         self._told: list[wire.LocalEngine] = []
         self._changed = asyncio.Event()
         self._draining = asyncio.Event()
+        self._renew_asked = asyncio.Event()
         self._signals = 0
 
     async def run(self) -> None:
@@ -116,7 +117,7 @@ class Daemon:
 
     async def _take(self, engines: Engines) -> None:
         """Long polls while a slot is free."""
-        attempt = 0
+        attempt = refused = 0
         while not self._draining.is_set():
             if len(self._jobs) >= self._config.capacity:
                 self._changed.clear()
@@ -132,7 +133,12 @@ class Daemon:
                 attempt += 1
                 continue
             if work is not None:
-                self._start(Job(self._home, self._server, engines, self._config, work), asked)
+                job = Job(self._home, self._server, engines, self._config, work)
+                self._start(job, asked)
+                await self._until_draining(_within(job.decided, work.lease.offer_seconds))
+                refused = refused + 1 if job.is_refused else 0
+                if refused:  # another listener may be able to take what this one cannot: it is to come first
+                    await self._until_draining(asyncio.sleep(pause_s(refused)))
 
     def _start(self, job: Job, asked: float) -> None:
         work = job.work
@@ -187,13 +193,17 @@ class Daemon:
                 jobs[run_id].cancel(how)
         if pulse.drain:
             self._draining.set()
+        if pulse.renew:
+            self._renew_asked.set()
 
     async def _renewals(self) -> None:
         while True:
             left = self._server.identity.renew_at() - time.time()
-            await asyncio.sleep(min(max(left, 0.0), 3600.0))
-            if left > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._renew_asked.wait(), min(max(left, 0.0), 3600.0))
+            if left > 0 and not self._renew_asked.is_set():
                 continue
+            self._renew_asked.clear()
             try:
                 await joining.renew(self._server)
                 log.info("the certificate is renewed until %s", self._server.identity.expires())
@@ -224,6 +234,11 @@ class Daemon:
                 log.error("the state of %s stays in the spool: %s", facts["run_id"], error.detail)  # noqa: TRY400
                 continue
             await asyncio.to_thread(kept.drop, state)
+
+
+async def _within(event: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
 
 
 async def _after(before: list[asyncio.Task[None]], job: Job) -> None:

@@ -2,15 +2,17 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import platform
+import zipfile
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, urlsplit
 
-from terrapod_listener import __version__, kept, terraform, workdir
+import msgspec
+
+from terrapod_listener import __version__, kept, schemas, terraform, workdir
 from terrapod_listener.client import Server, digest_of
 from terrapod_listener.config import Config
 from terrapod_listener.install import Engines
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PREPARE_S = 1800.0
 _SHOW_S = 600.0
+#: Of an offer's time, how much its engine may take; one that takes longer is waited for under the lease.
+_ENGINE_PART = 0.6
 
 
 class Failed(Exception):
@@ -32,8 +36,16 @@ class Undelivered(Failed):
     """The state is on this host alone."""
 
 
+class Refused(Exception):
+    """The phase cannot begin on this listener; another may be able to take it."""
+
+
 class Canceled(Exception):
     """Somebody canceled the run."""
+
+
+#: What may stand in the way of an engine.
+_NO_ENGINE = (errors.TerrapodError, OSError, zipfile.BadZipFile)
 
 
 class Job:
@@ -50,6 +62,11 @@ class Job:
         self._cancel = ""
         self._is_lost = False
         self._keep_folder = False
+        self.decided = asyncio.Event()  #: the offer was accepted, or given back
+        self.is_refused = False
+        self._engine: asyncio.Task[Path]
+        self._schemas = schemas.Schemas(home / "schemas")
+        self._var_file: str | None = None
         self._log: Spool
         self._binary = Path()
         self._env: dict[str, str] = {}
@@ -69,8 +86,8 @@ class Job:
         self._kill_readers()
         if how == "force-cancel":
             self._process.kill()
-        else:
-            self._process.interrupt(self.work.limits.cancel_grace_s)
+        else:  # an apply ends by itself, or by a person's `force-cancel`: what it is making would be lost with it
+            self._process.interrupt(None if self.step == "apply" else self.work.limits.cancel_grace_s)
 
     def lose(self) -> None:
         """The lease is gone. A plan is stopped; an apply goes on, since its state is still to be delivered."""
@@ -85,13 +102,45 @@ class Job:
 
     async def run(self) -> None:
         """Does all of it. Raises nothing but what ends the listener."""
-        work = self.work
-        begun: wire.Report = wire.Report(phase=work.phase, status="planning" if work.phase == "plan" else "applying")
+        self._engine = asyncio.create_task(self._engines.path(self.work))
         try:
-            await self._server.report(work.run_id, begun, work.lease.number)
-        except errors.TerrapodError as error:
-            log.warning("%s %s was not accepted: %s", work.phase, work.run_id, error.detail)
-            return
+            if await self._accepted():
+                self.decided.set()
+                await self._do()
+        finally:
+            self.decided.set()
+            self._engine.cancel()
+            with contextlib.suppress(asyncio.CancelledError, *_NO_ENGINE):
+                await self._engine
+
+    async def _accepted(self) -> bool:
+        """Takes the offer, unless its engine cannot be had here: then it is given back with the reason."""
+        work = self.work
+        await asyncio.wait({self._engine}, timeout=work.lease.offer_seconds * _ENGINE_PART)
+        error = self._engine.exception() if self._engine.done() else None
+        status: Literal["planning", "applying"] = "planning" if work.phase == "plan" else "applying"
+        try:
+            if isinstance(error, _NO_ENGINE):
+                await self._refuse(self._no_engine(error))
+            else:
+                await self._server.report(work.run_id, wire.Report(phase=work.phase, status=status), work.lease.number)
+        except errors.TerrapodError as refusal:
+            log.warning("%s %s was not accepted: %s", work.phase, work.run_id, refusal.detail)
+            return False
+        return not self.is_refused
+
+    def _no_engine(self, error: BaseException) -> str:
+        engine = self.work.engine
+        return f"{engine.tool} {engine.version} cannot be had: {getattr(error, 'detail', error)}"
+
+    async def _refuse(self, why: str) -> None:
+        self.is_refused = True
+        log.warning("%s %s is given back: %s", self.work.phase, self.work.run_id, why)
+        refusal = wire.Report(phase=self.work.phase, status="refused", reason=why)
+        await self._server.report(self.work.run_id, refusal, self.work.lease.number)
+
+    async def _do(self) -> None:
+        work = self.work
         try:
             await asyncio.to_thread(self._fresh_folder)
         except OSError as error:
@@ -102,8 +151,12 @@ class Job:
             return
         self._log = Spool(self.folder / "log", self._server, work)
         try:
-            report = await self._report()
-            await self._deliver(report)
+            await self._deliver(await self._report())
+        except Refused as refusal:
+            with contextlib.suppress(errors.TerrapodError):
+                await self._log.finish()
+            with contextlib.suppress(errors.TerrapodError):
+                await self._refuse(str(refusal))
         except (errors.LeaseEnded, errors.NotFound) as error:
             log.warning("%s %s is no longer ours: %s", work.phase, work.run_id, error.detail)
             await self._log.abandon()
@@ -133,9 +186,9 @@ class Job:
         except Undelivered as error:
             self._log.line(f"\nError: {error}")
             return wire.Report(phase=phase, status="errored", error_message=str(error), state=self._state_word)
-        except (Failed, workdir.Hostile) as error:
+        except (Failed, workdir.Hostile, schemas.NotWhole) as error:
             text = str(error)
-        except (errors.LeaseEnded, errors.NotFound):
+        except (errors.LeaseEnded, errors.NotFound, Refused):
             raise
         except errors.TerrapodError as error:
             text = error.detail
@@ -188,7 +241,7 @@ class Job:
         if why := terraform.refused(variables):
             raise Failed(why)
         self.step = "fetch"
-        self._binary = await self._engines.path(work)
+        self._binary = await self._engine_here()
         root = self.folder / "config"
         archive = self.folder / "configuration.tar.gz"
         link = work.links["configuration"]
@@ -204,18 +257,27 @@ class Job:
             )
         workdir.write_override(module, self._states)
         names = terraform.declared(await asyncio.to_thread(workdir.sources, module))
-        (self.folder / terraform.VAR_FILE).write_text(terraform.var_file(variables, names), encoding="utf-8")
-        self._env = terraform.environment(
-            wire.Work(**{**{field: getattr(work, field) for field in work.__struct_fields__}, "variables": variables}),
-            names,
-            self._base(),
-        )
+        given = terraform.given(variables, names, work.phase)
+        if text := terraform.var_file(given, names):
+            (self.folder / terraform.VAR_FILE).write_text(text, encoding="utf-8")
+            self._var_file = str(self.folder / terraform.VAR_FILE)
+        self._env = terraform.environment(msgspec.structs.replace(work, variables=given), names, self._base())
         self.step = "init"
         argv = terraform.init_argv(readonly_lock=work.phase == "apply" and "lock-file" in work.links)
         if await self._terraform(argv, module, _PREPARE_S):
             raise Failed(f"{work.engine.tool} init failed")
         workdir.check_backend(module, self._states)
         return module
+
+    async def _engine_here(self) -> Path:
+        """The program, which may still be on its way. Raises Refused where the plan can be given back."""
+        try:
+            return await self._engine
+        except errors.LeaseEnded:
+            raise
+        except _NO_ENGINE as error:
+            why = self._no_engine(error)
+            raise (Refused(why) if self.work.phase == "plan" else Failed(why)) from None
 
     def _unsealed(self) -> list[wire.Variable]:
         work, opened = self.work, []
@@ -288,6 +350,7 @@ class Job:
             on_output=self._log.write,
             to_file=to_file,
             timeout_s=timeout_s,
+            grace_s=None if self.step == "apply" else 30.0,
         )
         if self._is_lost and self.work.phase == "plan":
             raise errors.LeaseEnded("the lease has ended")
@@ -300,24 +363,25 @@ class Job:
         self.step = "plan"
         plan_file = self.folder / "plan"
         generated = module / "generated.tf"
-        argv = terraform.plan_argv(
-            self.work.options, str(plan_file), str(self.folder / terraform.VAR_FILE), str(generated)
-        )
+        argv = terraform.plan_argv(self.work.options, str(plan_file), self._var_file, str(generated))
         code = await self._terraform(argv, module, self.work.limits.plan_s)
         if code:
             raise Failed(f"{self.work.engine.tool} plan failed with exit code {code}")
         self.step = "show"
-        shown, schemas = self.folder / "plan.json", self.folder / "schemas.json"
-        codes = await asyncio.gather(
-            self._terraform(["show", "-json", str(plan_file)], module, _SHOW_S, shown),
-            self._terraform(["providers", "schema", "-json"], module, _SHOW_S, schemas),
-        )
-        if any(codes):
-            raise Failed("the plan could not be read back")
-        counts = await asyncio.to_thread(_digest_plan, shown, schemas)
-        self.step = "upload"
-        uploads = {"plan-file": plan_file, "plan-json": shown, "schemas": schemas}
         lock = module / ".terraform.lock.hcl"
+        shown, answer, cut = (self.folder / name for name in ("plan.json", "answer.json", "schemas.json"))
+        kept_answer = await asyncio.to_thread(self._schemas.place, self.work, lock)
+        is_known = await asyncio.to_thread(kept_answer.is_file)
+        reads = [self._terraform(["show", "-json", str(plan_file)], module, _SHOW_S, shown)]
+        if not is_known:
+            reads.append(self._terraform(["providers", "schema", "-json"], module, _SHOW_S, answer))
+        if any(await asyncio.gather(*reads)):
+            raise Failed("the plan could not be read back")
+        counts = await asyncio.to_thread(schemas.digest, shown, kept_answer if is_known else answer, cut)
+        if not is_known:
+            await asyncio.to_thread(self._schemas.keep, answer, kept_answer)
+        self.step = "upload"
+        uploads = {"plan-file": plan_file, "plan-json": shown, "schemas": cut}
         if lock.is_file() and not lock.is_symlink():
             uploads["lock-file"] = lock
         for name, path in uploads.items():
@@ -352,7 +416,7 @@ class Job:
         self._keep_folder = True  # until its state is known to be elsewhere, or unchanged
         try:
             code = await self._terraform(
-                terraform.apply_argv(work.options, str(plan_file)), module, work.limits.apply_s
+                terraform.apply_argv(work.options, str(plan_file), self._var_file), module, work.limits.apply_s
             )
         finally:
             self.step = "state"
@@ -394,13 +458,3 @@ class Job:
         query = f"serial={mark.serial}&lineage={quote(mark.lineage, safe='')}&md5={mark.md5}"
         target = f"{self._server.base}/runs/{self.work.run_id}/state?{query}"
         await self._server.persist("PUT", target, file=path, lease=self.work.lease.number, timeout_s=600.0)
-
-
-def _digest_plan(shown: Path, schemas: Path) -> terraform.Counts:
-    """Counts, and the schemas cut down to what the plan speaks of. To be called in a thread."""
-    plan = json.loads(shown.read_bytes())
-    if plan.get("errored"):
-        message = "the plan is not whole"
-        raise Failed(message)
-    schemas.write_text(json.dumps(terraform.filtered_schemas(json.loads(schemas.read_bytes()), plan)))
-    return terraform.read_plan(plan)

@@ -17,7 +17,7 @@ class Process:
         self._child: asyncio.subprocess.Process | None = None
         self._killer: asyncio.TimerHandle | None = None
         self.was_interrupted = False
-        self._early: float | None = None  # an interrupt's grace, asked for while there was no child
+        self._early: list[float | None] = []  # the grace of an interrupt that was asked for while there was no child
         self._killed = False
 
     async def run(
@@ -29,8 +29,12 @@ class Process:
         on_output: Callable[[bytes], None],
         to_file: Path | None = None,
         timeout_s: float,
+        grace_s: float | None = 30.0,
     ) -> int:
-        """The exit code; negative for a signal. Output goes to `on_output`, or standard output to a file."""
+        """The exit code; negative for a signal. Output goes to `on_output`, or standard output to a file.
+
+        `grace_s` is for what runs longer than `timeout_s`; see `interrupt`.
+        """
         # a pipe of our own: asyncio's `wait` would wait for everybody who holds its pipe, not for the child alone
         reader_end, writer_end = os.pipe()
         target = to_file.open("wb") if to_file else None
@@ -53,15 +57,15 @@ class Process:
                 target.close()
         if self._killed:
             self.kill()
-        elif self._early is not None:
-            self.interrupt(self._early)
+        elif self._early:
+            self.interrupt(self._early[0])
         reading = asyncio.create_task(_pump(reader_end, on_output))
         try:
             async with asyncio.timeout(timeout_s):
                 code = await child.wait()
         except TimeoutError:
             on_output(f"\nThe phase ran longer than {timeout_s:.0f} s and is interrupted.\n".encode())
-            self.interrupt(30.0)
+            self.interrupt(grace_s)
             code = await child.wait()
         finally:
             if self._killer:
@@ -72,16 +76,20 @@ class Process:
         self._child = None
         return code
 
-    def interrupt(self, grace_s: float) -> None:
-        """One SIGINT: terraform stops, and saves its state. A second would make it stop without."""
+    def interrupt(self, grace_s: float | None) -> None:
+        """One SIGINT: terraform stops, and saves its state. A second would make it stop without.
+
+        After the grace comes a SIGKILL; with None none does, however long it takes.
+        """
         if self._child is None:
-            self._early = grace_s
+            self._early.append(grace_s)
             return
         if self.was_interrupted:
             return
         self.was_interrupted = True
         self._signal(signal.SIGINT)
-        self._killer = asyncio.get_running_loop().call_later(grace_s, self.kill)
+        if grace_s is not None:
+            self._killer = asyncio.get_running_loop().call_later(grace_s, self.kill)
 
     def kill(self) -> None:
         self.was_interrupted = self._killed = True

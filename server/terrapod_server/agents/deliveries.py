@@ -21,7 +21,16 @@ from terrapod_server.runs.model import Phase
 from terrapod_server.states import actions as states
 from terrapod_server.store import keys
 from terrapod_shared import clock, ids, wire
-from terrapod_shared.errors import BadRequest, Conflict, Invalid, LeaseEnded, NotFound, TerrapodError, Unauthorized
+from terrapod_shared.errors import (
+    BadRequest,
+    Conflict,
+    Invalid,
+    LeaseEnded,
+    NotFound,
+    TerrapodError,
+    Unauthorized,
+    Unavailable,
+)
 
 log = logging.getLogger(__name__)
 PROTOCOL = {wire.PROTOCOL_HEADER: str(wire.PROTOCOL)}
@@ -195,22 +204,18 @@ async def _offer(call: Call, phase: Phase) -> Response | None:
     except Exception as error:
         text = error.detail if isinstance(error, TerrapodError) else "internal server error"
         log.warning("cannot hand out %s", phase.id, exc_info=error)
-        report = wire.Report(
-            phase="plan" if phase.kind == "plan" else "apply",
-            status="errored",
-            error_message=f"the run could not be handed to a listener: {text}",
-        )
-        await queue.finish(call.services, phase.run_id, report, phase.lease_number, me.id, 0)
-        return None
+        why = f"it could not be handed to listener {me.name}: {text}"
+        await _give_back(call, phase, listener_id, why, counts=True)
+        raise Unavailable(f"{phase.run_id}: {why}") from None  # the listener pauses before it asks again
     finally:
         keeping.cancel()
     signature = await work.sign(call.services, me.id, body)
     return Response(body, 200, {wire.WORK_SIGNATURE_HEADER: signature}, "application/json")
 
 
-async def _give_back(call: Call, phase: Phase, listener_id: str, why: str) -> None:
-    kind = "plan" if phase.kind == "plan" else "apply"
-    await queue.refuse(call.services, phase.run_id, kind, phase.lease_number, listener_id, why)
+async def _give_back(call: Call, phase: Phase, listener_id: str, why: str, *, counts: bool = False) -> None:
+    number = phase.lease_number
+    await queue.refuse(call.services, phase.run_id, phase.kind, number, listener_id, why, counts=counts)
 
 
 @speaks
@@ -226,7 +231,8 @@ async def report(call: Call) -> Response:
         seconds = await queue.accept(services, run_id, message.phase, number, me.id)
         return _answer(wire.Reported(status=message.status, seconds=seconds))
     if message.status == "refused":
-        await queue.refuse(services, run_id, message.phase, number, me.id, message.reason)
+        why = f"listener {me.name} gave it back: {message.reason or 'it said no reason'}"
+        await queue.refuse(services, run_id, message.phase, number, me.id, why)
         return _answer(wire.Reported(status="refused"))
     phase = await Phase.get_or_none(id=queue.phase_id_of(run_id, message.phase))
     if phase is None:

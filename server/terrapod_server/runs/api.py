@@ -15,6 +15,7 @@ from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
 from terrapod_server.store.port import once, whole
 from terrapod_server.workspaces import actions as workspaces
+from terrapod_shared import clock
 from terrapod_shared.errors import Conflict, Invalid, NotFound
 
 #: A log's URL outlives its phase by a day; each read of the plan or apply gives a new one.
@@ -31,9 +32,13 @@ def _actions(run: Run) -> dict[str, bool]:
         "is-cancelable": states.is_cancelable(run.status) and not waits,
         "is-confirmable": states.allows(run.status, Event.CONFIRM) and not run.plan_only,
         "is-discardable": states.allows(run.status, Event.DISCARD),
-        "is-force-cancelable": waits and run.cancel_requested != "force-cancel",
+        "is-force-cancelable": waits and run.cancel_requested != "force-cancel" and _may_be_killed(run),
         "is-retryable": run.is_final,
     }
+
+
+def _may_be_killed(run: Run) -> bool:
+    return run.force_cancel_available_at is not None and run.force_cancel_available_at <= clock.now()
 
 
 def _permissions(level: Level) -> dict[str, bool]:
@@ -126,8 +131,13 @@ RUN = Resource(
     load=actions.by_ids,
     prepare=lambda rows, _call: _positions(rows),
     links={"self": lambda r, _: f"/api/v2/runs/{r.id}"},
-    #: A run that waits has a place in the queue, which stands in no row; variables are not kept in clear.
-    lasts=lambda r: r.status not in (Status.PENDING, Status.CONFIRMED) and not r.variables,
+    #: A run that waits has a place in the queue, which stands in no row; from when a canceled one may be killed is
+    #: a matter of time; variables are not kept in clear.
+    lasts=lambda r: (
+        r.status not in (Status.PENDING, Status.CONFIRMED)
+        and not r.variables
+        and (r.is_final or not r.cancel_requested)
+    ),
 )
 
 

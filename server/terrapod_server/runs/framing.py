@@ -29,6 +29,7 @@ def frame(raw: bytes, offset: int, limit: int, size: int, *, is_over: bool, has_
     return shown[:limit]
 
 
-def never_ran(word: str) -> bytes:
+def never_ran(word: str, why: str = "") -> bytes:
     """The raw log of a phase that ended before it began; clients drop three lines of an apply's."""
-    return f"Terrapod\nThis phase was never started.\nThe run was {word}.\n".encode()
+    error = f"\nError: {why}\n" if why else ""
+    return f"Terrapod\nThis phase was never started.\nThe run was {word}.\n{error}".encode()

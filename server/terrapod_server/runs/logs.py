@@ -154,8 +154,10 @@ async def _pieces(
 
 async def read(services: Services, phase: Phase, run: Run, offset: int, limit: int) -> bytes:
     """Up to `limit` bytes of the framed log; empty past its end."""
-    if phase.is_over and phase.log_size < 0:
-        raw = framing.never_ran(run.status.value) if phase.status == "canceled" else b""
+    never_said = phase.log_size < 0 or (phase.log_size == 0 and phase.status == "errored")
+    if phase.is_over and never_said:
+        has_ended_so = phase.status in ("canceled", "errored")
+        raw = framing.never_ran(run.status.value, run.error_message) if has_ended_so else b""
         start, stop = framing.raw_range(offset, limit, len(raw))
         return framing.frame(raw[start:stop], offset, limit, len(raw), is_over=True)
     total = await _size(services, phase, now=False)

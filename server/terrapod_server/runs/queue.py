@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from terrapod_server.configs import actions as configs
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Services
 from terrapod_server.runs import logs, states
@@ -28,7 +29,7 @@ from terrapod_shared.errors import Conflict, LeaseEnded, NotFound
 
 log = logging.getLogger(__name__)
 
-#: How often a plan whose listener was lost, or gave it back, is queued again.
+#: How often a plan whose listener was lost, and a phase that was given back, is handed out again.
 LOST_MOST = 3
 _HELD = "the listener was lost while it applied: waiting for it to come back, or for somebody to release the run"
 
@@ -102,41 +103,49 @@ async def accept(services: Services, run_id: str, kind: str, number: int, listen
         if not taken:
             message = f"the offer of {phase.id} has lapsed"
             raise LeaseEnded(message)
-        await change.fire(await get(run_id), Event.START)
+        await change.fire(await get(run_id), Event.START, status_message="")
     return wire.LEASE_S
 
 
-async def refuse(services: Services, run_id: str, kind: str, number: int, listener_id: str, reason: str) -> None:
-    """Gives an offer, or a plan that was accepted, back to the pool; the latter counts as lost.
+async def refuse(
+    services: Services, run_id: str, kind: str, number: int, listener_id: str, reason: str, *, counts: bool = True
+) -> None:
+    """Gives an offer, or a plan that was accepted, back to the pool; after LOST_MOST times the run ends with the reason.
 
-    Raises LeaseEnded where somebody ended the lease meanwhile, Conflict for an
-    apply that was accepted.
+    An offer whose refusal says nothing about the run does not count. Raises
+    LeaseEnded where somebody ended the lease meanwhile, Conflict for an apply
+    that was accepted.
     """
     phase = await check(run_id, kind, number, listener_id)
     async with Change(services, phase.workspace_id) as change:
-        given = await Phase.filter(
-            id=phase.id, lease_number=number, lease_listener_id=listener_id, lease_state="offered"
-        ).update(lease_state="ready", lease_number=number + 1, lease_listener_id=None)
+        phase = await check(run_id, kind, number, listener_id)
         run = await get(run_id)
-        if given:
-            change.wake(f"pool:{run.pool_id}")
-        else:
-            phase = await check(run_id, kind, number, listener_id)
-            if kind == "apply":
-                message = f"cannot give back a run that is {run.status.value}"
-                raise Conflict(message)
-            await Phase.filter(id=phase.id).update(
-                lease_state="none", lease_number=number + 1, lost_count=phase.lost_count + 1
-            )
-        await RunEvent.create(
-            run_id=run.id,
-            workspace_id=run.workspace_id,
-            event="refused",
-            status=run.status.value,
-            description=reason[:500],
+        is_offer = phase.lease_state == "offered"
+        if kind == "apply" and not is_offer:
+            message = f"cannot give back a run that is {run.status.value}"
+            raise Conflict(message)
+        given = await Phase.filter(id=phase.id, lease_number=number, lease_state=phase.lease_state).update(
+            lease_state="ready" if is_offer else "none",
+            lease_number=number + 1,
+            lease_listener_id=None,
+            lost_count=phase.lost_count + counts,
         )
         if not given:
-            await _lost_plan(change, run, phase, f"listener {listener_id} gave it back: {reason[:500]}")
+            raise _ended(phase)
+        reason = reason[:500]
+        await RunEvent.create(
+            run_id=run.id, workspace_id=run.workspace_id, event="refused", status=run.status.value, description=reason
+        )
+        if not is_offer:
+            await _lost_plan(change, run, phase, reason)
+        elif counts and phase.lost_count >= LOST_MOST:
+            message = f"the {kind} was offered {LOST_MOST + 1} times and no listener could take it; at last {reason}"
+            await change.fire(run, Event.FAIL, error_message=message, description=reason, status_message="")
+            await change.advance()
+        else:
+            await Run.filter(id=run.id).update(status_message=reason if counts else run.status_message)
+            change.wake(f"workspace:{run.workspace_id}")
+            change.wake(f"pool:{run.pool_id}")
 
 
 async def prolong(services: Services, listener_id: str, leases: Iterable[wire.HeldLease]) -> list[wire.LeaseVerdict]:
@@ -321,6 +330,7 @@ async def _end(change: Change, run: Run, report: wire.Report) -> None:
                 await change.confirm(run)
     elif report.status == "applied":
         await change.fire(run, Event.APPLY, status_message="")
+        await configs.applied(run.configuration_version_id)
     else:
         await change.fire(run, Event.FAIL, error_message=report.error_message[:4000], status_message="")
 
@@ -374,10 +384,10 @@ async def _lost_plan(change: Change, run: Run, phase: Phase, description: str) -
         await change.advance()
     elif phase.lost_count >= LOST_MOST:
         message = f"the plan was begun {LOST_MOST + 1} times and no listener ended it; at last {description}"
-        await change.fire(run, Event.FAIL, error_message=message, description=description)
+        await change.fire(run, Event.FAIL, error_message=message, description=description, status_message="")
         await change.advance()
     else:
-        await change.fire(run, Event.LOSE, description=description)
+        await change.fire(run, Event.LOSE, description=description, status_message=description)
 
 
 async def positions(run_ids: Sequence[str]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound
+
+log = logging.getLogger(__name__)
 
 _AT = "/data/attributes/"
 _MD5 = re.compile(r"[0-9a-f]{32}")
@@ -202,6 +205,11 @@ async def _settle(
     if kept.key != key:
         await _forget(services, key)
         return kept
+    if kept.replaced:
+        log.warning(
+            "state %s of workspace %s, serial %s, was forced by %s in place of %s",
+            kept.id, kept.workspace_id, kept.serial, kept.created_by_id, kept.replaced,
+        )  # fmt: skip
     await services.on_state_finalized(services, row.workspace_id)
     return kept
 
@@ -229,7 +237,8 @@ async def _finalize(
         if row.created_by_id:
             check_lock(await workspaces.get(row.workspace_id), row.created_by_id)
         newest = await current(row.workspace_id)
-        verdict, reason = rules.judge(_mark(newest), rules.Mark(row.serial, row.lineage, row.md5), force=row.forced)
+        sent = rules.Mark(row.serial, row.lineage, row.md5)
+        verdict, reason = rules.judge(_mark(newest), sent, force=row.forced)
         if verdict is rules.Verdict.REPEAT and newest is not None:
             return newest
         if verdict is rules.Verdict.CONFLICT:
@@ -248,6 +257,7 @@ async def _finalize(
             modules=summary.modules,
             providers=summary.providers,
             resource_count=summary.resource_count,
+            replaced=_replaced(newest, sent),
             finalized_at=clock.now(),
         )
         if not changed:
@@ -261,6 +271,12 @@ async def _finalize(
             current_state_version_id=row.id, resource_count=summary.resource_count
         )
         return await get(row.id)
+
+
+def _replaced(newest: StateVersion | None, sent: rules.Mark) -> dict[str, Any] | None:
+    if newest is None or rules.judge(_mark(newest), sent)[0] is not rules.Verdict.CONFLICT:
+        return None
+    return {"id": newest.id, "serial": newest.serial, "lineage": newest.lineage, "md5": newest.md5}
 
 
 def _outputs(services: Services, row: StateVersion, summary: parse.Summary) -> list[StateOutput]:

@@ -51,6 +51,11 @@ STATE = Resource(
             nullable=True,
             value=lambda *_: None,
         ),
+        Attr(
+            "replaced",
+            dict,
+            "the version that it took the place of by force, not following it: id, serial, lineage, md5",
+        ),
         Attr("status", str, "pending, finalized or discarded"),
         Attr("size", int, "bytes"),
         Attr("state-version", int, "of the format", value=lambda *_: 4),

@@ -19,6 +19,8 @@ class StateVersion(Model):
     key = fields.CharField(max_length=200, default="")  #: of the bytes in the store
     size = fields.BigIntField(default=0)
     forced = fields.BooleanField(default=False)
+    #: What it took the place of by force, though its serial or lineage did not follow: id, serial, lineage, md5.
+    replaced: Any = fields.JSONField(null=True)
     run_id = fields.CharField(max_length=40, null=True)
     created_by_id = fields.CharField(max_length=40, default="")
     terraform_version = fields.CharField(max_length=40, default="")

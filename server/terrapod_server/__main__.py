@@ -1,4 +1,4 @@
-"""`terrapod-server`: up, serve, check, binaries."""
+"""`terrapod-server`: up, serve, check, binaries, keys."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from terrapod_server import config as settings
-from terrapod_server import engines, serving, up
+from terrapod_server import engines, keyring, serving, up
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -26,9 +26,17 @@ _CONFIG = click.option(
 )
 
 
-def _load(file: Path | None) -> settings.Config:
+_DATA = click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False), help="Data folder of `up`, without a file."
+)
+
+
+def _load(file: Path | None, data: Path | None = None) -> settings.Config:
+    over = {"data": str(data.resolve())} if data else {}
+    if data and file is None and (data / "server.toml").exists():  # as `up` does
+        file = data / "server.toml"
     try:
-        return settings.load(os.environ, file)
+        return settings.load(os.environ, file, **over)
     except settings.Mistakes as error:
         for line in error.lines:
             click.echo(f"error: {line}", err=True)
@@ -79,11 +87,47 @@ def binaries() -> None:
 @binaries.command(name="import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @_CONFIG
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Data folder of `up`, without a file.")
+@_DATA
 def import_(files: tuple[Path, ...], file: Path | None, data: Path | None) -> None:
     """Import release archives, such as terraform_1.15.5_linux_amd64.zip, on hosts without internet."""
-    config = settings.load(os.environ, file, data=str(data)) if data else _load(file)
-    sys.exit(asyncio.run(engines.import_all(config, files)))
+    sys.exit(asyncio.run(engines.import_all(_load(file, data), files)))
+
+
+@main.group()
+def keys() -> None:
+    """The keys that encrypt at rest."""
+
+
+@keys.command(name="list")
+@_CONFIG
+@_DATA
+def list_(file: Path | None, data: Path | None) -> None:
+    """Say which keys there are, by id: the first encrypts, all decrypt."""
+    try:
+        current, *older = keyring.opened(_load(file, data)).ids
+    except keyring.Unreadable as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{current}  encrypts")
+    for each in older:
+        click.echo(f"{each}  decrypts what it has encrypted")
+
+
+@keys.command()
+@_CONFIG
+@_DATA
+def rotate(file: Path | None, data: Path | None) -> None:
+    """Put a new key in front of the others.
+
+    What older keys encrypted stays readable, so they stay in the file. Start every server process again afterwards,
+    and keep a copy of the file: without it nothing at rest can be read.
+    """
+    config = _load(file, data)
+    try:
+        made = keyring.rotate(config)
+    except keyring.Unreadable as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{made} is the key that encrypts from the next start on: start every server process again.")
+    click.echo(f"Keep a copy of {config.keys} apart from the database.")
 
 
 if __name__ == "__main__":

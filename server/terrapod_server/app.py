@@ -10,7 +10,6 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from starlette.responses import Response
 
@@ -184,8 +183,7 @@ def build(config: Config) -> App:
     """Puts all parts together. Opens nothing but the key file, which it makes where there is none."""
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    key_file = Path(config.key_file) if config.key_file else folder / "keys"
-    keyring = KeyRing.load(key_file) if key_file.exists() else KeyRing.create(key_file)
+    keyring = KeyRing.load(config.keys) if config.keys.exists() else KeyRing.create(config.keys)
     signer = Signer(*_signing_keys(keyring))
     dsn = database.postgres_dsn(config.database) if not config.database.startswith("sqlite:") else None
     bus = Bus(dsn)

@@ -91,6 +91,11 @@ class Config(Section, frozen=True, kw_only=True):
         return Path(self.data)
 
     @property
+    def keys(self) -> Path:
+        """The file of the keys that encrypt at rest."""
+        return Path(self.key_file) if self.key_file else self.folder / "keys"
+
+    @property
     def url(self) -> str:
         """Base of all absolute URLs, without a slash at its end."""
         if self.public_url:

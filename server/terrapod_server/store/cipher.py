@@ -70,6 +70,11 @@ class KeyRing:
         """Reads a key file: a line a key, `<id in hex>:<key in base64>`, the current one first."""
         return cls(_read(path))
 
+    @property
+    def ids(self) -> list[str]:
+        """Of the keys, in hex; the current one first."""
+        return [identity.hex() for identity in self._keys]
+
     def rotate(self, path: Path) -> "KeyRing":
         """Puts a new key first; what older keys sealed stays readable.
 

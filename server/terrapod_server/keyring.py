@@ -1,0 +1,24 @@
+"""`terrapod-server keys`: which keys encrypt at rest, and a new one in front of them."""
+
+from terrapod_server.config import Config
+from terrapod_server.store.cipher import KeyRing
+
+
+class Unreadable(Exception):
+    """There is no key file, or it holds something else; the text is for the operator."""
+
+
+def opened(config: Config) -> KeyRing:
+    """The ring of the key file; unlike a start it makes none. Raises Unreadable."""
+    try:
+        return KeyRing.load(config.keys)
+    except FileNotFoundError:
+        message = f"there is no key file {config.keys}: the server's first start makes it"
+        raise Unreadable(message) from None
+    except (OSError, ValueError) as error:
+        raise Unreadable(str(error)) from None
+
+
+def rotate(config: Config) -> str:
+    """Puts a new key in front, and gives its id. Raises Unreadable."""
+    return opened(config).rotate(config.keys).ids[0]

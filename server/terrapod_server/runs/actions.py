@@ -426,7 +426,7 @@ async def force_cancel(services: Services, run_id: str, principal: Principal, co
             message = f"the run was canceled and has until {clock.stamp(available)} to end by itself"
             raise Conflict(message)
         await Run.filter(id=run.id).update(cancel_requested="force-cancel")
-        await _asked(change, run, "force_cancel_requested", principal.id, comment)
+        await _asked(change, run, "force_cancel", principal.id, comment)
     return await get(run_id)
 
 

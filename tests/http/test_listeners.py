@@ -308,3 +308,34 @@ async def test_a_draining_listener_gets_nothing(server: Running, tmp_path: Path)
     assert (await one.beat(wire.Beat(local_engines=local))).drain is True
     await server.api.post(f"/listeners/{listener_id}/actions/undrain")
     assert (await work_for(server, one)).listener_id == listener_id
+
+
+async def test_a_join_token_ends_when_its_maker_says(server: Running) -> None:
+    path = f"/agent-pools/{await server.pool_id()}/authentication-tokens"
+
+    async def made(**attributes: Any) -> httpx.Response:
+        return await server.post(path, attributes, "authentication-tokens")
+
+    async def until_(**attributes: Any) -> Any:
+        answer = await made(**attributes)
+        assert answer.status_code == 201, answer.text
+        shown = answer.json()["data"]["attributes"]
+        assert shown["expires-at"] == shown["expired-at"]
+        return shown["expires-at"]
+
+    soon = clock.now() + timedelta(minutes=59)
+    assert clock.stamp(soon) < await until_() < clock.stamp(soon + timedelta(minutes=2)), "an hour"
+    for name in ("expires-at", "expired-at"):
+        assert await until_(**{name: "2999-01-31T13:00:00+01:00"}) == "2999-01-31T12:00:00Z"
+        assert await until_(**{name: None}) is None, "for ever, and said so"
+    token = await server.join_token(**{"expires-at": None, "max-uses": None})
+    for _ in range(2):
+        assert (await send(server, "POST", JOIN, {}, join_body(token, uuid.uuid4().hex))).status_code == 201
+    for wrong in (
+        {"expires-at": "2020-01-01T00:00:00Z"}, {"expired-at": "2020-01-01T00:00:00Z"}, {"expires-at": "tomorrow"},
+        {"expires-at": "2999-01-01T00:00:00"}, {"expires-at": 5}, {"expires-at": "9999-12-31T23:59:59-23:00"},
+        {"max-uses": 0}, {"max-uses": -1}, {"max-uses": 1 << 40}, {"max-uses": "2"}, {"max-uses": True},
+    ):  # fmt: skip
+        answer = await made(**wrong)
+        assert answer.status_code == 422, (wrong, answer.text)
+        assert answer.json()["errors"][0]["source"]["pointer"] == f"/data/attributes/{next(iter(wrong))}"

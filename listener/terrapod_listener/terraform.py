@@ -64,7 +64,7 @@ def declared(sources: Mapping[str, str]) -> dict[str, bool]:
             found |= _declared_in_json(text)
             continue
         heads = list(_VARIABLE.finditer(text))
-        ends = [head.start() for head in heads[1:]] + [len(text)]
+        ends = [*(head.start() for head in heads), len(text)][1:]
         for head, end in zip(heads, ends, strict=True):
             found[head[1]] = bool(_EPHEMERAL.search(text, head.end(), end)) or found.get(head[1], False)
     return found

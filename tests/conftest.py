@@ -4,9 +4,11 @@ database_url  a fresh database, once SQLite and once PostgreSQL (`postgres_url`:
 server        a real server on a port of its own (Hypercorn, the database above); see kit.serving.Running
 pg_server     the same on PostgreSQL alone, for what races
 terraform     the real Terraform 1.15.5 of the development set, as a program
-site          `terrapod-server up` as processes: server over TLS and a listener; see kit.site.Site
+site          `terrapod-server up` as processes: server over TLS and a listener; see kit.site.Site. On SQLite, and
+              once more on PostgreSQL where a test is parametrised with `both` of kit.site
 """
 
+import asyncio
 import itertools
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -61,6 +63,20 @@ def terraform(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory, terraform: Path) -> Iterator[Site]:
+def sqlite_site(tmp_path_factory: pytest.TempPathFactory, terraform: Path) -> Iterator[Site]:
     with Site(tmp_path_factory.mktemp("site"), terraform) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def postgres_site(tmp_path_factory: pytest.TempPathFactory, terraform: Path, postgres: Postgres) -> Iterator[Site]:
+    url = asyncio.run(postgres.fresh("site"))
+    with Site(tmp_path_factory.mktemp("pg-site"), terraform, TERRAPOD_DATABASE_URL=url) as started:
+        yield started
+        assert not (started.data / "terrapod.sqlite3").exists()
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest) -> Site:
+    found: Site = request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_site")
+    return found

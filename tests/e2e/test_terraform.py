@@ -11,7 +11,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from kit.site import Site
+from kit.site import Site, both
 
 ONE = """
 resource "terraform_data" "a" { input = "one" }
@@ -50,6 +50,7 @@ def runs(site: Site, workspace: str) -> list[dict[str, str]]:
     ]
 
 
+@both
 def test_plan_apply_output_and_destroy(site: Site) -> None:
     folder = site.example(name(), ONE)
     assert "successfully initialized" in site.ok(folder, "init")
@@ -155,6 +156,7 @@ def test_without_input_the_run_stays_open(site: Site) -> None:
     assert runs(site, workspace)[0]["status"] == "planned"
 
 
+@both
 def test_a_saved_plan_is_shown_and_applied(site: Site) -> None:
     folder = site.example(name(), ONE)
     site.ok(folder, "init")
@@ -220,6 +222,7 @@ def test_backend_remote_gets_plain_text(site: Site) -> None:
     assert site.ok(folder, "output", "-raw", "a") == "one"
 
 
+@both
 def test_local_execution_mode_locks_and_force_unlock(site: Site) -> None:
     workspace = name()
     folder = site.example(workspace, ONE)
@@ -237,6 +240,7 @@ def test_local_execution_mode_locks_and_force_unlock(site: Site) -> None:
     assert "No changes" in plain(site.ok(folder, "plan"))
 
 
+@both
 def test_interrupt_during_apply_cancels_and_keeps_the_state(site: Site) -> None:
     workspace = name()
     folder = site.example(workspace, SLOW)
@@ -261,6 +265,7 @@ def _until_final(site: Site, workspace: str) -> None:
         pass
 
 
+@both
 def test_two_applies_at_once_take_turns(site: Site) -> None:
     workspace = name()
     slow = SLOW.replace("sleep 30", "sleep 4")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -9,13 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import httpx
 import pexpect
+import pytest
 import readiness
 import terraform_shim
 
+from kit import scripted
 from kit.postgres import free_port
 
 BIN = Path(sys.executable).parent
+#: In the environment of server and listener; no run may see it.
+CANARY = "canary-of-the-hosts-environment"
 CLOUD = """\
 terraform {{
   cloud {{
@@ -36,6 +42,10 @@ terraform {{
 """
 
 
+#: Marks a test that runs on a site of each database.
+both = pytest.mark.parametrize("site", ["sqlite", "postgres"], indirect=True)
+
+
 def terraform_program(folder: Path) -> Path:
     return terraform_shim.write(folder)
 
@@ -51,8 +61,9 @@ class Done:
 class Site:
     """Server and listener on this host."""
 
-    def __init__(self, folder: Path, terraform: Path) -> None:
-        self.folder, self.terraform = folder, terraform
+    def __init__(self, folder: Path, terraform: Path, **settings: str) -> None:
+        """`settings` go into the environment of the server, and so of its listener's start."""
+        self.folder, self.terraform, self.settings = folder, terraform, settings
         self.data = folder / "data"
         self.port = free_port()
         self.host = f"localhost:{self.port}"
@@ -65,12 +76,15 @@ class Site:
         (home / "listener.toml").write_text(
             f'capacity = 3\n[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
             f'path = "{self.terraform}"\nfiles = {files}\n'
+            f'[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\n'
+            f'path = "{scripted.program(self.folder / "bin")}"\n'
         )
         with (self.folder / "up.log").open("wb") as log:
             self._process = subprocess.Popen(
                 [BIN / "terrapod-server", "up", "--data", str(self.data), "--port", str(self.port)],
                 stdout=log,
                 stderr=log,
+                env={**os.environ, "AWS_SECRET_ACCESS_KEY": CANARY, "TERRAPOD_TOKEN": CANARY, **self.settings},
             )
         until = time.monotonic() + 30
         while not readiness.has_engine(self.data, self.host):
@@ -106,6 +120,15 @@ class Site:
             "TF_CLI_CONFIG_FILE": str(self.data / "terraform.rc"),
             "CHECKPOINT_DISABLE": "1",
         }
+
+    def api(self) -> httpx.Client:
+        """A client with the first administrator's token."""
+        return httpx.Client(
+            base_url=f"https://{self.host}/api/v2/",
+            verify=ssl.create_default_context(cafile=self.data / "ca.pem"),
+            headers={"Authorization": f"Bearer {self.token}"},
+            timeout=30,
+        )
 
     def example(self, name: str, body: str, *, workspaces: str = "", head: str = "") -> Path:
         """A folder with a configuration whose cloud block names the workspace."""

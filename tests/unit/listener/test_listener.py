@@ -150,7 +150,12 @@ def test_reserved_names_are_refused_here_too() -> None:
 def test_strings_are_written_as_hcl() -> None:
     assert terraform.quoted('a "b" ${c} %{d}\n') == '"a \\"b\\" $${c} %%{d}\\n"'
     declared = terraform.declared(
-        {"a.tf": 'variable "x" {}\n  variable y {\n', "b.tf.json": '{"variable": {"z": {}}}', "c.tf.json": "nope"}
+        {
+            "a.tf": 'variable "x" {}\n  variable y {\n',
+            "b.tf.json": '{"variable": {"z": {}}}',
+            "c.tf.json": "nope",
+            "d.tf": "",
+        }
     )
     assert declared == {"x": False, "y": False, "z": False}
     text = terraform.var_file([wire.Variable(key="x", category="terraform", value="[1]", hcl=True)], declared)

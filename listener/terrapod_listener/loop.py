@@ -36,6 +36,7 @@ class Daemon:
         self._changed = asyncio.Event()
         self._draining = asyncio.Event()
         self._renew_asked = asyncio.Event()
+        self._telling: asyncio.Task[None] | None = None
         self._signals = 0
 
     async def run(self) -> None:
@@ -65,7 +66,7 @@ class Daemon:
             while self._jobs:
                 await asyncio.wait(self._jobs)
         finally:
-            for task in (beating, renewing):
+            for task in filter(None, (beating, renewing, self._telling)):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
@@ -115,6 +116,10 @@ class Daemon:
             else:
                 return
 
+    def _tell(self) -> None:
+        """A heartbeat out of turn: an idle listener sends none, and the server is to know what is in the spool."""
+        self._telling = asyncio.create_task(self._announce())
+
     async def _take(self, engines: Engines) -> None:
         """Long polls while a slot is free."""
         attempt = refused = 0
@@ -138,7 +143,7 @@ class Daemon:
                 await self._until_draining(_within(job.decided, work.lease.offer_seconds))
                 refused = refused + 1 if job.is_refused else 0
                 if refused:  # another listener may be able to take what this one cannot: it is to come first
-                    await self._until_draining(asyncio.sleep(pause_s(refused)))
+                    await self._until_draining(asyncio.sleep(pause_s(min(refused, 4) - 1)))
 
     def _start(self, job: Job, asked: float) -> None:
         work = job.work
@@ -155,6 +160,8 @@ class Daemon:
         if all(other.work.run_id != job.work.run_id for other in self._jobs.values()):
             self._leases.pop(job.work.run_id, None)
         self._changed.set()
+        if job.is_spooled:
+            self._tell()
         if not task.cancelled() and task.exception() is not None:
             log.error("run %s: the listener failed", job.work.run_id, exc_info=task.exception())
 
@@ -234,6 +241,7 @@ class Daemon:
                 log.error("the state of %s stays in the spool: %s", facts["run_id"], error.detail)  # noqa: TRY400
                 continue
             await asyncio.to_thread(kept.drop, state)
+            self._tell()
 
 
 async def _within(event: asyncio.Event, seconds: float) -> None:

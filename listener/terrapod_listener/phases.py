@@ -78,6 +78,11 @@ class Job:
             run_id=self.work.run_id, phase=self.work.phase, number=self.work.lease.number, step=self.step
         )
 
+    @property
+    def is_spooled(self) -> bool:
+        """Whether the state that it left is on this host alone."""
+        return self._state_word == "spooled"
+
     def cancel(self, how: str) -> None:
         """Interrupts once; `force-cancel` kills."""
         if how == self._cancel:

@@ -1,0 +1,19 @@
+import functools
+from json import dumps, loads
+
+from tortoise import fields, migrations
+from tortoise.migrations import operations as ops
+
+
+class Migration(migrations.Migration):
+    dependencies = [("terrapod", "0002_rights")]
+
+    initial = False
+
+    operations = [
+        ops.AddField(
+            model_name="StateVersion",
+            name="replaced",
+            field=fields.JSONField(null=True, encoder=functools.partial(dumps, separators=(",", ":")), decoder=loads),
+        ),
+    ]

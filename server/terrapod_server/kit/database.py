@@ -12,10 +12,13 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import asyncpg
 from tortoise import Tortoise, connections
+from tortoise.backends.base.client import TransactionalDBClient
 from tortoise.backends.base.executor import EXECUTOR_CACHE
 from tortoise.context import TortoiseContext
 from tortoise.migrations.executor import MigrationExecutor, MigrationTarget
 from tortoise.transactions import in_transaction
+
+from terrapod_server.kit.sqlite import Readers
 
 __all__ = [
     "clock",
@@ -35,6 +38,8 @@ _MARK = re.compile(r"\$(\d+)")
 MIGRATIONS = "terrapod_server.migrations"
 #: Where the open PostgreSQL is, for connections that no pool lends.
 _opened: dict[str, str] = {}
+#: How a SQLite that is open is read; made when it is first needed.
+_readers: dict[str, Readers] = {}
 #: What `open_` made; kept, since the task that closes need not be the one that opened.
 _contexts: list[TortoiseContext] = []
 #: SQLite knows one writer; a second process waits so long for it.
@@ -97,7 +102,8 @@ def postgres_dsn(url: str) -> str:
 
 
 async def open_(url: str, modules: Sequence[str], pool: int = 10) -> None:
-    _opened["dsn"] = postgres_dsn(url)
+    _opened.update(dsn=postgres_dsn(url), dialect="sqlite" if url.startswith("sqlite:") else "postgres")
+    _opened["file"] = url.removeprefix("sqlite://")
     _contexts.append(await Tortoise.init(config=settings(url, modules, pool), _enable_global_fallback=True))
 
 
@@ -142,6 +148,8 @@ async def _one_at_a_time(name: str) -> AsyncIterator[None]:
 
 
 async def close() -> None:
+    while _readers:
+        await _readers.popitem()[1].close()
     while _contexts:
         await _contexts.pop().close_connections()
     EXECUTOR_CACHE.clear()  # it keeps statements by the connection's name, of whatever dialect they were
@@ -149,7 +157,7 @@ async def close() -> None:
 
 def dialect() -> str:
     """`postgres` or `sqlite`."""
-    return str(connections.get("default").capabilities.dialect)
+    return _opened["dialect"]
 
 
 def is_postgres() -> bool:
@@ -168,10 +176,18 @@ async def query(sql: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
 
 
 async def rows(sql: str, values: Sequence[Any] = ()) -> Sequence[Sequence[Any]]:
-    """The same for a SELECT, with the rows as the driver gives them: values by place, not converted."""
+    """The same for a SELECT, with the rows as the driver gives them: values by place, not converted.
+
+    Outside a transaction SQLite is asked by threads that read and do nothing else.
+    """
     sql, values = _spoken(sql, values)
-    found: Sequence[Sequence[Any]] = (await connections.get("default").execute_query(sql, values))[1]
-    return found
+    client = connections.get("default")
+    if is_postgres() or isinstance(client, TransactionalDBClient):
+        found: Sequence[Sequence[Any]] = (await client.execute_query(sql, values))[1]
+        return found
+    if not _readers:
+        _readers["default"] = Readers(_opened["file"], _BUSY_MS)
+    return await _readers["default"].rows(sql, values)
 
 
 def _spoken(sql: str, values: Sequence[Any]) -> tuple[str, list[Any]]:

@@ -1,0 +1,87 @@
+"""Reading SQLite by threads of its own, past the ORM's one connection and whoever writes on it.
+
+Handing one statement to a thread costs more than most statements take. So a
+thread takes all that wait, answers them one after the other, and wakes the
+loop once. WAL lets it read while somebody writes; each statement sees
+whatever was committed before it began.
+"""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Sequence
+from queue import Empty, SimpleQueue
+from typing import Any
+
+Rows = list[tuple[Any, ...]]
+_Asked = tuple[asyncio.Future[Rows], str, Sequence[Any]]
+
+
+class Readers:
+    """A slow read holds up one thread with what that took along, and not the other."""
+
+    def __init__(self, path: str, busy_ms: int, threads: int = 2) -> None:
+        self._path, self._busy_ms = path, busy_ms
+        self._loop = asyncio.get_running_loop()
+        self._asked: SimpleQueue[_Asked | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"read_{number}", daemon=True) for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    async def rows(self, sql: str, values: Sequence[Any]) -> Rows:
+        """Raises what SQLite raises."""
+        future: asyncio.Future[Rows] = self._loop.create_future()
+        self._asked.put((future, sql, values))
+        return await future
+
+    async def close(self) -> None:
+        """Returns once the threads have closed their connections; what waits is still answered."""
+        for _ in self._threads:
+            self._asked.put(None)
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
+
+    def _serve(self) -> None:
+        connection: sqlite3.Connection | None = None
+        while (asked := self._take()) is not None:
+            answers = []
+            for future, sql, values in asked:
+                try:
+                    connection = connection or self._connect()
+                    answers.append((future, connection.execute(sql, values).fetchall()))
+                except Exception as error:
+                    answers.append((future, error))
+            self._loop.call_soon_threadsafe(_deliver, answers)
+        if connection is not None:
+            connection.close()
+
+    def _take(self) -> list[_Asked] | None:
+        """What waits, at least one; None at the end."""
+        first = self._asked.get()
+        if first is None:
+            return None
+        taken = [first]
+        try:
+            while (more := self._asked.get_nowait()) is not None:
+                taken.append(more)
+        except Empty:
+            return taken
+        self._asked.put(None)
+        return taken
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=self._busy_ms / 1000, isolation_level=None)
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+
+def _deliver(answers: list[tuple[asyncio.Future[Rows], Rows | Exception]]) -> None:
+    for future, answer in answers:
+        if future.done():  # whoever asked has gone
+            continue
+        if isinstance(answer, Exception):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)

@@ -18,6 +18,7 @@ from tortoise.context import TortoiseContext
 from tortoise.migrations.executor import MigrationExecutor, MigrationTarget
 from tortoise.transactions import in_transaction
 
+from terrapod_server.kit import generations
 from terrapod_server.kit.sqlite import Readers
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
 
 _MARK = re.compile(r"\$(\d+)")
 MIGRATIONS = "terrapod_server.migrations"
+LATEST = "__latest__"
 #: Where the open PostgreSQL is, for connections that no pool lends.
 _opened: dict[str, str] = {}
 #: How a SQLite that is open is read; made when it is first needed.
@@ -121,7 +123,7 @@ def drop_descriptions() -> None:
                 field.description = None
 
 
-async def migrate(last: str = "__latest__") -> None:
+async def migrate(last: str = LATEST) -> None:
     """Brings the schema to this release's, or up to a migration; forward only, one process at a time on PostgreSQL.
 
     Raises what the database raises. Each migration is one transaction, so
@@ -131,6 +133,10 @@ async def migrate(last: str = "__latest__") -> None:
     executor = MigrationExecutor(client, {"terrapod": {"migrations": MIGRATIONS, "models": []}})
     async with _one_at_a_time("migrate"):
         await executor.migrate([MigrationTarget("terrapod", last)], direction="forward")
+        apps = _contexts[-1].apps
+        if last == LATEST:
+            async with in_transaction() as connection:
+                await generations.install(connection, apps.get_models_iterable() if apps else ())
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""What the kit itself keeps: answers to requests that may be repeated."""
+"""What the kit itself keeps: answers to requests that may be repeated, and how often listed tables changed."""
 
 from tortoise import fields
 from tortoise.models import Model
@@ -15,3 +15,13 @@ class Repeat(Model):
 
     class Meta:
         table = "repeat"
+
+
+class Generation(Model):
+    """How often the rows of a table that is listed were changed; written by triggers, see `generations`."""
+
+    topic = fields.CharField(primary_key=True, max_length=64)
+    number = fields.BigIntField(default=0)
+
+    class Meta:
+        table = "generation"

@@ -1,27 +1,35 @@
 """Rows as the database gives them: the short way of reading for answers that are asked for all the time.
 
 Building the statement and making a model's object of a wide row takes the ORM
-most of such a request's time. Here a statement is text, a row stays a tuple,
-and it becomes an object only where somebody looks into it. The tuple also
-stands for all that an answer shows of the row, so `documents` remembers what
-it once rendered of it: a changed row is another tuple.
+most of such a request's time. Here a statement is text, a row stays what came
+of the database, and it becomes an object only where somebody looks into it.
+What came also stands for all that an answer shows of the row, so `documents`
+remembers what it once rendered of it: a changed row is another key.
+
+PostgreSQL gives a tuple; SQLite the row as the text of a JSON array, since
+making forty values of each row would cost more than finding it.
 """
 
 import functools
 import re
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import msgspec
-from tortoise.fields import JSONField
+from tortoise import fields
 from tortoise.models import Model
 
-from terrapod_server.kit import database
+from terrapod_server.kit import database, generations
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import Level, Page
 
 M = TypeVar("M", bound=Model)
+#: A column in a condition.
+_NAMED = re.compile(r't\."(\w+)"')
+#: How many conditions' counts are remembered by one reader.
+_COUNTS = 4096
 
 
 class Record(Generic[M]):
@@ -29,51 +37,75 @@ class Record(Generic[M]):
 
     __slots__ = ("_row", "level", "model", "raw")
 
-    def __init__(self, model: type[M], raw: tuple[Any, ...], level: Level | None = None) -> None:
+    def __init__(self, model: type[M], raw: str | tuple[Any, ...], level: Level | None = None) -> None:
         self.model, self.raw, self.level = model, raw, level
         self._row: M | None = None
 
     def __getattr__(self, name: str) -> Any:
         """A column, without making the model's object."""
-        place, is_json = _places(self.model).get(name, (-1, False))
+        place, field = _places(self.model).get(name, (-1, None))
         if place < 0:
             raise AttributeError(name)
-        value = self.raw[place]
-        return msgspec.json.decode(value) if is_json and isinstance(value, str) else value
+        value = (msgspec.json.decode(self.raw) if isinstance(self.raw, str) else self.raw)[place]
+        return msgspec.json.decode(value) if isinstance(field, fields.JSONField) and isinstance(value, str) else value
 
     @property
     def row(self) -> M:
         """The row as the model's object."""
         if self._row is None:
-            columns = self.model._meta.fields_db_projection.values()  # noqa: SLF001  the ORM has no public word for it
-            self._row = self.model._init_from_db(**dict(zip(columns, self.raw, strict=True)))  # noqa: SLF001
+            columns = _columns(self.model)
+            values = _values(columns, self.raw) if isinstance(self.raw, str) else self.raw
+            self._row = self.model._init_from_db(**dict(zip(columns, values, strict=True)))  # noqa: SLF001
             if self.level is not None:
                 self._row.level = self.level
         return self._row
 
 
+def _columns(model: type[Model]) -> Mapping[str, Any]:
+    """The fields by their columns, in the order in which they are selected."""
+    meta = model._meta  # noqa: SLF001  the ORM has no public word for it
+    return {column: meta.fields_map[name] for name, column in meta.fields_db_projection.items()}
+
+
 @functools.cache
-def _places(model: type[Model]) -> dict[str, tuple[int, bool]]:
-    """Where a field's column stands in a row, and whether it is JSON."""
-    fields = model._meta.fields_map  # noqa: SLF001
-    return {
-        name: (place, isinstance(fields[name], JSONField))
-        for place, name in enumerate(model._meta.fields_db_projection)  # noqa: SLF001
-    }
+def _places(model: type[Model]) -> dict[str, tuple[int, Any]]:
+    """Where a field's column stands in a row."""
+    return {field.model_field_name: (place, field) for place, field in enumerate(_columns(model).values())}
+
+
+def _values(columns: Mapping[str, Any], raw: str) -> list[Any]:
+    """What the driver would have given, of a row in JSON."""
+    return [
+        bytes.fromhex(value) if isinstance(field, fields.BinaryField) and value is not None else value
+        for field, value in zip(columns.values(), msgspec.json.decode(raw), strict=True)
+    ]
 
 
 @dataclass(frozen=True)
 class Where:
-    """A condition in SQL about the table `t`, with `$1`, `$2` … for its values."""
+    """A condition in SQL about the table `t`, with `$1`, `$2` … for its values.
+
+    `tables` are those that its subqueries look into and whose changes raise a
+    generation of their own, or come with one of `t`'s. None: not known, so a
+    count under such a condition is not remembered.
+    """
 
     sql: str = ""
     values: tuple[Any, ...] = ()
+    tables: frozenset[str] | None = None
+
+    @property
+    def depends(self) -> frozenset[str] | None:
+        """What a count depends on besides `t` itself."""
+        return frozenset() if self.tables is None and "SELECT" not in self.sql else self.tables
 
     def __and__(self, other: "Where") -> "Where":
         """Both; the other's marks are counted on."""
         if not self.sql or not other.sql:
             return self if self.sql else other
-        return Where(f"({self.sql}) AND ({database.shifted(other.sql, len(self.values))})", self.values + other.values)
+        sql = f"({self.sql}) AND ({database.shifted(other.sql, len(self.values))})"
+        one, two = self.depends, other.depends
+        return Where(sql, self.values + other.values, None if one is None or two is None else one | two)
 
 
 def like(column: str, text: str, *, is_whole: bool = False) -> Where:
@@ -87,33 +119,74 @@ class Reader(Generic[M]):
 
     def __init__(self, model: type[M]) -> None:
         self.model = model
-        columns = model._meta.fields_db_projection.values()  # noqa: SLF001
-        self._columns = ", ".join(f't."{column}"' for column in columns)
+        columns = _columns(model)
+        if any(isinstance(field, fields.FloatField) for field in columns.values()):
+            message = f"{model.__name__} has a float, which SQLite's JSON rounds"
+            raise TypeError(message)
         self._table = f'"{model._meta.db_table}" t'  # noqa: SLF001
         self._width = len(columns)
+        self._selected = ", ".join(f't."{column}"' for column in columns)
+        shown = (
+            f'hex(t."{column}")' if isinstance(field, fields.BinaryField) else f't."{column}"'
+            for column, field in columns.items()
+        )
+        self._packed = f"json_array({', '.join(shown)})"
+        #: By condition: the generation in which it was counted, and how many there were.
+        self._counts: OrderedDict[Where, tuple[int, int]] = OrderedDict()
 
     async def one(self, where: str, *values: Any, joined: str = "") -> Record[M] | None:
         """The only row, or None. `joined` are further tables, with their conditions."""
-        sql = f"SELECT {self._columns} FROM {self._table} {joined} WHERE {where}"  # noqa: S608  our own words
-        rows = await database.rows(sql, values)
-        return Record(self.model, tuple(rows[0])) if rows else None
+        found = await self._rows("", f"{joined} WHERE {where}", values)
+        return found[0][0] if found else None
 
     async def page(self, call: Call, where: Where, order: str) -> Page:
-        """The page that the client asked for, and the count of all, in one statement."""
-        page = call.page
+        """The page that the client asked for, and the count of all that match.
+
+        A count is remembered as long as nothing that it depends on was changed
+        (see `generations`): the statement that reads the rows tells whether it
+        still holds. Else the same statement counts anew.
+        """
+        page, known = call.page, self._counts.get(where)
         condition = f"WHERE {where.sql}" if where.sql else ""
-        count = f"SELECT count(*) FROM {self._table} {condition}"  # noqa: S608
-        sql = (
-            f"SELECT {self._columns}, ({count}) FROM {self._table} {condition} "  # noqa: S608
-            f"ORDER BY {order} LIMIT {page.size} OFFSET {page.offset}"
-        )
-        found = await database.rows(sql, where.values)
+        rest = f"{condition} ORDER BY {order} LIMIT {page.size} OFFSET {page.offset}"
+        generation = generations.read(self.model)
+        if known is not None:
+            found = await self._rows(f", {generation}", rest, where.values)
+            if found and found[0][1] == known[0]:
+                return Page([row for row, _ in found], known[1])
+        self._check(where)
+        count = f"{generation}, (SELECT count(*) FROM {self._table} {condition})"  # noqa: S608  our own words
+        found = await self._rows(f", {count}", rest, where.values)
         if not found and page.offset:  # past the end, where no row carries the count
-            return Page([], int((await database.rows(count, where.values))[0][0]))
-        return Page(self._stored(found), int(found[0][self._width]) if found else 0)
+            return Page([], int((await database.rows(f"SELECT {count}", where.values))[0][1]))
+        if not found:
+            return Page([], 0)
+        self._remember(where, found[0][1], found[0][2])
+        return Page([row for row, _, _ in found], found[0][2])
 
-    def _stored(self, found: Sequence[Any]) -> list[Record[M]]:
-        return [Record(self.model, tuple(row)[: self._width]) for row in found]
+    def _check(self, where: Where) -> None:
+        """Raises ValueError for a condition on a column whose change raises no generation."""
+        loose = set(_NAMED.findall(where.sql)) - {*generations.counted(self.model), self.model._meta.db_pk_column}  # noqa: SLF001
+        if loose:
+            message = (
+                f"lists depend on {', '.join(sorted(loose))}, which {self.model.__name__} does not declare as `counted`"
+            )
+            raise ValueError(message)
+
+    def _remember(self, where: Where, generation: int, count: int) -> None:
+        self._counts[where] = (generation, count)
+        self._counts.move_to_end(where)
+        if len(self._counts) > _COUNTS:
+            self._counts.popitem(last=False)
+
+    async def _rows(self, more: str, rest: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """Tuples of a record and of what is selected beside it."""
+        if database.is_postgres():
+            found = await database.rows(f"SELECT {self._selected}{more} FROM {self._table} {rest}", values)  # noqa: S608
+            rows = [tuple(row) for row in found]
+            return [(Record(self.model, row[: self._width]), *row[self._width :]) for row in rows]
+        found = await database.rows(f"SELECT {self._packed}{more} FROM {self._table} {rest}", values)  # noqa: S608
+        return [(Record(self.model, row[0]), *row[1:]) for row in found]
 
 
-__all__ = ["Reader", "Record", "Where", "like"]
+__all__ = ["Reader", "Record", "Where"]

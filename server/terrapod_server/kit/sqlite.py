@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 Rows = list[tuple[Any, ...]]
+_Answer = tuple[asyncio.Future[Rows], Rows | Exception]
 _Asked = tuple[asyncio.Future[Rows], str, Sequence[Any]]
 
 
@@ -46,12 +47,12 @@ class Readers:
     def _serve(self) -> None:
         connection: sqlite3.Connection | None = None
         while (asked := self._take()) is not None:
-            answers = []
+            answers: list[_Answer] = []
             for future, sql, values in asked:
                 try:
                     connection = connection or self._connect()
                     answers.append((future, connection.execute(sql, values).fetchall()))
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001  raised where the rows are awaited
                     answers.append((future, error))
             self._loop.call_soon_threadsafe(_deliver, answers)
         if connection is not None:
@@ -77,7 +78,7 @@ class Readers:
         return connection
 
 
-def _deliver(answers: list[tuple[asyncio.Future[Rows], Rows | Exception]]) -> None:
+def _deliver(answers: Sequence[_Answer]) -> None:
     for future, answer in answers:
         if future.done():  # whoever asked has gone
             continue

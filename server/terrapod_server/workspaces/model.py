@@ -54,6 +54,9 @@ class Workspace(Model):
     created_at = fields.DatetimeField(auto_now_add=True)
     updated_at = fields.DatetimeField(auto_now=True)
 
+    #: Which workspaces a caller's list holds depends on these alone.
+    counted = ("name", "labels", "owner_id")
+
     class Meta:
         table = "workspace"
 

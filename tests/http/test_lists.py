@@ -1,0 +1,228 @@
+"""The short way of reading: lists and their counts are what is committed, in every process of a database."""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from tortoise import connections
+from tortoise.models import Model
+
+from kit.postgres import free_port
+from kit.serving import Running, until
+from terrapod_server.kit import database, generations
+from terrapod_server.kit.reads import Reader, Where
+from terrapod_server.runs.model import Phase, Run
+from terrapod_server.workspaces.model import Workspace
+from terrapod_shared import ids
+
+LIST = "/organizations/default/workspaces"
+
+
+async def listed(api: httpx.AsyncClient, path: str = LIST, number: int = 1, size: int = 20) -> tuple[int, list[str]]:
+    """The count of all, and the ids of one page."""
+    answer = await api.get(path, params={"page[number]": number, "page[size]": size})
+    assert answer.status_code == 200, answer.text
+    document = answer.json()
+    return document["meta"]["pagination"]["total-count"], [item["id"] for item in document["data"]]
+
+
+async def execute(sql: str) -> None:
+    await connections.get("default").execute_query(sql)
+
+
+async def test_a_count_follows_each_change_however_it_is_made(server: Running) -> None:
+    assert await listed(server.api) == (0, [])
+    first, second = (await server.workspace("b"))["id"], (await server.workspace("c"))["id"]
+    for _ in range(3):
+        assert await listed(server.api) == (2, [first, second])
+    renamed = {"data": {"type": "workspaces", "attributes": {"name": "d"}}}
+    assert (await server.api.patch(f"/workspaces/{first}", json=renamed)).status_code == 200
+    assert await listed(server.api) == (2, [second, first])
+    assert await listed(server.api, number=2, size=1) == (2, [first])
+    assert await listed(server.api, number=3, size=1) == (2, [])
+    assert (await server.api.delete(f"/workspaces/{second}")).status_code == 204
+    assert await listed(server.api) == (1, [first])
+    await execute("UPDATE workspace SET name = 'e'")
+    assert (await server.api.get(f"{LIST}/e")).json()["data"]["id"] == first
+    await execute("DELETE FROM workspace")
+    assert await listed(server.api) == (0, [])
+
+
+async def test_a_count_is_that_of_commits_and_not_of_open_transactions(server: Running) -> None:
+    first = (await server.workspace("a"))["id"]
+    assert await listed(server.api) == (1, [first])
+    with contextlib.suppress(ZeroDivisionError):
+        async with database.in_transaction():
+            await Workspace.create(id=ids.make("ws"), name="never")
+            assert await listed(server.api) == (1, [first])
+            raise ZeroDivisionError
+    assert await listed(server.api) == (1, [first])
+    async with database.in_transaction():
+        late = await Workspace.create(id=ids.make("ws"), name="late")
+        assert await listed(server.api) == (1, [first])
+        seen = await database.rows("SELECT count(*) FROM workspace")
+        assert seen[0][0] == 2, "a transaction reads its own writes"
+    assert await listed(server.api) == (2, [first, late.id])
+
+
+async def test_runs_are_counted_by_workspace(server: Running, tmp_path: Path) -> None:
+    listener = await server.listener(tmp_path / "home")
+    await listener.close()
+    wanted: dict[str, list[str]] = {}
+    for _ in range(2):
+        workspace = await server.workspace(**{"terraform-version": "1.15.5"})
+        configuration = await server.configuration(workspace["id"])
+        made = wanted.setdefault(workspace["id"], [])
+        for number in range(3):
+            answer = await server.run(workspace["id"], configuration["id"], message=f"run {number}")
+            assert answer.status_code == 201, answer.text
+            made.insert(0, answer.json()["data"]["id"])
+            assert await listed(server.api, f"/workspaces/{workspace['id']}/runs") == (len(made), made)
+    for workspace_id, made in wanted.items():
+        assert await listed(server.api, f"/workspaces/{workspace_id}/runs") == (3, made)
+
+
+@pytest.mark.parametrize("model", [Workspace, Run])
+async def test_a_record_is_the_row_that_the_orm_gives(server: Running, tmp_path: Path, model: type[Model]) -> None:
+    listener = await server.listener(tmp_path / "home")
+    await listener.close()
+    text = 'ünï "quoted" \\ 🐢\n\ttab'
+    workspace = await server.workspace(
+        **{"terraform-version": "1.15.5", "description": text, "labels": {"a": "b"}, "trigger-prefixes": ["x", "y"]}
+    )
+    configuration = await server.configuration(workspace["id"])
+    await server.run(workspace["id"], configuration["id"], message=text, variables=[{"key": "a", "value": '"b"'}])
+    record = await Reader(model).one('t."id" IS NOT NULL')
+    assert record is not None
+    row = await model.get()
+    assert {name: getattr(record.row, name) for name in model._meta.fields_db_projection} == {
+        name: getattr(row, name) for name in model._meta.fields_db_projection
+    }
+
+
+async def test_a_list_by_a_column_whose_change_goes_unseen_is_refused(server: Running) -> None:
+    del server
+    with pytest.raises(ValueError, match="locked"):
+        Reader(Workspace)._check(Where('t."locked" = $1', (True,)) & Where('t."name" = $1', ("a",)))
+    with pytest.raises(TypeError, match="Phase"):
+        generations.read(Phase)
+    with pytest.raises(TypeError, match="float"):
+        Reader(Phase)
+
+
+async def test_triggers_are_put_back_where_they_are_lost_or_old(server: Running) -> None:
+    before = (await database.rows("SELECT number FROM generation WHERE topic = 'workspace'"))[0][0]
+    assert await _triggers()
+    on = ' ON "workspace"' if database.is_postgres() else ""
+    for name in await _triggers():
+        await execute(f"DROP TRIGGER {name}{on}")
+    await server.workspace()
+    assert (await database.rows("SELECT number FROM generation WHERE topic = 'workspace'"))[0][0] == before
+    await database.migrate()
+    await server.workspace()
+    assert (await database.rows("SELECT number FROM generation WHERE topic = 'workspace'"))[0][0] > before
+    there = await _triggers()
+    await database.migrate()
+    assert await _triggers() == there
+
+
+async def _triggers() -> set[str]:
+    names = (
+        "SELECT tgname FROM pg_trigger WHERE tgname LIKE 'counted_workspace%'"
+        if database.is_postgres()
+        else "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'workspace'"
+    )
+    return {row[0] for row in await database.rows(names)}
+
+
+@contextlib.asynccontextmanager
+async def another_process(server: Running, database_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A second server of the same database and files."""
+    port = free_port()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "TERRAPOD_DATA": str(server.folder),
+        "TERRAPOD_PORT": str(port),
+        "TERRAPOD_DATABASE_URL": database_url,
+    }
+    program = str(Path(sys.executable).parent / "terrapod-server")
+    process = await asyncio.create_subprocess_exec(program, "serve", env=environment, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}/api/v2/", headers={"Authorization": f"Bearer {server.token}"}, timeout=30
+        ) as api:
+
+            async def ready() -> bool:
+                with contextlib.suppress(httpx.TransportError):
+                    return (await api.get(f"http://127.0.0.1:{port}/ready")).status_code == 200
+                return False
+
+            await until(ready)
+            yield api
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def test_no_process_shows_an_old_count(pg_server: Running, postgres_url: str) -> None:
+    async with another_process(pg_server, postgres_url) as other:
+        apis = (pg_server.api, other)
+        made: list[str] = []
+        for number in range(10):
+            body = {"data": {"type": "workspaces", "attributes": {"name": f"turn-{number}"}}}
+            answer = await apis[number % 2].post(LIST, json=body)
+            made.append(answer.json()["data"]["id"])
+            for api in apis:
+                assert await listed(api) == (len(made), made)
+        answered, asked = len(made), len(made)
+
+        async def make(name: str, api: httpx.AsyncClient) -> None:
+            nonlocal answered, asked
+            asked += 1
+            answer = await api.post(LIST, json={"data": {"type": "workspaces", "attributes": {"name": name}}})
+            assert answer.status_code == 201, answer.text
+            answered += 1
+
+        async def watch(api: httpx.AsyncClient) -> None:
+            while answered < 90:
+                least = answered
+                total, _ = await listed(api, size=1)
+                assert least <= total <= asked
+
+        async def writer(number: int) -> None:
+            for step in range(20):
+                await make(f"race-{number}-{step}", apis[number % 2])
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(writer(number) for number in range(4)), watch(apis[0]), watch(apis[1]))
+        for api in apis:
+            assert (await listed(api))[0] == 90
+
+
+async def test_two_transactions_that_change_both_tables_do_not_wait_for_each_other(pg_server: Running) -> None:
+    """Each inserts in another order; at their commits they take the numbers in one."""
+    del pg_server
+    inserted = asyncio.Barrier(2)
+
+    async def work(first: type[Model], second: type[Model]) -> None:
+        async with database.in_transaction():
+            for model in (first, second):
+                if model is Workspace:
+                    await Workspace.create(id=ids.make("ws"), name=ids.make("w"))
+                else:
+                    await Run.create(
+                        id=ids.make("run"), workspace_id="ws-x", configuration_version_id="cv-x", pool_id="p",
+                        engine_version="1.15.5",
+                    )  # fmt: skip
+                await inserted.wait()
+
+    async with asyncio.timeout(20):
+        for _ in range(10):
+            await asyncio.gather(work(Workspace, Run), work(Run, Workspace))
+    numbers = await database.rows("SELECT number FROM generation WHERE topic IN ('workspace', 'run')")
+    assert all(row[0] >= 20 for row in numbers)

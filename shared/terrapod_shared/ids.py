@@ -40,6 +40,8 @@ PREFIXES = frozenset(
     ]
 )
 _TAIL_MIN, _TAIL_MAX = 20, 26
+_PAIRS = [first + second for first in ALPHABET for second in ALPHABET]
+_SHIFTS = range(120, -1, -10)
 _LETTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyz")
 
 
@@ -51,11 +53,7 @@ def make(prefix: str) -> str:
 def tail() -> str:
     """The part behind the prefix: a plan and an apply share the one of their run."""
     number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
-    letters = []
-    for _ in range(_TAIL_MAX):
-        number, digit = divmod(number, 32)
-        letters.append(ALPHABET[digit])
-    return "".join(reversed(letters))
+    return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
 
 
 def is_valid(text: str, prefix: str) -> bool:

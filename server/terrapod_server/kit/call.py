@@ -132,14 +132,18 @@ class Call:
 
     def param(self, name: str, default: str | None = None) -> str | None:
         """A query parameter; absent or empty ones are `default`."""
-        return self.request.query_params.get(name) or default
+        return self.query.get(name) or default
 
     def flag(self, name: str) -> bool:
         return (self.param(name) or "").lower() in {"1", "true", "yes"}
 
-    @property
+    @cached_property
+    def query(self) -> Mapping[str, str]:
+        return self.request.query_params if self.request.scope["query_string"] else {}
+
+    @cached_property
     def page(self) -> PageRequest:
-        return page_of(self.request.query_params)
+        return page_of(self.query)
 
     async def rows(self, queryset: Any, *, full_unless_asked: bool = False) -> Page:
         """The page of a Tortoise queryset that the client asked for, with the count of all."""

@@ -18,17 +18,12 @@ INCLUDE_DEPTH = 3
 
 
 class Remembered:
-    """The rendered rows that were asked for last; the oldest go when they grow too many."""
+    """The rows that were rendered last; the oldest go when they grow too many."""
 
     def __init__(self, most: int = 4096, most_bytes: int = 8 << 20) -> None:
         self._most, self._most_bytes, self._bytes = most, most_bytes, 0
         self._documents: OrderedDict[Hashable, msgspec.Raw] = OrderedDict()
-
-    def get(self, key: Hashable) -> msgspec.Raw | None:
-        document = self._documents.get(key)
-        if document is not None:
-            self._documents.move_to_end(key)
-        return document
+        self.get = self._documents.get
 
     def put(self, key: Hashable, document: msgspec.Raw) -> None:
         if key in self._documents:

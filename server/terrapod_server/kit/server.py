@@ -7,7 +7,7 @@ answer its request id and headers, and every body its limit.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -23,6 +23,8 @@ from terrapod_server.kit.jsonapi import Endpoint, Limit, Page, Raw
 from terrapod_server.kit.routes import Routes
 from terrapod_shared import errors, ids
 
+_Headers = Sequence[tuple[bytes, bytes]]
+
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("terrapod.access")
 
@@ -33,14 +35,15 @@ _LARGE_JSON = 256 << 10
 _ID_LONGEST = 64
 _PATH_LONGEST = 40
 _ACCEPTED_STATUS = 202
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "strict-origin-when-cross-origin",
-    "Cache-Control": "no-store",
-    "TFP-API-Version": "2.6",
-    "TFP-AppName": "Terrapod",
-}
+#: Of every answer that does not set them itself.
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"strict-origin-when-cross-origin"),
+    (b"cache-control", b"no-store"),
+    (b"tfp-api-version", b"2.6"),
+    (b"tfp-appname", b"Terrapod"),
+)
 
 
 class Server:
@@ -102,7 +105,7 @@ class Server:
             if asked_id.isascii() and 0 < len(asked_id) <= _ID_LONGEST and asked_id.isprintable()
             else ids.tail()
         )
-        headers = {"X-Request-ID": request_id}
+        headers = (*_HEADERS, (b"x-request-id", request_id.encode()))
         endpoint: Endpoint | Raw | None = None
         status = 0
 
@@ -144,10 +147,10 @@ class Server:
                 )
 
     @staticmethod
-    async def _send(response: ASGIApp, headers: Mapping[str, str], scope: Scope, body: Body, send: Send) -> None:
+    async def _send(response: ASGIApp, headers: _Headers, scope: Scope, body: Body, send: Send) -> None:
         if isinstance(response, Response):
-            for name, value in (*_HEADERS.items(), *headers.items()):
-                response.headers.setdefault(name, value)
+            own = {name for name, _ in response.raw_headers}
+            response.raw_headers += [header for header in headers if header[0] not in own]
             if scope["method"] == "HEAD":  # nothing is read that nobody gets: a state, or a stream without an end
                 response = Response(status_code=response.status_code, headers=dict(response.headers))
             if not body.has_ended and not isinstance(response, StreamingResponse):

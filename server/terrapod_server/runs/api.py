@@ -432,7 +432,7 @@ async def read_log(call: Call) -> Response:
 
 
 def _number(call: Call, name: str, default: int) -> int:
-    text = call.request.query_params.get(name, "")
+    text = call.query.get(name, "")
     if not text:
         return default
     if not text.isascii() or not text.isdigit() or len(text) > 15:  # noqa: PLR2004

@@ -240,7 +240,7 @@ async def index(call: Call) -> Page:
     project = call.param("filter[project][id]")
     if project not in (None, PROJECT_ID):
         return Page([], 0)
-    found = actions.search(call.request.query_params)
+    found = actions.search(call.query)
     if statuses := call.param("filter[current-run][status]"):
         found &= call.services.run_has_status('t."current_run_id"', statuses.split(","))
     order = actions.ORDERS.get(call.param("sort") or "", actions.ORDERS["name"])

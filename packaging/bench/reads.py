@@ -66,27 +66,37 @@ def rows_of(database: Path, table: str, where: str) -> int:
 
 
 def _prepare(site: Site) -> dict[str, str]:
-    """A workspace with a state and a finished run; the paths to read."""
-    key = site.workspace("bench-0")
-    raw = json.dumps({
-        "version": 4, "terraform_version": "1.15.5", "serial": 1, "lineage": "bench",
-        "outputs": {"greeting": {"value": "hello", "type": "string"}}, "resources": [],
-    }).encode()  # fmt: skip
-    site.api.post(f"workspaces/{key}/actions/lock", json={}).raise_for_status()
-    site.post(
-        f"workspaces/{key}/state-versions", "state-versions",
-        {"serial": 1, "lineage": "bench", "md5": hashlib.md5(raw, usedforsecurity=False).hexdigest(), "state": base64.b64encode(raw).decode()},
-    )  # fmt: skip
-    site.api.post(f"workspaces/{key}/actions/unlock", json={}).raise_for_status()
-    for number in range(1, 20):
+    """A hundred workspaces, two with a state; the paths to read."""
+    small, large = site.workspace("bench-0"), site.workspace("bench-1")
+    for number in range(2, 100):
         site.workspace(f"bench-{number}")
     return {
         "ping": "ping",
+        "entitlements": "organizations/default/entitlement-set",
         "workspace by name": "organizations/default/workspaces/bench-0",
-        "workspace by id": f"workspaces/{key}",
+        "workspace by id": f"workspaces/{small}",
         "list of 20 workspaces": "organizations/default/workspaces?page%5Bsize%5D=20",
-        "current state version": f"workspaces/{key}/current-state-version",
+        "list of 100 workspaces": "organizations/default/workspaces?page%5Bsize%5D=100",
+        "state of 10 KB": _put_state(site, small, 10_000),
+        "state of 1 MB": _put_state(site, large, 1_000_000),
+        "current state version": f"workspaces/{small}/current-state-version",
     }
+
+
+def _put_state(site: Site, workspace: str, size: int) -> str:
+    """Gives the workspace a state of about that size; the path of its bytes."""
+    raw = json.dumps({
+        "version": 4, "terraform_version": "1.15.5", "serial": 1, "lineage": "bench",
+        "outputs": {"greeting": {"value": "hello" * (size // 5), "type": "string"}}, "resources": [],
+    }).encode()  # fmt: skip
+    site.api.post(f"workspaces/{workspace}/actions/lock", json={}).raise_for_status()
+    made = site.post(
+        f"workspaces/{workspace}/state-versions", "state-versions",
+        {"serial": 1, "lineage": "bench", "md5": hashlib.md5(raw, usedforsecurity=False).hexdigest(), "state": base64.b64encode(raw).decode()},
+    )  # fmt: skip
+    site.api.post(f"workspaces/{workspace}/actions/unlock", json={}).raise_for_status()
+    moved = site.api.get(made["attributes"]["hosted-state-download-url"])
+    return str(moved.headers["location"]).partition("/api/v2/")[2]
 
 
 async def _announce(site: Site) -> None:
@@ -125,8 +135,9 @@ def measure(folder: Path, archive: bytes, *, quick: bool) -> Section:
     seconds, rounds = (0.3, 1) if quick else (1.0, 2)
     with Site(folder / "reads") as site:
         paths = _prepare(site)
-        key, run = _make_runs(site, archive, 20)
-        paths |= {"run": f"runs/{run}", "list of 20 runs": f"workspaces/{key}/runs?page%5Bsize%5D=20"}
+        key, run = _make_runs(site, archive, 100)
+        runs = f"workspaces/{key}/runs?page%5Bsize%5D="
+        paths |= {"run": f"runs/{run}", "list of 20 runs": f"{runs}20", "list of 100 runs": f"{runs}100"}
         answers = folder / "answers"
         answers.mkdir()
         for name, path in paths.items():

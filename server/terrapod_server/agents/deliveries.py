@@ -8,7 +8,7 @@ from functools import wraps
 from typing import TypeVar
 
 import msgspec
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from terrapod_server.agents import actions, auth, work
 from terrapod_server.agents.model import LateState, Listener
@@ -40,6 +40,7 @@ _HALF_LIFE = timedelta(hours=actions.CERTIFICATE_HOURS / 2)
 _ARTIFACTS = ("plan-file", "lock-file", "plan-json", "schemas")
 _ARTIFACT_MOST = {"plan-file": 512 << 20, "lock-file": 4 << 20, "plan-json": 256 << 20, "schemas": 256 << 20}
 
+_BYTES = "application/octet-stream"
 _Do = Callable[[Call], Awaitable[Response]]
 
 
@@ -376,17 +377,11 @@ async def get_artifact(call: Call) -> Response:
         key, digest = queue.artifact_key(plan, name), plan.digests[name]
     else:
         raise NotFound
-    return await _stream(call, key, digest)
-
-
-async def _stream(call: Call, key: str, digest: str) -> Response:
-    size = await call.services.store.size(key)
-    headers = {"Content-Length": str(size), wire.DIGEST_HEADER: digest}
-    return StreamingResponse(call.services.store.get(key), media_type="application/octet-stream", headers=headers)
+    return await call.stored(key, _BYTES, headers={wire.DIGEST_HEADER: digest})
 
 
 @speaks
 async def get_engine(call: Call) -> Response:
     """The zip of an engine; fetched and verified first where it is not in the cache."""
     row = await mirror.ensure(call.services, *(call.path[name] for name in ("tool", "version", "os", "arch")))
-    return await _stream(call, mirror.key_of(row), row.sha256)
+    return await call.stored(mirror.key_of(row), _BYTES, row.size, {wire.DIGEST_HEADER: row.sha256})

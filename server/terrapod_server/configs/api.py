@@ -1,6 +1,6 @@
 """Configuration versions of a workspace, and the upload of their archives."""
 
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from terrapod_server.configs import actions
 from terrapod_server.configs.model import ConfigurationVersion
@@ -82,11 +82,7 @@ async def download(call: Call) -> Response:
     row = await show(call)
     if row.status != "uploaded":
         raise NotFound
-    return StreamingResponse(
-        call.services.store.get(row.stored_key),
-        media_type="application/gzip",
-        headers={"Content-Length": str(row.size)},
-    )
+    return await call.stored(row.stored_key, "application/gzip", row.size)
 
 
 RESOURCES = (CONFIGURATION, INGRESS)

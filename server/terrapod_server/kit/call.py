@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
 
 from terrapod_server.kit.jsonapi import Level, Linked, Page
 from terrapod_shared.errors import BadRequest, Invalid, TooLarge
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from terrapod_server.store.cipher import KeyRing
     from terrapod_server.store.port import Store
 
+#: An object of the store that is no larger is read before its answer begins.
+_SMALL_OBJECT = 256 << 10
 PAGE_SIZE = 20
 PAGE_SIZE_MAX = 100
 
@@ -211,6 +214,18 @@ class Call:
         config = self.services.config
         host = "" if config.public_url else self.request.headers.get("host", "")
         return f"{self.request.scope['scheme']}://{host}" if host else config.url
+
+    async def stored(
+        self, key: str, media: str, size: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """An object of the store as the answer; `size` where it is known. A small one that is damaged is an error."""
+        store = self.services.store
+        size = await store.size(key) if size is None else size
+        if size <= _SMALL_OBJECT:
+            return Response(b"".join([chunk async for chunk in store.get(key)]), media_type=media, headers=headers)
+        return StreamingResponse(
+            store.get(key), media_type=media, headers={"Content-Length": str(size), **(headers or {})}
+        )
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The body's chunks. Raises TooLarge past the endpoint's limit, BadRequest when it is cut off."""

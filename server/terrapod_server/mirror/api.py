@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response
 
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.documents import encode
@@ -42,11 +42,7 @@ async def raw(call: Call) -> Response:
     row = await EngineFile.get_or_none(id=int(call.services.signer.check(_PURPOSE, call.path["token"])))
     if row is None:
         raise NotFound
-    return StreamingResponse(
-        call.services.store.get(actions.key_of(row)),
-        media_type="application/zip",
-        headers={"Content-Length": str(row.size)},
-    )
+    return await call.stored(actions.key_of(row), "application/zip", row.size)
 
 
 async def index(call: Call) -> Page:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Many, One, Page, Raw, Resource, Row, Thing
@@ -394,11 +394,7 @@ async def json_output(call: Call) -> Response:
     plan = await show_plan(call)
     if "plan-json" not in plan.digests:
         return Response(status_code=204)
-    key = queue_.artifact_key(plan, "plan-json")
-    size = await call.services.store.size(key)
-    return StreamingResponse(
-        call.services.store.get(key), media_type="application/json", headers={"Content-Length": str(size)}
-    )
+    return await call.stored(queue_.artifact_key(plan, "plan-json"), "application/json")
 
 
 async def json_output_redacted(call: Call) -> Response:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response
 
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, Many, One, Page, Raw, Resource, Thing
@@ -185,11 +185,16 @@ async def find(call: Call) -> StateVersion:
     return (await show(call)).row
 
 
-async def show(call: Call) -> Record[StateVersion]:
-    """One state version."""
-    found = await _READER.one('t."id" = $1', call.path["state_version"])
+async def _read(version_id: str) -> Record[StateVersion]:
+    found = await _READER.one('t."id" = $1', version_id)
     if found is None:
         raise NotFound
+    return found
+
+
+async def show(call: Call) -> Record[StateVersion]:
+    """One state version."""
+    found = await _read(call.path["state_version"])
     if call.principal.kind == "run":
         await _check_run(call, found.row.workspace_id)
     return found
@@ -215,21 +220,14 @@ async def json_download(call: Call) -> Response:
 
 async def raw(call: Call) -> Response:
     """The raw bytes; the URL is the right to have them."""
-    row = await actions.get(call.services.signer.check("state download", call.path["token"]))
-    return await _stream(call, row.key)
+    row = (await _read(call.services.signer.check("state download", call.path["token"]))).row
+    return await call.stored(row.key, "application/json", row.size)
 
 
 async def raw_json(call: Call) -> Response:
     """The JSON form; the URL is the right to have it."""
-    row = await actions.get(call.services.signer.check("json state download", call.path["token"]))
-    return await _stream(call, keys.json_state(row.workspace_id, row.id))
-
-
-async def _stream(call: Call, key: str) -> Response:
-    size = await call.services.store.size(key)
-    return StreamingResponse(
-        call.services.store.get(key), media_type="application/json", headers={"Content-Length": str(size)}
-    )
+    row = (await _read(call.services.signer.check("json state download", call.path["token"]))).row
+    return await call.stored(keys.json_state(row.workspace_id, row.id), "application/json")
 
 
 async def upload(call: Call) -> Response:

@@ -90,7 +90,8 @@ class FileStore(Store):
             await self._threads.run(file.open, self._path(key), spans[0] if spans else EVERYTHING)
             yield file
         finally:
-            self._threads.later(file.close)  # in a thread: the last close of a deleted file frees its blocks
+            if file.is_open:
+                self._threads.later(file.close)  # in a thread: the last close of a deleted file frees its blocks
 
     async def size(self, key: str) -> int:
         return await self._threads.run(_size, self._path(key))
@@ -209,6 +210,8 @@ class _File:
         self.size = status.st_size
         self._at = span[0]
         self._first = self._read(self._at, min(_AT_OPEN, self.size if span[1] is None else max(0, span[1] - span[0])))
+        if self._at == 0 and len(self._first) == self.size:  # all of it: no later read needs the file
+            self.close()
 
     def _read(self, offset: int, size: int) -> bytes:
         if offset >= self.size:  # and may be more than the kernel takes
@@ -224,6 +227,10 @@ class _File:
         if begin >= 0 and begin + size <= len(self._first):
             return self._first[begin : begin + size]
         return await self._threads.run(self._read, offset, size)
+
+    @property
+    def is_open(self) -> bool:
+        return self._handle >= 0
 
     def close(self) -> None:
         if self._handle >= 0:

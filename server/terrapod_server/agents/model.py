@@ -20,6 +20,9 @@ class Pool(Model):
     owner_id = fields.CharField(max_length=40, default="")
     created_at = fields.DatetimeField(auto_now_add=True)
 
+    #: Columns by which lists are filtered; see `kit.generations`.
+    counted = ("name", "labels", "owner_id")
+
     class Meta:
         table = "agent_pool"
 

@@ -38,10 +38,13 @@ def counted(model: type[Model]) -> tuple[str, ...]:
     return columns
 
 
-def read(model: type[Model]) -> str:
-    """The number, as a part of a SELECT."""
+def read(model: type[Model], *tables: str) -> str:
+    """The number, as a part of a SELECT; with more tables the sum of theirs, which stays as long as each does."""
     counted(model)
-    return f"(SELECT number FROM generation WHERE topic = '{model._meta.db_table}')"  # noqa: S608, SLF001
+    if not tables:
+        return f"(SELECT number FROM generation WHERE topic = '{model._meta.db_table}')"  # noqa: S608, SLF001
+    topics = ", ".join(f"'{table}'" for table in sorted({model._meta.db_table, *tables}))  # noqa: SLF001
+    return f"(SELECT CAST(sum(number) AS bigint) FROM generation WHERE topic IN ({topics}))"  # noqa: S608
 
 
 async def install(connection: Any, models: Iterable[type[Model]]) -> None:

@@ -22,7 +22,7 @@ from tortoise import fields
 from tortoise.models import Model
 
 from terrapod_server.kit import database, generations
-from terrapod_server.kit.call import Call
+from terrapod_server.kit.call import Call, PageRequest
 from terrapod_server.kit.jsonapi import Level, Page
 
 M = TypeVar("M", bound=Model)
@@ -149,12 +149,13 @@ class Reader(Generic[M]):
         page, known = call.page, self._counts.get(where)
         condition = f"WHERE {where.sql}" if where.sql else ""
         rest = f"{condition} ORDER BY {order} LIMIT {page.size} OFFSET {page.offset}"
-        generation = generations.read(self.model)
+        if not self._may_remember(where):
+            return await self._counted(where, page, rest)
+        generation = generations.read(self.model, *(where.depends or ()))
         if known is not None:
             found = await self._rows(f", {generation}", rest, where.values)
             if found and found[0][1] == known[0]:
                 return Page([row for row, _ in found], known[1])
-        self._check(where)
         count = f"{generation}, (SELECT count(*) FROM {self._table} {condition})"  # noqa: S608  our own words
         found = await self._rows(f", {count}", rest, where.values)
         if not found and page.offset:  # past the end, where no row carries the count
@@ -164,14 +165,19 @@ class Reader(Generic[M]):
         self._remember(where, found[0][1], found[0][2])
         return Page([row for row, _, _ in found], found[0][2])
 
-    def _check(self, where: Where) -> None:
-        """Raises ValueError for a condition on a column whose change raises no generation."""
-        loose = set(_NAMED.findall(where.sql)) - {*generations.counted(self.model), self.model._meta.db_pk_column}  # noqa: SLF001
-        if loose:
-            message = (
-                f"lists depend on {', '.join(sorted(loose))}, which {self.model.__name__} does not declare as `counted`"
-            )
-            raise ValueError(message)
+    async def _counted(self, where: Where, page: PageRequest, rest: str) -> Page:
+        """The same for a condition whose count nobody may remember."""
+        condition = f"WHERE {where.sql}" if where.sql else ""
+        count = f"(SELECT count(*) FROM {self._table} {condition})"  # noqa: S608  our own words
+        found = await self._rows(f", {count}", rest, where.values)
+        if not found and page.offset:
+            return Page([], int((await database.rows(f"SELECT {count}", where.values))[0][0]))
+        return Page([row for row, _ in found], found[0][1] if found else 0)
+
+    def _may_remember(self, where: Where) -> bool:
+        """Whether each change that the count depends on raises a generation which is read along."""
+        counted = {*generations.counted(self.model), self.model._meta.db_pk_column}  # noqa: SLF001
+        return where.depends is not None and counted.issuperset(_NAMED.findall(where.sql))
 
     def _remember(self, where: Where, generation: int, count: int) -> None:
         self._counts[where] = (generation, count)
@@ -189,4 +195,4 @@ class Reader(Generic[M]):
         return [(Record(self.model, row[0]), *row[1:]) for row in found]
 
 
-__all__ = ["Reader", "Record", "Where"]
+__all__ = ["Reader", "Record", "Where", "like"]

@@ -178,12 +178,15 @@ async def _stored(services: Services, phase: Phase, start: int, stop: int) -> by
     if live.size < stop:
         await _look(services, phase, live, now=True)
     try:
-        return await _raw(services, phase, live, start, stop)
-    except NotFound:  # it was sealed between the look at the row and this read
-        if not await Phase.exists(id=phase.id, log_sealed=True):
-            raise
+        if live.size >= stop:
+            return await _raw(services, phase, live, start, stop)
+    except NotFound:
+        pass
+    # it was sealed between the look at the row and this read, or a part of it was lost
+    if await Phase.exists(id=phase.id, log_sealed=True):
         phase.log_sealed = True
         return await _stored(services, phase, start, stop)
+    return await _raw(services, phase, live, start, min(stop, live.size)) if live.size > start else b""
 
 
 async def seal(services: Services, phase_id: str) -> None:

@@ -56,10 +56,11 @@ def readable(principal: Principal) -> Where:
 
 def in_readable(principal: Principal) -> Where:
     """Rows of other tables (with a `workspace_id`) whose workspace the caller may read."""
-    found = readable(principal)
+    found = visible.where(principal.rights, KIND, "w")
     if not found.sql:
         return found
-    return Where(f't."workspace_id" IN (SELECT t."id" FROM "workspace" t WHERE {found.sql})', found.values)  # noqa: S608
+    sql = f't."workspace_id" IN (SELECT w."id" FROM "workspace" w WHERE {found.sql})'  # noqa: S608  our own words
+    return Where(sql, found.values, frozenset({"workspace"}))
 
 
 def consuming(workspace_id: str) -> Where:

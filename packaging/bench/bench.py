@@ -20,9 +20,10 @@ import latency
 import reads
 import remote
 import report
+import rights
 from processes import Site
 
-PARTS = ("remote", "latency", "reads", "memory")
+PARTS = ("remote", "latency", "reads", "rights", "memory")
 
 
 def sections(folder: Path, only: list[str], *, quick: bool) -> Iterator[report.Section]:
@@ -37,6 +38,8 @@ def sections(folder: Path, only: list[str], *, quick: bool) -> Iterator[report.S
             yield latency.measure(folder, site, quick=quick)
     if "reads" in only:
         yield reads.measure(folder, archive, quick=quick)
+    if "rights" in only:
+        yield rights.measure(folder, quick=quick)
     if "memory" in only:
         yield footprint.measure(folder, idle, quick=quick)
 

@@ -61,6 +61,8 @@ class Rights:
     only_workspace: str = ""
     _by_pair: dict[Pair, Level] = field(init=False, compare=False, repr=False, default_factory=dict)
     _by_name: dict[str, Level] = field(init=False, compare=False, repr=False, default_factory=dict)
+    #: What was worked out of these rights alone, by whoever asks for it again and again.
+    remembered: dict[Any, Any] = field(init=False, compare=False, repr=False, default_factory=dict)
     _denying: list[Role] = field(init=False, compare=False, repr=False, default_factory=list)
 
     def __post_init__(self) -> None:

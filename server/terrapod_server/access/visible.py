@@ -32,7 +32,14 @@ class _Marks:
 
 
 def where(rights: Rights, kind: Kind, at: str = "t") -> Where:
-    """What the caller may at least read; the table stands in the statement as `at`."""
+    """What the caller may at least read; the table stands in the statement as `at`. Made once for the same rights."""
+    if (kind, at) not in rights.remembered:
+        rights.remembered[kind, at] = _where(rights, kind, at)
+    found: Where = rights.remembered[kind, at]
+    return found
+
+
+def _where(rights: Rights, kind: Kind, at: str) -> Where:
     mark = _Marks()
     limit = ""
     if rights.only_workspace:

@@ -134,7 +134,7 @@ class Registry:
         """What a rendered row depends on; None for one that did not come by the short way."""
         if not isinstance(row, Record):
             return None
-        return (view, call.level_on(row), call.base, row.raw)
+        return (view, call.level_on(row), call.base, row.as_read)
 
     async def _include(self, document: Document, resource: Resource, rows: Sequence[Row], call: Call) -> None:
         """`?include=`; names that nobody knows are passed over, since an error would end terraform's plan."""

@@ -13,7 +13,7 @@ making forty values of each row would cost more than finding it.
 import functools
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -30,23 +30,27 @@ M = TypeVar("M", bound=Model)
 _NAMED = re.compile(r't\."(\w+)"')
 #: How many conditions' counts are remembered by one reader.
 _COUNTS = 4096
+_PAGES = 1024
 
 
 class Record(Generic[M]):
     """A row. `level` is the caller's level on it, where a list holds rows of different levels."""
 
-    __slots__ = ("_row", "level", "model", "raw")
+    __slots__ = ("_row", "_values", "as_read", "level", "model")
 
-    def __init__(self, model: type[M], raw: str | tuple[Any, ...], level: Level | None = None) -> None:
-        self.model, self.raw, self.level = model, raw, level
+    def __init__(self, model: type[M], as_read: str | tuple[Any, ...], level: Level | None = None) -> None:
+        self.model, self.as_read, self.level = model, as_read, level
         self._row: M | None = None
+        self._values: Sequence[Any] | None = None
 
     def __getattr__(self, name: str) -> Any:
         """A column, without making the model's object."""
         place, field = _places(self.model).get(name, (-1, None))
         if place < 0:
             raise AttributeError(name)
-        value = (msgspec.json.decode(self.raw) if isinstance(self.raw, str) else self.raw)[place]
+        if self._values is None:
+            self._values = msgspec.json.decode(self.as_read) if isinstance(self.as_read, str) else self.as_read
+        value = self._values[place]
         return msgspec.json.decode(value) if isinstance(field, fields.JSONField) and isinstance(value, str) else value
 
     @property
@@ -54,7 +58,7 @@ class Record(Generic[M]):
         """The row as the model's object."""
         if self._row is None:
             columns = _columns(self.model)
-            values = _values(columns, self.raw) if isinstance(self.raw, str) else self.raw
+            values = _values(columns, self.as_read) if isinstance(self.as_read, str) else self.as_read
             self._row = self.model._init_from_db(**dict(zip(columns, values, strict=True)))  # noqa: SLF001
             if self.level is not None:
                 self._row.level = self.level
@@ -94,7 +98,12 @@ class Where:
     values: tuple[Any, ...] = ()
     tables: frozenset[str] | None = None
 
-    @property
+    @functools.cached_property
+    def columns(self) -> frozenset[str]:
+        """The columns of `t` that it looks at."""
+        return frozenset(_NAMED.findall(self.sql))
+
+    @functools.cached_property
     def depends(self) -> frozenset[str] | None:
         """What a count depends on besides `t` itself."""
         return frozenset() if self.tables is None and "SELECT" not in self.sql else self.tables
@@ -133,6 +142,8 @@ class Reader(Generic[M]):
         self._packed = f"json_array({', '.join(shown)})"
         #: By condition: the generation in which it was counted, and how many there were.
         self._counts: OrderedDict[Where, tuple[int, int]] = OrderedDict()
+        #: By condition, order and place: the ids that were there in that generation.
+        self._pages: dict[tuple[Where, str, int, int], tuple[str, ...]] = {}
 
     async def one(self, where: str, *values: Any, joined: str = "") -> Record[M] | None:
         """The only row, or None. `joined` are further tables, with their conditions."""
@@ -144,16 +155,21 @@ class Reader(Generic[M]):
 
         A count is remembered as long as nothing that it depends on was changed
         (see `generations`): the statement that reads the rows tells whether it
-        still holds. Else the same statement counts anew.
+        still holds. Else the same statement counts anew. Where looking for the
+        rows costs much, which rows they were is remembered with it.
         """
-        page, known = call.page, self._counts.get(where)
+        page = call.page
         condition = f"WHERE {where.sql}" if where.sql else ""
         rest = f"{condition} ORDER BY {order} LIMIT {page.size} OFFSET {page.offset}"
         if not self._may_remember(where):
             return await self._counted(where, page, rest)
         generation = generations.read(self.model, *(where.depends or ()))
-        if known is not None:
-            found = await self._rows(f", {generation}", rest, where.values)
+        asked = (where, order, page.offset, page.size)
+        if known := self._counts.get(where):
+            ids = self._pages.get(asked, ())
+            marks = ", ".join(f"${place}" for place in range(1, len(ids) + 1))
+            again = f'WHERE t."id" IN ({marks}) ORDER BY {order}' if ids else rest
+            found = await self._rows(f", {generation}", again, ids or where.values)
             if found and found[0][1] == known[0]:
                 return Page([row for row, _ in found], known[1])
         count = f"{generation}, (SELECT count(*) FROM {self._table} {condition})"  # noqa: S608  our own words
@@ -162,8 +178,12 @@ class Reader(Generic[M]):
             return Page([], int((await database.rows(f"SELECT {count}", where.values))[0][1]))
         if not found:
             return Page([], 0)
-        self._remember(where, found[0][1], found[0][2])
-        return Page([row for row, _, _ in found], found[0][2])
+        rows = [row for row, _, _ in found]
+        self._forget(where, found[0][1])
+        self._counts[where] = (found[0][1], found[0][2])
+        if "SELECT" in where.sql and self._may_remember(Where(order)):
+            self._pages[asked] = tuple(row.id for row in rows)
+        return Page(rows, found[0][2])
 
     async def _counted(self, where: Where, page: PageRequest, rest: str) -> Page:
         """The same for a condition whose count nobody may remember."""
@@ -177,13 +197,18 @@ class Reader(Generic[M]):
     def _may_remember(self, where: Where) -> bool:
         """Whether each change that the count depends on raises a generation which is read along."""
         counted = {*generations.counted(self.model), self.model._meta.db_pk_column}  # noqa: SLF001
-        return where.depends is not None and counted.issuperset(_NAMED.findall(where.sql))
+        return where.depends is not None and counted.issuperset(where.columns)
 
-    def _remember(self, where: Where, generation: int, count: int) -> None:
-        self._counts[where] = (generation, count)
-        self._counts.move_to_end(where)
-        if len(self._counts) > _COUNTS:
+    def _forget(self, where: Where, generation: int) -> None:
+        """Lets go of the pages of an older generation, and of what is too much; to remember it again costs one read."""
+        known = self._counts.pop(where, None)
+        if known is not None and known[0] != generation:
+            for asked in [asked for asked in self._pages if asked[0] == where]:
+                del self._pages[asked]
+        if len(self._counts) >= _COUNTS:
             self._counts.popitem(last=False)
+        if len(self._pages) >= _PAGES:
+            self._pages.clear()
 
     async def _rows(self, more: str, rest: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         """Tuples of a record and of what is selected beside it."""

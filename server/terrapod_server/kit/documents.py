@@ -1,6 +1,6 @@
 """Rows -> JSON:API documents, with `include` and pagination."""
 
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -18,20 +18,31 @@ INCLUDE_DEPTH = 3
 
 
 class Remembered:
-    """The rows that were rendered last; the oldest go when they grow too many."""
+    """The rows that were rendered last, by what else they depend on; the oldest go when they grow too many."""
 
     def __init__(self, most: int = 4096, most_bytes: int = 8 << 20) -> None:
         self._most, self._most_bytes, self._bytes = most, most_bytes, 0
-        self._documents: OrderedDict[Hashable, msgspec.Raw] = OrderedDict()
-        self.get = self._documents.get
+        self._documents: dict[Hashable, dict[Hashable, msgspec.Raw]] = {}
+        self._order: deque[tuple[Hashable, Hashable]] = deque()
 
-    def put(self, key: Hashable, document: msgspec.Raw) -> None:
-        if key in self._documents:
+    def of(self, context: Hashable) -> Mapping[Hashable, msgspec.Raw]:
+        return self._documents.get(context, {})
+
+    def put(self, context: Hashable, raw: Hashable, document: msgspec.Raw) -> None:
+        known = self._documents.setdefault(context, {})
+        if raw in known:
             return
-        self._documents[key] = document
+        known[raw] = document
+        self._order.append((context, raw))
         self._bytes += len(memoryview(document))
-        while len(self._documents) > self._most or self._bytes > self._most_bytes:
-            self._bytes -= len(memoryview(self._documents.popitem(last=False)[1]))
+        while len(self._order) > self._most or self._bytes > self._most_bytes:
+            self._forget(*self._order.popleft())
+
+    def _forget(self, context: Hashable, raw: Hashable) -> None:
+        known = self._documents[context]
+        self._bytes -= len(memoryview(known.pop(raw)))
+        if not known:
+            del self._documents[context]
 
 
 class Renderer:
@@ -64,12 +75,8 @@ class Renderer:
             document["links"] = {name: link for name, link in links.items() if link is not None}
         return document
 
-    def encoded(self, row: Row, call: Call, view: str | None, key: Hashable | None) -> msgspec.Raw:
-        """JSON of the row; kept under `key`, if there is one and the row lasts."""
-        document = msgspec.Raw(encode(self.render(row, call, view)))
-        if key is not None and self.resource.lasts is not None and self.resource.lasts(row):
-            self.remembered.put(key, document)
-        return document
+    def encoded(self, row: Row, call: Call, view: str | None) -> msgspec.Raw:
+        return msgspec.Raw(encode(self.render(row, call, view)))
 
     def related(self, row: Row, name: str, call: Call) -> tuple[str, list[str]] | None:
         """The type and ids at the other side of a relation, or None where there is no such relation."""
@@ -118,23 +125,35 @@ class Registry:
         self, resource: Resource, rows: Sequence[Row], call: Call, view: str | None, *, single: bool = False
     ) -> Any:
         renderer = self.renderers[resource.type]
-        keys = [self._key(row, call, view) for row in rows] if resource.lasts is not None else [None] * len(rows)
-        documents = [None if key is None else renderer.remembered.get(key) for key in keys]
-        missing = [place for place, document in enumerate(documents) if document is None]
-        if missing:
-            opened = [_opened(rows[place]) for place in missing]
+        if resource.lasts is not None and rows and isinstance(rows[0], Record):
+            documents = await self._remembered(renderer, rows, call, view)
+        else:
+            rows = [_opened(row) for row in rows]
             if resource.prepare is not None:
-                await resource.prepare(opened, call)
-            for place, row in zip(missing, opened, strict=True):
-                documents[place] = renderer.encoded(row, call, view, keys[place])
+                await resource.prepare(rows, call)
+            documents = [renderer.encoded(row, call, view) for row in rows]
         return documents[0] if single else documents
 
     @staticmethod
-    def _key(row: Row, call: Call, view: str | None) -> Hashable | None:
-        """What a rendered row depends on; None for one that did not come by the short way."""
-        if not isinstance(row, Record):
-            return None
-        return (view, call.level_on(row), call.base, row.as_read)
+    async def _remembered(
+        renderer: Renderer, records: Sequence[Record[Any]], call: Call, view: str | None
+    ) -> list[msgspec.Raw]:
+        """The records' documents, of which only those that were not kept are rendered."""
+        contexts = {
+            level: (view, call.level if level is None else level, call.base) for level in {r.level for r in records}
+        }
+        known = {level: renderer.remembered.of(context) for level, context in contexts.items()}
+        documents: list[Any] = [known[record.level].get(record.as_read) for record in records]
+        missing = [place for place, document in enumerate(documents) if document is None]
+        resource = renderer.resource
+        if missing and resource.prepare is not None:
+            await resource.prepare([records[place].row for place in missing], call)
+        for place in missing:
+            record = records[place]
+            document = documents[place] = renderer.encoded(record.row, call, view)
+            if resource.lasts is not None and resource.lasts(record.row):
+                renderer.remembered.put(contexts[record.level], record.as_read, document)
+        return documents
 
     async def _include(self, document: Document, resource: Resource, rows: Sequence[Row], call: Call) -> None:
         """`?include=`; names that nobody knows are passed over, since an error would end terraform's plan."""

@@ -147,8 +147,8 @@ class Reader(Generic[M]):
 
     async def one(self, where: str, *values: Any, joined: str = "") -> Record[M] | None:
         """The only row, or None. `joined` are further tables, with their conditions."""
-        found = await self._rows("", f"{joined} WHERE {where}", values)
-        return found[0][0] if found else None
+        found, _ = await self._records("", f"{joined} WHERE {where}", values)
+        return found[0] if found else None
 
     async def page(self, call: Call, where: Where, order: str) -> Page:
         """The page that the client asked for, and the count of all that match.
@@ -169,30 +169,29 @@ class Reader(Generic[M]):
             ids = self._pages.get(asked, ())
             marks = ", ".join(f"${place}" for place in range(1, len(ids) + 1))
             again = f'WHERE t."id" IN ({marks}) ORDER BY {order}' if ids else rest
-            found = await self._rows(f", {generation}", again, ids or where.values)
-            if found and found[0][1] == known[0]:
-                return Page([row for row, _ in found], known[1])
+            records, beside = await self._records(f", {generation}", again, ids or where.values)
+            if records and beside[0] == known[0]:
+                return Page(records, known[1])
         count = f"{generation}, (SELECT count(*) FROM {self._table} {condition})"  # noqa: S608  our own words
-        found = await self._rows(f", {count}", rest, where.values)
-        if not found and page.offset:  # past the end, where no row carries the count
+        records, beside = await self._records(f", {count}", rest, where.values)
+        if not records and page.offset:  # past the end, where no row carries the count
             return Page([], int((await database.rows(f"SELECT {count}", where.values))[0][1]))
-        if not found:
+        if not records:
             return Page([], 0)
-        rows = [row for row, _, _ in found]
-        self._forget(where, found[0][1])
-        self._counts[where] = (found[0][1], found[0][2])
+        self._forget(where, beside[0])
+        self._counts[where] = (beside[0], beside[1])
         if "SELECT" in where.sql and self._may_remember(Where(order)):
-            self._pages[asked] = tuple(row.id for row in rows)
-        return Page(rows, found[0][2])
+            self._pages[asked] = tuple(record.id for record in records)
+        return Page(records, beside[1])
 
     async def _counted(self, where: Where, page: PageRequest, rest: str) -> Page:
         """The same for a condition whose count nobody may remember."""
         condition = f"WHERE {where.sql}" if where.sql else ""
         count = f"(SELECT count(*) FROM {self._table} {condition})"  # noqa: S608  our own words
-        found = await self._rows(f", {count}", rest, where.values)
-        if not found and page.offset:
+        records, beside = await self._records(f", {count}", rest, where.values)
+        if not records and page.offset:
             return Page([], int((await database.rows(f"SELECT {count}", where.values))[0][0]))
-        return Page([row for row, _ in found], found[0][1] if found else 0)
+        return Page(records, beside[0] if records else 0)
 
     def _may_remember(self, where: Where) -> bool:
         """Whether each change that the count depends on raises a generation which is read along."""
@@ -210,14 +209,16 @@ class Reader(Generic[M]):
         if len(self._pages) >= _PAGES:
             self._pages.clear()
 
-    async def _rows(self, more: str, rest: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        """Tuples of a record and of what is selected beside it."""
-        if database.is_postgres():
-            found = await database.rows(f"SELECT {self._selected}{more} FROM {self._table} {rest}", values)  # noqa: S608
-            rows = [tuple(row) for row in found]
-            return [(Record(self.model, row[: self._width]), *row[self._width :]) for row in rows]
-        found = await database.rows(f"SELECT {self._packed}{more} FROM {self._table} {rest}", values)  # noqa: S608
-        return [(Record(self.model, row[0]), *row[1:]) for row in found]
+    async def _records(self, more: str, rest: str, values: tuple[Any, ...]) -> tuple[list[Record[M]], tuple[Any, ...]]:
+        """The records, and what is selected beside the first: the same beside each."""
+        is_packed, model, width = not database.is_postgres(), self.model, self._width
+        selected = self._packed if is_packed else self._selected
+        found = await database.rows(f"SELECT {selected}{more} FROM {self._table} {rest}", values)  # noqa: S608
+        if not found:
+            return [], ()
+        if is_packed:
+            return [Record(model, row[0]) for row in found], tuple(found[0][1:])
+        return [Record(model, tuple(row)[:width]) for row in found], tuple(found[0])[width:]
 
 
 __all__ = ["Reader", "Record", "Where", "like"]

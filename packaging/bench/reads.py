@@ -46,6 +46,8 @@ def load(url: str, token: str, seconds: float) -> Rated:
 
 def copy_rows(database: Path, table: str, template: str, count: int, changed: dict[str, str]) -> None:
     """Adds copies of a row; `changed` is an SQL expression by column, of the number `n`."""
+    if count <= 0:
+        return
     with sqlite3.connect(database, timeout=30) as connection:
         columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
         values = ", ".join(changed.get(column, f'"{column}"') for column in columns)

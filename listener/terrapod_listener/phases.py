@@ -19,6 +19,7 @@ from terrapod_listener.install import Engines
 from terrapod_listener.logs import Spool
 from terrapod_listener.process import Process
 from terrapod_shared import errors, signing, wire
+from terrapod_shared.files import write_private
 
 log = logging.getLogger(__name__)
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -314,9 +315,8 @@ class Job:
             "LANG": "C.UTF-8",
             "TF_CLI_CONFIG_FILE": str(self.folder / "terraform.rc"),
         }
-        host = urlsplit(mine.server).netloc
-        (self.folder / "terraform.rc").write_text(f'credentials "{host}" {{\n  token = "{self.work.run_token}"\n}}\n')
-        (self.folder / "terraform.rc").chmod(0o600)
+        hosts = [urlsplit(mine.server).netloc, *self.work.hosts]
+        write_private(self.folder / "terraform.rc", terraform.credentials(hosts, self.work.run_token).encode())
         if mine.ca:
             bundle = Path("/etc/ssl/certs/ca-certificates.crt")
             system = bundle.read_text() if bundle.exists() else ""

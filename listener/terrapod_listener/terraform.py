@@ -41,6 +41,16 @@ def apply_argv(options: wire.Options, plan_file: str, var_file: str | None = Non
     return [*argv, plan_file]
 
 
+def credentials(hosts: Iterable[str], token: str) -> str:
+    """A CLI configuration with the token for these hosts; a TF_TOKEN_ variable cannot name a port.
+
+    An address in brackets is left out: terraform cannot name such a host, and
+    would end at it.
+    """
+    named = dict.fromkeys(host for host in hosts if "[" not in host)
+    return "".join(f"credentials {json.dumps(host)} {{\n  token = {json.dumps(token)}\n}}\n" for host in named)
+
+
 def header(listener: str, version: str, engine: wire.Engine, platform: str) -> list[str]:
     """Exactly three lines: the CLI drops the first three of an apply's log."""
     name = "Terraform" if engine.tool == "terraform" else "OpenTofu"

@@ -36,6 +36,8 @@ from terrapod_server.kit.routes import Routes
 from terrapod_server.kit.server import Server
 from terrapod_server.kit.signed import Signer
 from terrapod_server.mirror import api as mirror_api
+from terrapod_server.registry import api as registry_api
+from terrapod_server.registry import protocol as registry_protocol
 from terrapod_server.runs import actions as runs
 from terrapod_server.runs import api as runs_api
 from terrapod_server.runs import jobs as runs_jobs
@@ -62,6 +64,7 @@ MODELS = tuple(
         "variables",
         "configs",
         "states",
+        "registry",
         "mirror",
         "runs",
         "agents",
@@ -72,6 +75,7 @@ _DISCOVERY = {
     "tfe.v2.1": "/api/v2/",
     "tfe.v2.2": "/api/v2/",
     "state.v2": "/api/v2/",
+    "modules.v1": "/api/v2/registry/modules/",
 }
 ADMIN_EMAIL = "admin@localhost"
 
@@ -140,6 +144,8 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     *variables_api.ENDPOINTS,
     *configs_api.ENDPOINTS,
     *states_api.ENDPOINTS,
+    *registry_api.ENDPOINTS,
+    *registry_protocol.ENDPOINTS,
     *mirror_api.ENDPOINTS,
     *runs_api.ENDPOINTS,
     *agents_api.ENDPOINTS,
@@ -153,6 +159,7 @@ RESOURCES: tuple[Resource, ...] = (
     *variables_api.RESOURCES,
     *configs_api.RESOURCES,
     *states_api.RESOURCES,
+    *registry_api.RESOURCES,
     *mirror_api.RESOURCES,
     *runs_api.RESOURCES,
     *agents_api.RESOURCES,
@@ -165,6 +172,7 @@ THINGS: tuple[Thing, ...] = (
     *workspaces_api.THINGS,
     *configs_api.THINGS,
     *states_api.THINGS,
+    *registry_api.THINGS,
     *runs_api.THINGS,
     *agents_api.THINGS,
 )

@@ -5,10 +5,12 @@
 is reported at once, unknown names included.
 """
 
+import ipaddress
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -27,6 +29,7 @@ class Limits(Section, frozen=True, kw_only=True):
     json_bytes: int = 2 * MIB
     configuration_bytes: int = 256 * MIB
     state_bytes: int = 512 * MIB
+    module_bytes: int = 64 * MIB  #: of one version's archive
 
 
 class Storage(Section, frozen=True, kw_only=True):
@@ -104,8 +107,23 @@ class Config(Section, frozen=True, kw_only=True):
         return f"{scheme}://{self.host}:{self.port}"
 
     @property
+    def hosts(self) -> list[str]:
+        """As configurations may name this server: modules need a name with a dot, which `localhost` is not."""
+        if self.public_url:
+            return [urlsplit(self.public_url).netloc]
+        everywhere = is_loopback(self.host) or self.host in {"0.0.0.0", "::"}  # noqa: S104
+        return [f"{name}:{self.port}" for name in (("localhost", "127.0.0.1") if everywhere else (self.host,))]
+
+    @property
     def database(self) -> str:
         return self.database_url or f"sqlite://{self.folder / 'terrapod.sqlite3'}"
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Mistakes(Exception):

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import logging
 import signal
 from collections.abc import Awaitable, Callable
@@ -13,7 +12,7 @@ from hypercorn.asyncio import serve
 from hypercorn.config import Config as Hypercorn
 
 from terrapod_server import app
-from terrapod_server.config import Config
+from terrapod_server.config import Config, is_loopback
 
 log = logging.getLogger("terrapod")
 
@@ -29,13 +28,6 @@ def run(config: Config) -> None:
         message = f"error: {config.host} is not loopback: set tls.certificate and tls.key, or listen on 127.0.0.1 behind a proxy"
         raise SystemExit(message)
     uvloop.run(until_signalled(lambda stop: serve_until(config, stop)))
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 async def until_signalled(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:

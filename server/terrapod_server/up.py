@@ -20,7 +20,7 @@ import uvloop
 
 from terrapod_server import app, authority, serving
 from terrapod_server.agents import actions as agents
-from terrapod_server.config import Config, Mistakes, load
+from terrapod_server.config import Config, Mistakes, is_loopback, load
 from terrapod_shared.files import write_private
 
 log = logging.getLogger("terrapod")
@@ -44,7 +44,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Serves until SIGTERM or SIGINT."""
-    if options.plain_http and not serving.is_loopback(options.host):
+    if options.plain_http and not is_loopback(options.host):
         message = f"--plain-http is for loopback only, and {options.host} is not"
         raise Refused(message)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -70,7 +70,7 @@ def prepare(options: Options) -> Config:
 
 def shown_host(host: str) -> str:
     """The name to put into a URL; terraform wants no address in brackets."""
-    return "localhost" if serving.is_loopback(host) or host in {"0.0.0.0", "::"} else host  # noqa: S104
+    return "localhost" if is_loopback(host) or host in {"0.0.0.0", "::"} else host  # noqa: S104
 
 
 def _free_port(host: str) -> int:
@@ -122,7 +122,10 @@ def _welcome(config: Config, options: Options) -> None:
         click.echo(f"  export SSL_CERT_FILE={data / 'ca.pem'}")
     # a TF_TOKEN_ variable cannot name a port, so terraform gets a file
     credentials, token = data / "terraform.rc", (data / "admin-token").read_text().strip()
-    write_private(credentials, f'credentials "{name}" {{\n  token = "{token}"\n}}\n'.encode())
+    hosts = dict.fromkeys((name, *config.hosts))
+    write_private(
+        credentials, "".join(f'credentials "{each}" {{\n  token = "{token}"\n}}\n' for each in hosts).encode()
+    )
     click.echo(f"  export TF_CLI_CONFIG_FILE={credentials}")
     click.echo(f'  export TERRAPOD_TOKEN="$(cat {data / "admin-token"})"      # for curl and scripts\n')
     sys.stdout.flush()

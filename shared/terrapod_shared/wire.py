@@ -229,6 +229,7 @@ class Work(Message, frozen=True, kw_only=True):
     options: Options = Options()
     variables: list[Variable] = []
     run_token: str = ""
+    hosts: list[str] = []  #: `host:port` as configurations may name this server: the run token is for all of them
     state: StateRef | None = None
     links: dict[str, Link] = {}  #: `configuration state plan lock-file engine`
     limits: Limits = Limits()

@@ -1,12 +1,13 @@
 """Pools as people see them, who may use them, and what a run's token may read."""
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 
-from kit.serving import Running, state_bytes
+from kit.serving import Running, state_bytes, tar
 from terrapod_server.app import ENDPOINTS
-from terrapod_server.kit.jsonapi import Access
+from terrapod_server.kit.jsonapi import Access, Endpoint, Raw
 from terrapod_shared import wire
 
 POOLS = "/organizations/default/agent-pools"
@@ -68,42 +69,94 @@ async def test_a_workspace_that_lost_its_grant_is_passed_over(server: Running, t
     assert work.run_id == run.json()["data"]["id"]
 
 
-async def test_a_runs_token_reads_its_state_and_nothing_else(server: Running, tmp_path: Path) -> None:
-    listener = await server.listener(tmp_path / "home")
-    mine, other = await server.workspace(), await server.workspace()
-    for workspace in (mine, other):
-        raw = state_bytes(1)
-        await server.api.post(f"/workspaces/{workspace['id']}/actions/lock")
-        made = await server.state(workspace["id"], raw)
-        assert made.status_code == 201, made.text
-        put = await server.api.put(made.json()["data"]["attributes"]["hosted-state-upload-url"], content=raw)
+#: What a run's token may ask of things that are for every run.
+FOR_EVERY_RUN = (
+    "/api/v2/organizations/{org}",
+    "/api/v2/organizations/{org}/entitlement-set",
+    "/api/v2/binary-cache/{tool}/{version}/{os}/{arch}",
+    "/api/v2/registry/modules/{namespace}/{name}/{provider}/versions",
+    "/api/v2/registry/modules/{namespace}/{name}/{provider}/{version}/download",
+)
+
+
+async def with_state(server: Running) -> dict[str, str]:
+    """Path parameters that name a new workspace and what it holds."""
+    workspace = await server.workspace()
+    raw = state_bytes(1, outputs={"a": {"value": "secret", "type": "string", "sensitive": True}})
+    await server.api.post(f"/workspaces/{workspace['id']}/actions/lock")
+    made = await server.state(workspace["id"], raw)
+    assert made.status_code == 201, made.text
+    for name in ("hosted-state-upload-url", "hosted-json-state-upload-url"):
+        put = await server.api.put(made.json()["data"]["attributes"][name], content=raw)
         assert put.status_code == 200, put.text
-        await server.api.post(f"/workspaces/{workspace['id']}/actions/unlock")
-    await server.configuration(mine["id"])
-    run = (await server.run(mine["id"])).json()["data"]["id"]
+    await server.api.post(f"/workspaces/{workspace['id']}/actions/unlock")
+    state = made.json()["data"]["id"]
+    outputs = (await server.api.get(f"/state-versions/{state}/outputs")).json()["data"]
+    return {
+        "workspace": workspace["id"],
+        "workspace_name": workspace["attributes"]["name"],
+        "state_version": state,
+        "state_version_output": outputs[0]["id"],
+    }
+
+
+async def module(server: Running) -> dict[str, str]:
+    """Path parameters that name a published module, and an engine."""
+    modules = "/organizations/default/registry-modules"
+    owned = await server.post(modules, {"name": "net", "provider": "aws"})
+    assert owned.status_code == 201
+    made = await server.post(f"{modules}/private/default/net/aws/versions", {"version": "1.0.0"})
+    assert (await server.api.put(made.json()["data"]["links"]["upload"], content=tar({"a.tf": b""}))).status_code == 200
+    return {"module": owned.json()["data"]["id"], "namespace": "default", "name": "net", "provider": "aws", "version": "1.0.0",
+            "tool": "terraform", "os": "linux", "arch": "amd64"}  # fmt: skip
+
+
+async def test_a_runs_token_reads_modules_and_its_own_state_and_nothing_else(server: Running, tmp_path: Path) -> None:
+    listener = await server.listener(tmp_path / "home")
+    mine, other, sharing = [await with_state(server) for _ in range(3)]
+    linked = [{"type": "workspaces", "id": mine["workspace"]}]
+    consumers = f"/workspaces/{sharing['workspace']}/relationships/remote-state-consumers"
+    assert (await server.api.post(consumers, json={"data": linked})).status_code == 204
+    shared = {"org": "default", **await module(server)}
+    await server.configuration(mine["workspace"])
+    run = (await server.run(mine["workspace"])).json()["data"]["id"]
     work = await listener.next_work(10)
     assert work is not None
     await listener.report(run, wire.Report(phase="plan", status="planning"), work.lease.number)
-    values = {"org": "default", "workspace": mine["id"], "run": run, "pool": await server.pool_id(),
-              "listener": listener.identity.kept.listener_id, "name": mine["attributes"]["name"]}  # fmt: skip
+    more = {"run": run, "plan": run.replace("run-", "plan-"), "pool": await server.pool_id(),
+            "listener": listener.identity.kept.listener_id}  # fmt: skip
+
+    def filled(endpoint: Endpoint | Raw, values: dict[str, str]) -> str:
+        return "/".join(
+            values.get(part[1:-1], "some-thing") if part.startswith("{") else part for part in endpoint.path.split("/")
+        )
+
     headers = {"Authorization": f"Bearer {work.run_token}"}
     async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=20) as api:
-        own = await api.get(f"/api/v2/workspaces/{mine['id']}/current-state-version")
-        assert own.status_code == 200, own.text
-        foreign = await api.get(f"/api/v2/workspaces/{other['id']}/current-state-version")
-        assert foreign.status_code in {403, 404}
         swept = 0
         for endpoint in ENDPOINTS:
-            if endpoint.needs in {Access.PUBLIC, Access.CAPABILITY} or endpoint.run_token:
+            if endpoint.needs in {Access.PUBLIC, Access.CAPABILITY}:
                 continue
-            path = "/".join(
-                values.get(part[1:-1], "some-thing") if part.startswith("{") else part
-                for part in endpoint.path.split("/")
-            )
-            answer = await api.request(endpoint.method, path, json={"data": {"attributes": {}}})
-            assert answer.status_code in {401, 403, 404}, (endpoint.method, path, answer.text)
+            path = filled(endpoint, {**mine, **shared, **more})
+            body: dict[str, Any] | None = None if endpoint.method == "GET" else {"data": {"attributes": {}}}
+            answer = await api.request(endpoint.method, path, json=body)
             swept += 1
-        assert swept > 80
+            if not endpoint.run_token:
+                assert answer.status_code in {401, 403, 404}, (endpoint.method, path, answer.text)
+                continue
+            assert endpoint.method == "GET", path
+            assert answer.status_code not in {401, 403, 404, 500}, (path, answer.text)
+            if endpoint.path in FOR_EVERY_RUN:
+                continue
+            allowed = await api.get(filled(endpoint, {**sharing, **shared}))
+            assert allowed.status_code == answer.status_code, (allowed.url, allowed.text)
+            foreign = await api.get(filled(endpoint, {**other, **shared}))
+            assert foreign.status_code in {403, 404}, (foreign.url, foreign.text)
+            assert "secret" not in foreign.text
+        assert swept > 120
+        related = await api.get(f"/api/v2/workspaces/{mine['workspace']}?include=current_run,current_state_version")
+        assert [each["type"] for each in related.json()["included"]] == ["state-versions"]
         await listener.report(run, wire.Report(phase="plan", status="errored", error_message="over"), work.lease.number)
-        after = await api.get(f"/api/v2/workspaces/{mine['id']}/current-state-version")
-        assert after.status_code == 401, "the token ends with the lease"
+        for path in (f"/api/v2/workspaces/{mine['workspace']}/current-state-version",
+                     "/api/v2/registry/modules/default/net/aws/versions"):  # fmt: skip
+            assert (await api.get(path)).status_code == 401, "the token ends with the lease"

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from tortoise import connections
 
-from kit.serving import DATA, Running, state_bytes
+from kit.serving import DATA, Running, state_bytes, tar
 from terrapod_listener.client import Server as ListenerClient
 from terrapod_server import app
 from terrapod_server.identity import actions as identity
@@ -65,11 +65,17 @@ class Things:
         join = (await server.post(f"/agent-pools/{pool['id']}/authentication-tokens", {"description": "t"})).json()[
             "data"
         ]
+        name = workspace["attributes"]["name"]
+        modules = "/organizations/default/registry-modules"
+        module = (await server.post(modules, {"name": name, "provider": "local", "labels": self.labels})).json()["data"]
+        announced = await server.post(f"{modules}/private/default/{name}/local/versions", {"version": "1.15.5"})
+        put = await server.api.put(announced.json()["data"]["links"]["upload"], content=tar({"main.tf": b""}))
+        assert put.status_code == 200, put.text
         tail = run["id"].partition("-")[2]
         self.path = {
             "org": "default",
             "workspace": workspace["id"],
-            "workspace_name": workspace["attributes"]["name"],
+            "workspace_name": name,
             "run": run["id"],
             "plan": f"plan-{tail}",
             "apply": f"apply-{tail}",
@@ -82,6 +88,9 @@ class Things:
             "token": join["id"],
             "user": "user-somebodyelse",
             "role": "swept",
+            "module": module["id"],
+            "namespace": "default",
+            "name": name,
             "provider": "local",
             "email": "nobody@example.org",
             "project": "prj-00000000000000000default",
@@ -140,7 +149,9 @@ def expected(endpoint: Endpoint | Raw, caller: Caller) -> int | None:
 
 
 def of_a_run(endpoint: Endpoint | Raw) -> int | None:
-    """Another run's token: what it may name at all is not there for it."""
+    """Another run's token: what it may name at all is not there for it, but for modules, which every run may read."""
+    if endpoint.path.startswith("/api/v2/registry/modules/"):
+        return None
     if endpoint.run_token:
         return 404 if isinstance(endpoint.needs, Level) else None
     return 404 if isinstance(endpoint.needs, Level) else 403

@@ -205,3 +205,31 @@ async def test_pools_account_and_organization(server: Running) -> None:
         assert tfe.projects.read(project.id).name == "Default Project"
 
     await using(server, work)
+
+
+async def test_modules_from_creation_to_deletion(server: Running) -> None:
+    def work(tfe: TFEClient) -> None:
+        modules, named = tfe.registry_modules, models.RegistryModuleID(organization=ORG, name="net", provider="aws")
+        made = modules.create(ORG, models.RegistryModuleCreateOptions(name="net", provider="aws"))
+        assert (made.name, made.status and made.status.value) == ("net", "pending")
+        seen = set()
+        for number in ("1.0.0", "1.1.0"):
+            version = modules.create_version(named, models.RegistryModuleCreateVersionOptions(version=number))
+            modules.upload_tar_gzip(version.links["upload"], io.BytesIO(tar({"main.tf": b""})))
+            assert modules.read_version(named, number).id == version.id
+            seen.add(version.id)
+        shown = modules.read(models.RegistryModuleID(id=made.id))
+        assert (shown.status and shown.status.value, [each.version for each in shown.version_statuses]) == (
+            "setup_complete",
+            ["1.1.0", "1.0.0"],
+        )
+        assert {each.id for each in modules.list_versions(named)} == seen
+        assert [each.id for each in modules.list(ORG)] == [made.id]
+        modules.update(named, models.RegistryModuleUpdateOptions(no_code=True))
+        modules.delete_version(named, "1.0.0")
+        assert [each.version for each in modules.read(named).version_statuses] == ["1.1.0"]
+        modules.delete_provider(named)
+        with pytest.raises(errors.NotFound):
+            modules.read(named)
+
+    await using(server, work)

@@ -100,6 +100,13 @@ ATTRIBUTES = {
         "time": "created-at",
     },
     "authentication-tokens": {"time": "created-at last-used-at expired-at", "string": "description token"},
+    "registry-modules": {
+        "string": "name provider registry-name namespace publishing-mechanism status created-at updated-at",
+        "bool": "no-code",
+        "object": "permissions test-config vcs-repo",
+        "objects": "version-statuses",
+    },
+    "registry-module-versions": {"string": "source status version created-at updated-at"},
     "tags": {"string": "name", "number": "instance-count"},
     "tag-bindings": {"string": "key value"},
     "effective-tag-bindings": {"string": "key value"},
@@ -127,6 +134,8 @@ RELATIONS: dict[str, dict[str, str]] = {
         "allowed-projects": "projects", "excluded-workspaces": "workspaces",
     },
     "authentication-tokens": {"created-by": "users"},
+    "registry-modules": {"organization": "organizations"},
+    "registry-module-versions": {"registry-module": "registry-modules"},
 }  # fmt: skip
 #: Members without which the terraform CLI or pytfe ends in a panic.
 MEMBERS = {
@@ -139,6 +148,10 @@ MEMBERS = {
     ("workspaces", "actions"): "is-destroyable",
     ("runs", "actions"): "is-cancelable is-confirmable is-discardable is-force-cancelable",
     ("runs", "permissions"): "can-apply can-cancel can-discard can-force-cancel can-force-execute",
+    (
+        "registry-modules",
+        "permissions",
+    ): "can-update can-destroy can-create-version can-delete can-resync can-retry",
     ("users", "two-factor"): "enabled verified",
     ("users", "permissions"): "can-create-organizations can-change-email can-change-username can-manage-user-tokens",
 }
@@ -177,6 +190,10 @@ async def test_every_answer_can_be_decoded(server: Running, tmp_path: Path) -> N
     await server.api.put(state["attributes"]["hosted-state-upload-url"], content=raw)
     variable = await server.post(f"{own}/vars", {"key": "k", "value": "v", "category": "env"}, "vars")
     token = await server.post(f"/agent-pools/{pool}/authentication-tokens", {"description": "t"}, "agent-tokens")
+    module = await server.post("/organizations/default/registry-modules", {"name": "m", "provider": "aws"})
+    modules = "/organizations/default/registry-modules/private/default/m/aws"
+    version = await server.post(f"{modules}/versions", {"version": "1.0.0"})
+    created += [module.json()["data"], version.json()["data"]]
     configuration = await server.configuration(created[0]["id"])
     run = (await server.run(created[0]["id"], variables=[{"key": "a", "value": "1"}])).json()["data"]
     created += [state, variable.json()["data"], token.json()["data"], configuration, run]
@@ -190,7 +207,8 @@ async def test_every_answer_can_be_decoded(server: Running, tmp_path: Path) -> N
         f"{own}/vars", f"{own}/configuration-versions", f"{own}/runs", f"{own}/state-versions?include=outputs",
         f"{own}/current-state-version?include=outputs,run,created_by", f"{own}/current-state-version-outputs",
         f"{one}?include=plan,apply,workspace,created_by,configuration_version", f"{one}/run-events", f"{one}/plan",
-        f"{one}/apply", "/organizations/default/agent-pools", f"/agent-pools/{pool}/authentication-tokens",
+        f"{one}/apply", modules, f"{modules}/versions?include=registry_module", "/organizations/default/registry-modules",
+        "/organizations/default/agent-pools", f"/agent-pools/{pool}/authentication-tokens",
     ]  # fmt: skip
     seen: dict[str, int] = {}
 

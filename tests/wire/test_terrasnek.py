@@ -11,21 +11,14 @@ import pytest
 from terrasnek.api import TFC
 from terrasnek.exceptions import TFCHTTPConflict, TFCHTTPNotFound, TFCHTTPUnprocessableEntity
 
-from kit.serving import Running, state_bytes
+from kit.serving import Running, state_bytes, tar
 
 T = TypeVar("T")
 
 
-class Client(TFC):  # type: ignore[misc]  # it has no types
-    """It needs `modules.v1` of every host, also to do nothing with modules."""
-
-    def well_known_paths(self) -> dict[str, Any]:
-        return {"modules.v1": "/not-used/", **super().well_known_paths()}
-
-
 async def using(server: Running, work: Callable[[TFC], T]) -> T:
     def run() -> T:
-        api = Client(server.token, url=server.url, skip_version_check=True)
+        api = TFC(server.token, url=server.url, skip_version_check=True)
         api.set_org("default")
         return work(api)
 
@@ -117,5 +110,33 @@ async def test_pools_account_and_organization(server: Running) -> None:
         assert [each["id"] for each in api.orgs.list_all()["data"]] == ["default"]
         [project] = api.projects.list_all()["data"]
         assert api.projects.show(project["id"])["data"]["id"] == project["id"]
+
+    await using(server, work)
+
+
+async def test_modules(server: Running, tmp_path: Path) -> None:
+    archive = tmp_path / "module.tar.gz"
+    archive.write_bytes(tar({"main.tf": b""}))
+
+    def work(api: TFC) -> None:
+        made = {}
+        for provider in ("aws", "google"):
+            made[provider] = api.registry_modules.create(
+                body("registry-modules", {"name": "net", "provider": provider})
+            )
+            for number in ("1.0.0", "1.1.0-rc.1+b"):
+                version = body("registry-module-versions", {"version": number, "commit-sha": "abc"})
+                link = api.registry_modules.create_version("net", provider, version)["data"]["links"]["upload"]
+                api.registry_modules.upload_version(str(archive), link)
+        assert api.registry_modules.show("net", "google")["data"]["id"] == made["google"]["data"]["id"]
+        assert len(api.registry_modules.list_all()["data"]) == 2
+        [found] = api.registry_modules.list_versions("net", "aws")["modules"]
+        assert [each["version"] for each in found["versions"]] == ["1.1.0-rc.1+b", "1.0.0"]
+        api.registry_modules.destroy("net", provider="aws", version="1.1.0-rc.1+b")
+        api.registry_modules.destroy("net", provider="aws")
+        with pytest.raises(TFCHTTPNotFound):
+            api.registry_modules.show("net", "aws")
+        api.registry_modules.destroy("net")
+        assert api.registry_modules.list_all()["data"] == []
 
     await using(server, work)

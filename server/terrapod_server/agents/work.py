@@ -59,6 +59,7 @@ async def build(services: Services, listener: Listener, phase: Phase) -> wire.Wo
         ),
         variables=await _variables(services, listener, run, phase),
         run_token=services.authenticator.issue_run_token(run.id, phase.kind, phase.lease_number, workspace.id),
+        hosts=services.config.hosts,
         state=wire.StateRef(serial=state.serial, lineage=state.lineage, md5=state.md5) if state else None,
         links=await _links(listener, run, phase),
         limits=wire.Limits(

@@ -1,16 +1,14 @@
 """The verbs of configuration versions."""
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from terrapod_server.configs.archive import Checker, Unfit
 from terrapod_server.configs.model import ConfigurationVersion
 from terrapod_server.kit.call import Services
 from terrapod_server.store import keys
-from terrapod_server.store.port import gathered
+from terrapod_server.store.archive import checked
 from terrapod_shared import clock, ids
-from terrapod_shared.errors import Conflict, Invalid, NotFound, TerrapodError
+from terrapod_shared.errors import Conflict, NotFound, TerrapodError
 
 
 async def get(version_id: str) -> ConfigurationVersion:
@@ -58,7 +56,7 @@ async def upload(services: Services, version_id: str, chunks: AsyncIterator[byte
         raise Conflict(message)
     key = keys.configuration(row.workspace_id, row.id)
     fresh = f"{key}.{ids.tail()}"
-    stored = await services.store.put(fresh, _checked(chunks))
+    stored = await services.store.put(fresh, checked(chunks, "configuration"))
     try:
         if row.status == "uploaded":
             if stored.sha256 == row.sha256:
@@ -91,22 +89,6 @@ async def upload(services: Services, version_id: str, chunks: AsyncIterator[byte
         text = f"the configuration is here, but no run was begun with it: {error.detail}"
         await ConfigurationVersion.filter(id=row.id).update(error_message=text)
     return await get(row.id)
-
-
-async def _checked(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    checker, empty = Checker(), True
-    try:
-        async for chunk in gathered(chunks):
-            empty = False
-            await asyncio.to_thread(checker.feed, chunk)
-            yield chunk
-        if empty:
-            message = "the body is empty; it must be a gzip tar"
-            raise Invalid(message)
-        await asyncio.to_thread(checker.end)
-    except Unfit as error:
-        message = f"the configuration is refused: {error}"
-        raise Invalid(message) from None
 
 
 async def archive(services: Services, row: ConfigurationVersion) -> ConfigurationVersion:

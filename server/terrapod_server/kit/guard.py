@@ -77,7 +77,8 @@ class Guard:
         if principal.kind == "run":  # the handler checks which things a run's token may read
             return Level.READ
         needs = endpoint.needs if isinstance(endpoint.needs, Level) else Level.READ
-        return await self.demand(principal, needs, endpoint.guarded, path.get(endpoint.guarded, ""))
+        identity = "/".join(path.get(part, "") for part in endpoint.guarded.split("/"))
+        return await self.demand(principal, needs, endpoint.guarded, identity)
 
     async def demand(
         self, principal: Principal, needs: Level, parameter: str, identity: str, *, is_certain: bool = False

@@ -51,6 +51,7 @@ class Limit(Enum):
     JSON = "json"
     CONFIGURATION = "configuration"
     STATE = "state"
+    MODULE = "module"
     NONE = "none"  #: the handler streams and bounds by itself
 
 
@@ -158,7 +159,7 @@ class Endpoint:
 
     `status` is the success status; None as result gives 204 unless `status` is
     202. `guards` names the path parameter whose thing the level is about
-    (default: the first of the path). `takes` is the resource whose attributes
+    (default: the first of the path); `a/b` is a thing that two of them name. `takes` is the resource whose attributes
     the body carries (default: `resource`); `body=False` ignores the body.
     `run_token` opens it to run tokens; the handler then checks what of it.
     """

@@ -66,6 +66,7 @@ class Server:
             Limit.JSON: limits.json_bytes,
             Limit.CONFIGURATION: limits.configuration_bytes,
             Limit.STATE: limits.state_bytes,
+            Limit.MODULE: limits.module_bytes,
             Limit.NONE: 0,
         }
 

@@ -40,5 +40,13 @@ def log_part(workspace_id: str, run_id: str, phase: str, offset: int) -> str:
     return f"{log_parts(workspace_id, run_id, phase)}{offset:016d}"
 
 
+def module(module_id: str) -> str:
+    return f"modules/{module_id}/"
+
+
+def module_version(module_id: str, version_id: str, tail: str) -> str:
+    return f"modules/{module_id}/{version_id}.{tail}"
+
+
 def engine(tool: str, version: str, system: str, arch: str) -> str:
     return f"engines/{tool}/{version}/{system}_{arch}.zip"

@@ -241,3 +241,9 @@ def test_settings_tell_all_mistakes_at_once(tmp_path: Path) -> None:
         config.load(tmp_path, {"TERRAPOD_LISTENER_POLL_S": "x"})
     assert len(mistakes.value.lines) == 4
     assert config.load(tmp_path / "none", {"TERRAPOD_LISTENER_CAPACITY": "7"}).capacity == 7
+
+
+def test_the_runs_token_is_for_every_name_of_the_server_once() -> None:
+    assert terraform.credentials(["a.b:1", "c.d", "a.b:1", "[::1]:2"], "t") == (
+        'credentials "a.b:1" {\n  token = "t"\n}\ncredentials "c.d" {\n  token = "t"\n}\n'
+    )

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from kit.serving import state_bytes, tar
 from terrapod_server import config
-from terrapod_server.configs.archive import Checker, Unfit
 from terrapod_server.kit import parse as parsing
 from terrapod_server.kit.jsonapi import Attr, Resource
 from terrapod_server.kit.routes import Routes
@@ -21,6 +20,7 @@ from terrapod_server.runs import framing, redact, states
 from terrapod_server.runs.states import Event, Status
 from terrapod_server.states import parse
 from terrapod_server.states.rules import Mark, Verdict, judge
+from terrapod_server.store.archive import Checker, Unfit
 from terrapod_server.variables.rules import Resolved, resolve
 from terrapod_server.workspaces import rules
 from terrapod_shared import errors, ids
@@ -243,3 +243,10 @@ def test_routes_know_slashes_and_methods() -> None:
     routes = Routes([])
     with pytest.raises(errors.NotFound):
         routes.find("GET", "/x")
+
+
+def test_the_names_that_configurations_may_give_the_server() -> None:
+    assert config.load({}).hosts == ["localhost:8443", "127.0.0.1:8443"]
+    assert config.load({}, host="0.0.0.0", port=9).hosts == ["localhost:9", "127.0.0.1:9"]
+    assert config.load({}, host="tf.example.com").hosts == ["tf.example.com:8443"]
+    assert config.load({}, public_url="https://tf.example.com/").hosts == ["tf.example.com"]

@@ -43,7 +43,8 @@ def test_all_keys_are_keys_and_a_workspace_goes_as_one() -> None:
     for name, key in made.items():
         assert key.endswith("/") or checked(key) == key
         assert not key.endswith("/") or checked_prefix(key) == key
-        assert key.startswith("engines/" if name == "engine" else keys.workspace("ws-1"))
+        room = {"engine": "engines/", "module": "modules/", "module_version": "modules/"}
+        assert key.startswith(room.get(name, keys.workspace("ws-1")))
 
 
 def test_log_parts_sort_by_offset() -> None:

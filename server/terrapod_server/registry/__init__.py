@@ -1,0 +1,1 @@
+"""Private modules: published here, and read by `terraform init`."""

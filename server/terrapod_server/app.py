@@ -265,10 +265,9 @@ class _Life:
 
     async def stop(self) -> None:
         await self._periodic.stop()
+        self._services.bus.close()
         if self._following:
-            self._following.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._following
+            await self._following
         await self._services.bus.stop()
         await self._services.store.close()
         await database.close()

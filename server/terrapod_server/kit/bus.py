@@ -32,7 +32,8 @@ class Subscription:
     async def wait(self, timeout_s: float) -> bool:
         """Whether something was published; False when the time is over."""
         try:
-            await asyncio.wait_for(self._event.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):  # `wait_for` may lose a cancellation that comes with a wake-up
+                await self._event.wait()
         except TimeoutError:
             return False
         self._event.clear()

@@ -191,7 +191,7 @@ def build(config: Config) -> App:
     """Puts all parts together. Opens nothing but the key file, which it makes where there is none."""
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    keyring = KeyRing.load(config.keys) if config.keys.exists() else KeyRing.create(config.keys)
+    keyring = KeyRing.ensure(config.keys)
     signer = Signer(*_signing_keys(keyring))
     dsn = database.postgres_dsn(config.database) if not config.database.startswith("sqlite:") else None
     bus = Bus(dsn)

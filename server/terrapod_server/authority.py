@@ -4,6 +4,7 @@ import ipaddress
 import socket
 from datetime import timedelta
 from pathlib import Path
+from typing import Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -13,24 +14,42 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from terrapod_shared import clock
 from terrapod_shared.files import write_private
 
+_CONTEXT = "the authority of tls"
 _CA_LIFE = timedelta(days=3650)
 _LEAF_LIFE = timedelta(days=397)  # what clients accept at most
 _RENEW_BEFORE = timedelta(days=30)
 
 
-def ensure(folder: Path, host: str) -> tuple[Path, Path]:
-    """Certificate and key for `host`, made or renewed where needed; the authority is `ca.pem`."""
-    ca_file, ca_key_file = folder / "ca.pem", folder / "ca-key.pem"
+class Cipher(Protocol):
+    """What the authority's key is kept with."""
+
+    def seal(self, data: bytes, context: str) -> bytes: ...
+    def unseal(self, sealed: bytes, context: str) -> bytes: ...
+
+
+def ensure(folder: Path, host: str, cipher: Cipher) -> tuple[Path, Path]:
+    """Certificate and key for `host`, made or renewed where needed; the authority is `ca.pem`, its key `ca-key`, sealed."""
+    ca_file, ca_key_file = folder / "ca.pem", folder / "ca-key"
+    _seal_older(folder / "ca-key.pem", ca_key_file, cipher)
     if not ca_file.exists() or not ca_key_file.exists():
-        _make_ca(ca_file, ca_key_file)
+        _make_ca(ca_file, ca_key_file, cipher)
     certificate, key = folder / "server.pem", folder / "server-key.pem"
     names = _names(host)
     if not key.exists() or not _still_good(certificate, names):
-        _issue(ca_file, ca_key_file, certificate, key, names)
+        ca_key = serialization.load_pem_private_key(cipher.unseal(ca_key_file.read_bytes(), _CONTEXT), None)
+        _issue(ca_file, ca_key, certificate, key, names)
     return certificate, key
 
 
-def _make_ca(ca_file: Path, key_file: Path) -> None:
+def _seal_older(plain: Path, sealed: Path, cipher: Cipher) -> None:
+    """Earlier releases kept the key in clear."""
+    if plain.exists():
+        if not sealed.exists():
+            write_private(sealed, cipher.seal(plain.read_bytes(), _CONTEXT))
+        plain.unlink()
+
+
+def _make_ca(ca_file: Path, key_file: Path, cipher: Cipher) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Terrapod authority of {socket.gethostname()}"[:64])])
     now = clock.now()
@@ -51,17 +70,16 @@ def _make_ca(ca_file: Path, key_file: Path) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    write_private(key_file, _pem(key))
+    write_private(key_file, cipher.seal(_pem(key), _CONTEXT))
     ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _issue(
-    ca_file: Path, ca_key_file: Path, certificate_file: Path, key_file: Path, names: list[x509.GeneralName]
+    ca_file: Path, ca_key: object, certificate_file: Path, key_file: Path, names: list[x509.GeneralName]
 ) -> None:
     ca = x509.load_pem_x509_certificate(ca_file.read_bytes())
-    ca_key = serialization.load_pem_private_key(ca_key_file.read_bytes(), None)
     if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
-        message = f"{ca_key_file} is not a key of this program"
+        message = f"the key beside {ca_file} is not of this program"
         raise TypeError(message)
     key = ec.generate_private_key(ec.SECP256R1())
     now = clock.now()

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import uvloop
 
 from terrapod_server import app, authority, serving
 from terrapod_server.agents import actions as agents
-from terrapod_server.config import Config, Mistakes, is_loopback, load
+from terrapod_server.config import Config, Mistakes, Tls, is_loopback, load
+from terrapod_server.store.cipher import KeyRing
+from terrapod_shared.errors import TerrapodError
 from terrapod_shared.files import write_private
 
 log = logging.getLogger("terrapod")
@@ -57,15 +60,20 @@ def prepare(options: Options) -> Config:
     options.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     port = options.port or _free_port(options.host)
     over: dict[str, Any] = {"data": str(options.data), "host": options.host, "port": port}
-    if not options.plain_http:
-        certificate, key = authority.ensure(options.data, options.host)
-        over["tls"] = {"certificate": str(certificate), "key": str(key)}
     environ = {name: value for name, value in os.environ.items() if name.startswith("TERRAPOD_")}
     file = options.data / "server.toml"
     try:
-        return load(environ, file if file.exists() else None, **over)
+        config = load(environ, file if file.exists() else None, **over)
     except Mistakes as error:
         raise Refused(str(error)) from None
+    if options.plain_http:
+        return config
+    try:
+        certificate, key = authority.ensure(options.data, options.host, KeyRing.ensure(config.keys))
+    except TerrapodError as error:
+        message = f"{config.keys} is not the key file of {options.data}: {error.detail}"
+        raise Refused(message) from None
+    return msgspec.structs.replace(config, tls=Tls(certificate=str(certificate), key=str(key)))
 
 
 def shown_host(host: str) -> str:

@@ -1,16 +1,23 @@
 """The programs as an operator meets them: settings, refusals, first and later starts, clean ends."""
 
+import contextlib
+import hashlib
 import os
 import signal
+import sqlite3
+import ssl
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 
 from kit.postgres import free_port
 from kit.release_site import release_zip
+from kit.serving import state_bytes
 from kit.site import BIN, Site
+from terrapod_server.store.cipher import KeyRing
 
 
 def command(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -20,13 +27,14 @@ def command(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def ready(url: str, process: "subprocess.Popen[bytes]") -> None:
+def ready(url: str, process: "subprocess.Popen[bytes] | subprocess.Popen[str]", ca: Path | None = None) -> None:
     until = time.monotonic() + 30
     while True:
         try:
-            if httpx.get(f"{url}/ready").status_code == 200:
+            trusted = ssl.create_default_context(cafile=ca) if ca else True
+            if httpx.get(f"{url}/ready", verify=trusted).status_code == 200:
                 return
-        except httpx.HTTPError:
+        except (httpx.HTTPError, FileNotFoundError):  # the authority is not made yet
             pass
         assert process.poll() is None
         assert time.monotonic() < until
@@ -98,6 +106,111 @@ def test_serve_binaries_import_and_a_clean_end(tmp_path: Path) -> None:
     assert process.wait(20) == 0
 
 
+def test_keys_are_rotated(tmp_path: Path) -> None:
+    """What was sealed before is read after it, and what comes then is sealed by the new key."""
+    data, port = tmp_path / "data", free_port()
+    nothing = command("terrapod-server", "keys", "rotate", "--data", str(data))
+    assert (nothing.returncode, "there is no key file" in nothing.stderr) == (1, True)
+    assert not data.exists(), "a command that only looks makes nothing"
+
+    def listed() -> list[str]:
+        done = command("terrapod-server", "keys", "list", "--data", str(data))
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    with up(data, port) as api:
+        workspace = api.post("/organizations/default/workspaces", json={"data": {"attributes": {"name": "w"}}})
+        home = f"/workspaces/{workspace.json()['data']['id']}"
+        push_state(api, home, 1)
+        add_variable(api, home, "old")
+    first = listed()
+    assert [line.split()[1] for line in first] == ["encrypts"]
+    done = command("terrapod-server", "keys", "rotate", "--data", str(data))
+    assert (done.returncode, "start every server process again" in done.stdout) == (0, True), done.stderr
+    new, old = (line.split()[0] for line in listed())
+    assert (done.stdout.startswith(new), first[0].startswith(old)) == (True, True)
+    assert not any(line.partition(":")[2].strip() in done.stdout for line in (data / "keys").read_text().split())
+    assert (data / "keys").stat().st_mode & 0o777 == 0o600
+    with up(data, port) as api:
+        shown = api.get(f"{home}/current-state-version").json()["data"]["attributes"]
+        assert api.get(shown["hosted-state-download-url"], follow_redirects=True).content == state_bytes(1)
+        push_state(api, home, 2)
+        add_variable(api, home, "new")
+        values = {
+            each["attributes"]["key"]: each["attributes"]["value"] for each in api.get(f"{home}/vars").json()["data"]
+        }
+        assert values == {"old": "value", "new": "value"}
+    with sqlite3.connect(data / "terrapod.sqlite3") as database:
+        sealed = {key: bytes(value)[:8].hex() for key, value in database.execute("SELECT key, value FROM variable")}
+    database.close()
+    assert sealed == {"old": old, "new": new}
+    states = [path.read_bytes() for path in (data / "store").rglob("*") if path.is_file() and "states" in path.parts]
+    assert sorted(raw[4:12].hex() for raw in states) == sorted([old, new])
+
+
+@contextlib.contextmanager
+def up(data: Path, port: int) -> Iterator[httpx.Client]:
+    """A server without a listener, over plain HTTP, and a client with its token."""
+    argv = ["up", "--data", str(data), "--port", str(port), "--plain-http", "--no-listener"]
+    process = subprocess.Popen([str(BIN / "terrapod-server"), *argv], stdout=subprocess.DEVNULL)
+    try:
+        ready(f"http://127.0.0.1:{port}", process)
+        while not (data / "admin-token").exists():
+            time.sleep(0.01)
+        headers = {"Authorization": f"Bearer {(data / 'admin-token').read_text()}"}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v2", headers=headers, timeout=20) as api:
+            yield api
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def push_state(api: httpx.Client, home: str, serial: int) -> None:
+    raw = state_bytes(serial)
+    values = {"serial": serial, "lineage": "aaaa", "md5": hashlib.md5(raw).hexdigest()}
+    made = api.post(f"{home}/state-versions", json={"data": {"attributes": values}})
+    assert made.status_code == 201, made.text
+    assert api.put(made.json()["data"]["attributes"]["hosted-state-upload-url"], content=raw).status_code == 200
+
+
+def add_variable(api: httpx.Client, home: str, key: str) -> None:
+    values = {"key": key, "value": "value", "category": "terraform"}
+    assert api.post(f"{home}/vars", json={"data": {"attributes": values}}).status_code == 201
+
+
+def test_the_authoritys_key_is_sealed(tmp_path: Path) -> None:
+    """One of an earlier release too, which had it in clear; clients go on with the `ca.pem` that they have."""
+    data, port = tmp_path / "data", free_port()
+    argv = [str(BIN / "terrapod-server"), "up", "--data", str(data), "--port", str(port), "--no-listener"]
+
+    def start(*, refused: bool = False) -> bytes:
+        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if refused:
+            assert "is not the key file of" in process.communicate(timeout=30)[1]
+            assert process.returncode == 1
+            return b""
+        try:
+            ready(f"https://localhost:{port}", process, data / "ca.pem")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=20)
+        return (data / "ca.pem").read_bytes()
+
+    authority = start()
+    sealed = data / "ca-key"
+    assert (b"PRIVATE" in sealed.read_bytes(), sealed.stat().st_mode & 0o777) == (False, 0o600)
+    key = KeyRing.load(data / "keys").unseal(sealed.read_bytes(), "the authority of tls")
+    (data / "ca-key.pem").write_bytes(key)
+    for path in (sealed, data / "server.pem"):  # the certificate has to be made again with it
+        path.unlink()
+    assert start() == authority
+    assert not (data / "ca-key.pem").exists()
+    assert sealed.exists()
+    (data / "keys").unlink()
+    (data / "server.pem").unlink()
+    start(refused=True)
+
+
 def test_status_tells_who_the_listener_is(site: Site) -> None:
     done = command("terrapod-listener", "status", "--home", str(site.data / "listener"))
     assert done.returncode == 0, done.stderr
@@ -118,7 +231,7 @@ def test_a_bad_token_does_not_join(site: Site, tmp_path: Path) -> None:
 
 def test_help_is_complete() -> None:
     for argv in (["terrapod-server"], ["terrapod-server", "up"], ["terrapod-server", "serve"], ["terrapod-server", "check"],
-                 ["terrapod-server", "binaries", "import"], ["terrapod-listener", "join"], ["terrapod-listener", "run"]):  # fmt: skip
+                 ["terrapod-server", "binaries", "import"], ["terrapod-server", "keys", "list"], ["terrapod-server", "keys", "rotate"], ["terrapod-listener", "join"], ["terrapod-listener", "run"]):  # fmt: skip
         done = command(*argv, "--help")
         assert done.returncode == 0
         assert "--" in done.stdout

@@ -169,16 +169,6 @@ def test_an_apply_is_of_its_plan_in_its_folder_with_its_lock_file(api: httpx.Cli
     assert "left-by-the-plan" not in logs["apply"], "unpacked anew"
 
 
-def test_an_apply_begins_when_its_plan_has_left(api: httpx.Client) -> None:
-    """The plan's folder takes the listener a while to remove, and its apply comes at once, to the same path."""
-    remote = Remote(api)
-    remote.upload(
-        plan_sh="i=0; while [ $i -lt 40 ]; do mkdir d$i; (cd d$i; seq 400 | xargs touch); i=$((i+1)); done",
-        apply_sh="[ ! -e d0 ] && [ -e main.tf ] && [ -d $HOME ] && [ -d $TMPDIR ]",
-    )
-    remote.until(remote.begin(), "applied")
-
-
 def test_runs_are_side_by_side_in_folders_of_their_own(api: httpx.Client, tmp_path: Path) -> None:
     script = "touch {own}; i=0; until [ -e {other} ]; do sleep 0.05; i=$((i+1)); [ $i -lt 600 ] || exit 1; done"
     runs = []

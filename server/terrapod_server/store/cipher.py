@@ -70,6 +70,11 @@ class KeyRing:
         """Reads a key file: a line a key, `<id in hex>:<key in base64>`, the current one first."""
         return cls(_read(path))
 
+    @classmethod
+    def ensure(cls, path: Path) -> "KeyRing":
+        """Reads a key file, or makes it where there is none."""
+        return cls.load(path) if path.exists() else cls.create(path)
+
     @property
     def ids(self) -> list[str]:
         """Of the keys, in hex; the current one first."""

@@ -5,9 +5,12 @@ import json
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import pytest
 
 from terrapod_listener import kept, loop, terraform
+from terrapod_listener.config import Config
+from terrapod_listener.identity import Identity, Kept
 from terrapod_listener.phases import Job
 from terrapod_listener.process import Process
 from terrapod_shared import wire
@@ -77,23 +80,41 @@ async def test_a_full_disk_does_not_stall_the_program(tmp_path: Path) -> None:
     assert code == 0
 
 
-async def test_an_apply_waits_until_its_plan_has_left_their_folder() -> None:
+class Busy:
+    """A job that ends when it is told to, as far as the daemon looks at one."""
+
+    is_spooled = False
+
+    def __init__(self, work: wire.Work, order: list[str]) -> None:
+        self.work, self._order = work, order
+        self.begun, self.may_end = asyncio.Event(), asyncio.Event()
+
+    async def run(self) -> None:
+        self._order.append(f"{self.work.run_id} {self.work.phase} begins")
+        self.begun.set()
+        await self.may_end.wait()
+        self._order.append(f"{self.work.run_id} {self.work.phase} has left")
+
+
+async def test_an_apply_begins_only_when_its_plan_has_left_their_folder(tmp_path: Path) -> None:
+    """The daemon itself starts them: of one run one after the other, of two runs side by side."""
+    kept_ = Kept(
+        server="http://127.0.0.1:9", name="a", listener_id="listener-a", pool_id="apool-a", key="", sealing_key="",
+        certificate="", server_key="",
+    )  # fmt: skip
+    daemon = loop.Daemon(tmp_path, Identity(kept_, tmp_path), Config())
     order: list[str] = []
-    left = asyncio.Event()
-
-    async def plan_cleans_up() -> None:
-        await left.wait()
-        order.append("plan left")
-
-    class Apply:
-        async def run(self) -> None:
-            order.append("apply begins")
-
-    plan = asyncio.create_task(plan_cleans_up())
-    apply = asyncio.create_task(loop._after([plan], cast(Job, Apply())))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert order == []
-    left.set()
-    await apply
-    assert order == ["plan left", "apply begins"]
+    plan, apply, other = (
+        Busy(msgspec.structs.replace(WORK, run_id=run, phase=phase), order)
+        for run, phase in (("run-a", "plan"), ("run-a", "apply"), ("run-b", "apply"))
+    )
+    for job in (plan, apply, other):
+        daemon._start(cast(Job, job), 0.0)
+    jobs = dict(daemon._jobs)
+    await asyncio.gather(plan.begun.wait(), other.begun.wait())
+    assert order == ["run-a plan begins", "run-b apply begins"]
+    for job in (plan, other, apply):
+        job.may_end.set()
+    await asyncio.gather(*jobs)
+    assert order[2:] == ["run-a plan has left", "run-b apply has left", "run-a apply begins", "run-a apply has left"]
+    await daemon._server.close()

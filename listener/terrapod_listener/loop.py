@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from terrapod_listener import __version__, joining, kept
+from terrapod_listener import __version__, identity, joining, kept
 from terrapod_listener.client import Server, pause_s
 from terrapod_listener.config import Config
-from terrapod_listener.identity import Identity
 from terrapod_listener.install import Engines, announced
 from terrapod_listener.lease import Lease
 from terrapod_listener.phases import Job
@@ -27,9 +26,9 @@ _ARCHES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"
 class Daemon:
     """One listener process."""
 
-    def __init__(self, home: Path, identity: Identity, config: Config) -> None:
+    def __init__(self, home: Path, who: identity.Identity, config: Config) -> None:
         self._home, self._config = home, config
-        self._server = Server(identity)
+        self._server = Server(who)
         self._jobs: dict[asyncio.Task[None], Job] = {}
         self._leases: dict[str, Lease] = {}
         self._told: list[wire.LocalEngine] = []
@@ -107,17 +106,21 @@ class Daemon:
     async def _announce(self) -> None:
         attempt = 0
         while True:
+            asked = time.monotonic()
             try:
-                await self._server.beat(self._beat())
+                self._obey(await self._server.beat(self._beat()), asked)
             except errors.TerrapodError as error:
                 log.warning("the server does not take this listener yet: %s", error.detail)
+                self._look_again(error)
                 await asyncio.sleep(pause_s(attempt))
                 attempt += 1
             else:
                 return
 
     def _tell(self) -> None:
-        """A heartbeat out of turn: an idle listener sends none, and the server is to know what is in the spool."""
+        """A heartbeat out of turn: an idle listener sends none, and the server is to know of its engines and spool."""
+        if self._telling is not None:
+            self._telling.cancel()
         self._telling = asyncio.create_task(self._announce())
 
     async def _take(self, engines: Engines) -> None:
@@ -134,6 +137,7 @@ class Daemon:
                 attempt = 0
             except errors.TerrapodError as error:
                 log.warning("no work: %s", error.detail)
+                self._look_again(error)
                 await self._until_draining(asyncio.sleep(pause_s(attempt)))
                 attempt += 1
                 continue
@@ -177,6 +181,7 @@ class Daemon:
                 pulse = await self._server.beat(self._beat(), wire.BEAT_S)
             except errors.TerrapodError as error:
                 log.warning("no heartbeat: %s", error.detail)
+                self._look_again(error)
                 await asyncio.sleep(1.0)
             else:
                 self._obey(pulse, asked)
@@ -203,6 +208,17 @@ class Daemon:
         if pulse.renew:
             self._renew_asked.set()
 
+    def _look_again(self, error: errors.TerrapodError | None = None) -> None:
+        """Goes on as who `terrapod-listener join` has made it meanwhile; the work that is under way is kept."""
+        if error is not None and not isinstance(error, errors.Unauthorized | errors.NotFound):
+            return
+        found, mine = identity.load(self._home), self._server.identity.kept
+        if found is None or found.kept.certificate == mine.certificate or found.kept.server != mine.server:
+            return
+        log.warning("this listener joined again: it is %s from now on", found.kept.listener_id)
+        self._server.identity = found
+        self._tell()
+
     async def _renewals(self) -> None:
         while True:
             left = self._server.identity.renew_at() - time.time()
@@ -211,6 +227,7 @@ class Daemon:
             if left > 0 and not self._renew_asked.is_set():
                 continue
             self._renew_asked.clear()
+            self._look_again()
             try:
                 await joining.renew(self._server)
                 log.info("the certificate is renewed until %s", self._server.identity.expires())

@@ -1,0 +1,76 @@
+"""A listener's process against a server in the test's own loop: what it does when its identity changes under it."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from kit import scripted
+from kit.serving import Running, until
+from kit.site import BIN
+from terrapod_server.agents.model import Listener
+from terrapod_server.runs.model import Run
+from terrapod_shared import clock
+
+
+async def listener(*argv: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        str(BIN / "terrapod-listener"), *argv, env={"PATH": os.environ["PATH"]}, stderr=asyncio.subprocess.DEVNULL
+    )
+
+
+async def joined(server: Running, home: Path) -> str:
+    """The listener's id."""
+    home.mkdir(exist_ok=True)
+    program = scripted.program(home.parent / "bin")
+    (home / "listener.toml").write_text(
+        f'poll_s = 2.0\n[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\npath = "{program}"\n'
+    )
+    argv = ("join", "--server", server.url, "--token", await server.join_token(), "--name", "one", "--home", str(home))
+    assert await (await listener(*argv)).wait() == 0
+    return str((await Listener.get(name="one")).id)
+
+
+@contextlib.asynccontextmanager
+async def running_listener(home: Path) -> AsyncIterator[None]:
+    process = await listener("run", "--home", str(home))
+    try:
+        yield
+        assert process.returncode is None
+    finally:
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+def online(listener_id: str) -> Any:
+    return lambda: Listener.exists(id=listener_id, free_slots__gt=0)
+
+
+async def test_a_certificate_is_renewed_when_the_server_says_so(server: Running, tmp_path: Path) -> None:
+    """The host's own clock may be wrong by days."""
+    me = await joined(server, tmp_path / "home")
+    before = await Listener.get(id=me)
+    await Listener.filter(id=me).update(certificate_until=clock.now() + timedelta(hours=1))
+    async with running_listener(tmp_path / "home"):
+        await until(lambda: Listener.filter(id=me).exclude(certificate_serial=before.certificate_serial).exists())
+        now = await Listener.get(id=me)
+        assert now.public_key != before.public_key
+        assert now.certificate_until > clock.now() + timedelta(hours=20)
+        await until(online(me))
+
+
+async def test_who_was_removed_and_joined_again_goes_on_without_a_restart(server: Running, tmp_path: Path) -> None:
+    first = await joined(server, tmp_path / "home")
+    async with running_listener(tmp_path / "home"):
+        await until(online(first))
+        assert (await server.api.delete(f"/listeners/{first}")).status_code == 204
+        second = await joined(server, tmp_path / "home")
+        assert second != first
+        await until(online(second))
+        workspace = (await server.workspace(**{"terraform-version": scripted.VERSION}))["id"]
+        await server.configuration(workspace)
+        run = (await server.run(workspace)).json()["data"]["id"]
+        await until(lambda: Run.exists(id=run, status="planned"))

@@ -56,7 +56,7 @@ class Site:
         self.data.mkdir(parents=True, exist_ok=True)
         begun = time.monotonic()
         with (self.data / "log").open("ab") as log:
-            command = [BIN / "terrapod-server", "up", "--data", str(self.data), "--port", str(self.port)]
+            command = [str(BIN / "terrapod-server"), "up", "--data", str(self.data), "--port", str(self.port)]
             self.process = subprocess.Popen([*command, *self._options], env=_environment(), stdout=log, stderr=log)
         try:
             self._await(self._answers, begun)

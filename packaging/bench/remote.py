@@ -90,9 +90,9 @@ def _within(times: Path, begin: float, end: float) -> tuple[float, list[str]]:
             spans.append((max(float(first), begin), min(float(last), end)))
             names.append(" ".join(name))
     total, reached = 0.0, begin
-    for first, last in sorted(spans):
-        total += max(0.0, last - max(first, reached))
-        reached = max(reached, last)
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, reached))
+        reached = max(reached, stop)
     return total, names
 
 
@@ -105,7 +105,9 @@ def measure(folder: Path, site: Site, engine: Engine, *, quick: bool) -> Section
         (place / "main.tf").write_text(head + CONFIGURATION)
         _run(engine, place, environment, "init")
     took: dict[str, list[float]] = {"local": [], "remote": []}
-    whole, ours, calls = [], [], []
+    whole: list[float] = []
+    ours: list[float] = []
+    calls: list[str] = []
     workspace = site.get("organizations/default/workspaces/bench")["id"]
     for _ in range(1 if quick else 3):
         took["local"].append(_run(engine, local, environment, "plan"))

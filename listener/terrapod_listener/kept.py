@@ -31,13 +31,19 @@ def lock(home: Path) -> IO[bytes]:
     return file
 
 
-def note(folder: Path, work: wire.Work, module: Path | None = None, seed: wire.StateRef | None = None) -> None:
+def note(
+    folder: Path,
+    work: wire.Work,
+    state: Path | None = None,
+    module: Path | None = None,
+    seed: wire.StateRef | None = None,
+) -> None:
     """What a later life of the listener needs to deliver the state of this folder."""
     facts = {
         "run_id": work.run_id,
         "phase": work.phase,
         "number": work.lease.number,
-        "workspace_name": work.workspace_name,
+        "state": str(state) if state else "",
         "module": str(module) if module else "",
         "seed": msgspec.to_builtins(seed) if seed else None,
     }
@@ -75,7 +81,7 @@ def recover(folder: Path, spools: Path) -> bool:
         if facts["phase"] != "apply" or not facts["module"]:
             return True
         errored = Path(facts["module"]) / "errored.tfstate"
-        state = errored if errored.is_file() else folder / "states" / facts["workspace_name"] / "terraform.tfstate"
+        state = errored if errored.is_file() else Path(facts["state"])
         mark = workdir.state_mark(state)
         if mark is None or msgspec.to_builtins(mark) == facts["seed"]:
             return True

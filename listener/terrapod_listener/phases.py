@@ -68,6 +68,7 @@ class Job:
         self._engine: asyncio.Task[Path]
         self._schemas = schemas.Schemas(home / "schemas")
         self._var_file: str | None = None
+        self._selected = work.workspace_name  #: what terraform calls the workspace
         self._log: Spool
         self._binary = Path()
         self._env: dict[str, str] = {}
@@ -255,6 +256,7 @@ class Job:
         await asyncio.to_thread(workdir.unpack, archive, root, work.limits)
         archive.unlink()
         module = workdir.module_folder(root, work.working_directory)
+        names, self._selected = await asyncio.to_thread(_read, module, work.workspace_name)
         await self._seed_state()
         if work.phase == "apply" and "lock-file" in work.links:
             link = work.links["lock-file"]
@@ -262,12 +264,13 @@ class Job:
                 link.path, module / ".terraform.lock.hcl", lease=work.lease.number, sha256=link.sha256
             )
         workdir.write_override(module, self._states)
-        names = terraform.declared(await asyncio.to_thread(workdir.sources, module))
         given = terraform.given(variables, names, work.phase)
         if text := terraform.var_file(given, names):
             (self.folder / terraform.VAR_FILE).write_text(text, encoding="utf-8")
             self._var_file = str(self.folder / terraform.VAR_FILE)
-        self._env = terraform.environment(msgspec.structs.replace(work, variables=given), names, self._base())
+        self._env = terraform.environment(
+            msgspec.structs.replace(work, variables=given), names, self._base(), self._selected
+        )
         self.step = "init"
         argv = terraform.init_argv(readonly_lock=work.phase == "apply" and "lock-file" in work.links)
         if await self._terraform(argv, module, _PREPARE_S):
@@ -330,7 +333,7 @@ class Job:
 
     @property
     def _state(self) -> Path:
-        return self._states / self.work.workspace_name / "terraform.tfstate"
+        return self._states / self._selected / "terraform.tfstate"
 
     async def _seed_state(self) -> None:
         link = self.work.links.get("state")
@@ -416,7 +419,7 @@ class Job:
         link = work.links["plan"]
         await self._server.download(link.path, plan_file, lease=work.lease.number, sha256=link.sha256)
         before = await asyncio.to_thread(workdir.state_mark, self._state)
-        await asyncio.to_thread(kept.note, self.folder, work, module, before)
+        await asyncio.to_thread(kept.note, self.folder, work, self._state, module, before)
         self.step = "apply"
         self._keep_folder = True  # until its state is known to be elsewhere, or unchanged
         try:
@@ -463,3 +466,9 @@ class Job:
         query = f"serial={mark.serial}&lineage={quote(mark.lineage, safe='')}&md5={mark.md5}"
         target = f"{self._server.base}/runs/{self.work.run_id}/state?{query}"
         await self._server.persist("PUT", target, file=path, lease=self.work.lease.number, timeout_s=600.0)
+
+
+def _read(module: Path, workspace: str) -> tuple[dict[str, bool], str]:
+    """Of the root module: its variables, and what it calls the workspace. To be called in a thread."""
+    sources = workdir.sources(module)
+    return terraform.declared(sources), terraform.selected(workspace, sources)

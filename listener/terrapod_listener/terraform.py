@@ -1,5 +1,6 @@
 """What terraform is called with, and what its answers mean. Pure."""
 
+import itertools
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -11,6 +12,9 @@ from terrapod_shared.variables import refusal
 
 #: Loaded after the user's `terraform.tfvars` and `*.auto.tfvars`.
 VAR_FILE = "terrapod.tfvars"
+_REMOTE = re.compile(r'\bbackend[ \t]+"remote"[ \t]*\{')
+_PREFIX = re.compile(r'\bworkspaces[ \t]*(?:=[ \t]*)?\{[^{}]{0,2000}?\bprefix[ \t]*=[ \t]*"([^"\\$%]+)"')
+_BLOCK_MOST, _BLOCKS_MOST = 4096, 10
 _EPHEMERAL = re.compile(r"\bephemeral[ \t]*=")
 _VARIABLE = re.compile(r'^[ \t]*variable[ \t]+"?([A-Za-z_][A-Za-z0-9_-]*)"?[ \t]*\{', re.MULTILINE)
 
@@ -90,6 +94,33 @@ def _declared_in_json(text: str) -> dict[str, bool]:
     return {key: '"ephemeral"' in json.dumps(body) for table in tables for key, body in table.items()}
 
 
+def selected(workspace: str, sources: Mapping[str, str]) -> str:
+    """What `terraform.workspace` is: where the configuration's backend "remote" names a prefix, what follows it."""
+    for name, text in sources.items():
+        found = _prefixes_in_json(text) if name.endswith(".json") else _prefixes(text)
+        for prefix in found:
+            if workspace.startswith(prefix) and workspace != prefix:
+                return workspace.removeprefix(prefix)
+    return workspace
+
+
+def _prefixes(text: str) -> list[str]:
+    heads = itertools.islice(_REMOTE.finditer(text), _BLOCKS_MOST)  # terraform takes one
+    blocks = [text[head.end() : head.end() + _BLOCK_MOST] for head in heads]
+    return [found[1] for block in blocks if (found := _PREFIX.search(block))]
+
+
+def _prefixes_in_json(text: str) -> list[str]:
+    try:
+        places = [json.loads(text)]
+    except ValueError:
+        return []
+    for key in ("terraform", "backend", "remote", "workspaces", "prefix"):  # each may stand in a list
+        flat = [each for place in places for each in (place if isinstance(place, list) else [place])]
+        places = [each[key] for each in flat if isinstance(each, dict) and key in each]
+    return [place for place in places if isinstance(place, str) and place]
+
+
 _HCL = {r"\b": r"\u0008", r"\f": r"\u000c"}  # HCL knows neither of JSON's two
 
 
@@ -122,8 +153,13 @@ def refused(variables: Iterable[wire.Variable]) -> str | None:
     return None
 
 
-def environment(work: wire.Work, names: Collection[str], base: Mapping[str, str]) -> dict[str, str]:
-    """The whole environment of a run: `base`, ours, and the user's variables; nothing is inherited."""
+def environment(
+    work: wire.Work, names: Collection[str], base: Mapping[str, str], workspace: str = ""
+) -> dict[str, str]:
+    """The whole environment of a run: `base`, ours, and the user's variables; nothing is inherited.
+
+    `workspace` is what terraform is to call it, by default its name.
+    """
     facts = {
         "TFC_RUN_ID": work.run_id,
         "TFC_WORKSPACE_ID": work.workspace_id,
@@ -146,7 +182,7 @@ def environment(work: wire.Work, names: Collection[str], base: Mapping[str, str]
             "TF_IN_AUTOMATION": "1",
             "TF_INPUT": "0",
             "CHECKPOINT_DISABLE": "1",
-            "TF_WORKSPACE": work.workspace_name,
+            "TF_WORKSPACE": workspace or work.workspace_name,
         }
     )
 

@@ -15,6 +15,7 @@ from terrapod_shared.errors import Conflict
 
 _RATIO_MOST = 200
 _NAME_MOST = 255
+_SOURCE_MOST = 4 << 20
 _OVERRIDE = re.compile(r"(?:^|.*_)override\.(tf|tf\.json|tofu|tofu\.json)$")
 _STATE = re.compile(r"(.*\.tfstate(\..*)?|errored\.tfstate)$")
 
@@ -119,11 +120,12 @@ def check_backend(module: Path, states: Path) -> None:
 
 
 def sources(module: Path) -> dict[str, str]:
-    """Texts of the root module's files."""
+    """Texts of the root module's files; of one that nobody wrote by hand, its beginning."""
     found = {}
     for path in sorted(module.iterdir()):
         if path.name.endswith((".tf", ".tf.json", ".tofu", ".tofu.json")) and path.is_file():
-            found[path.name] = path.read_text(encoding="utf-8", errors="replace")
+            with path.open("rb") as file:
+                found[path.name] = file.read(_SOURCE_MOST).decode("utf-8", "replace")
     return found
 
 

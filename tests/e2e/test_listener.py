@@ -216,9 +216,10 @@ def test_an_engine_that_is_not_what_was_announced_is_refused(strict: Site, api: 
 def test_tofu_comes_from_its_release_site(strict: Site, api: httpx.Client, releases: ReleaseSite) -> None:
     """No real tofu is on this machine: the release holds a script. What is shown is how a run comes to it."""
     raw = releases.release("tofu", "1.9.1", release_zip("tofu", scripted.program(strict.folder / "tofu").read_bytes()))
-    by_client = Remote(api, **{"terraform-version": "1.9.1"})
-    by_setting = Remote(api, **{"terraform-version": "1.9.1", "execution-backend": "tofu"})
     tofu = {"User-Agent": "OpenTofu/1.9.1 (+https://opentofu.org)"}
+    by_client = Remote(api, **{"terraform-version": "1.9.1"})
+    assert by_client.workspace()["execution-backend"] == "terraform"
+    by_setting = Remote(api, **{"terraform-version": "1.9.1", "execution-backend": "tofu"})
     for remote, headers in ((by_client, tofu), (by_setting, None)):
         remote.upload()
         run = remote.begin(headers=headers)
@@ -229,6 +230,9 @@ def test_tofu_comes_from_its_release_site(strict: Site, api: httpx.Client, relea
     kept = list((strict.data / "listener" / "engines").glob("*/release.zip"))
     assert [path.read_bytes() for path in kept] == [raw]
 
+    with strict.api() as client:
+        client.headers.update(tofu)
+        assert Remote(client).workspace()["execution-backend"] == "tofu"
     missing = Remote(api, **{"terraform-version": "1.9.2", "execution-backend": "tofu"})
     missing.upload()
     shown = missing.until(missing.begin(), "errored")

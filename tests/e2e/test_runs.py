@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from kit.remote import wait_for
-from kit.site import CANARY, Site, both
+from kit.site import CANARY, REMOTE, Site, both
 
 DATA = dict[str, Any]
 
@@ -93,6 +93,20 @@ resource "terraform_data" "a" {
     assert f"/work/{run}/" in found["TMPDIR"] + "/"
     known = r"TFC?_\w+|PATH|HOME|TMPDIR|LANG|SSL_CERT_FILE|CHECKPOINT_DISABLE|PWD|OLDPWD|SHLVL|_|IFS|OPTIND|PPID|PS\d"
     assert [key for key in found if not re.fullmatch(known, key)] == []
+
+
+def test_a_workspace_of_a_prefix_is_called_by_what_follows_it(site: Site, api: httpx.Client) -> None:
+    prefix = f"{name()}-"
+    head = REMOTE.format(host=site.host, name="").replace('name = ""', f'prefix = "{prefix}"')
+    folder = site.example(f"{prefix}folder", 'output "called" { value = terraform.workspace }\n', head=head)
+    for suffix in ("one", "two"):
+        made = api.post("organizations/default/workspaces", json={"data": {"attributes": {"name": prefix + suffix}}})
+        assert made.status_code == 201, made.text
+    site.ok(folder, "init", TF_WORKSPACE="one")
+    for suffix in ("one", "two"):
+        site.ok(folder, "apply", "-auto-approve", TF_WORKSPACE=suffix)
+        assert site.ok(folder, "output", "-raw", "called", TF_WORKSPACE=suffix) == suffix
+        assert "No changes" in plain(site.ok(folder, "plan", TF_WORKSPACE=suffix)), "its own state was there"
 
 
 def test_a_plan_that_prints_an_end_mark_is_read_to_its_end(site: Site, api: httpx.Client) -> None:

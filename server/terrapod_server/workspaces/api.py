@@ -256,6 +256,8 @@ async def create(call: Call) -> Workspace:
     if "name" not in values:
         message = "a workspace needs a name"
         raise Invalid(message, pointer="/data/attributes/name")
+    if call.request.headers.get("user-agent", "").startswith("OpenTofu"):
+        values.setdefault("execution_backend", "tofu")
     _check_project(call)
     for ignored in ("force", "owner_email"):
         values.pop(ignored, None)

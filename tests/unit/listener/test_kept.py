@@ -32,7 +32,7 @@ def left(home: Path) -> Path:
     (folder / "states" / "net").mkdir(parents=True)
     (folder / "config").mkdir()
     (folder / "states" / "net" / "terraform.tfstate").write_text(json.dumps({"serial": 2, "lineage": "line"}))
-    kept.note(folder, WORK, folder / "config", SEED)
+    kept.note(folder, WORK, folder / "states" / "net" / "terraform.tfstate", folder / "config", SEED)
     return folder
 
 

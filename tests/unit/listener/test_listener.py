@@ -181,6 +181,49 @@ def test_an_apply_is_given_ephemeral_variables_alone() -> None:
     assert terraform.apply_argv(wire.Options(), "p", "v")[-2:] == ["-var-file=v", "p"]
 
 
+def test_a_prefix_is_no_part_of_the_workspaces_name() -> None:
+    block = 'terraform {\n  backend "remote" {\n    hostname = "h"\n    workspaces {\n      prefix = "app-"\n    }\n  }\n}\n'
+    json_ = '{"terraform": [{"backend": {"remote": {"workspaces": [{"prefix": "app-"}]}}}]}'
+    for name, text in (("a.tf", block), ("a.tf.json", json_)):
+        assert terraform.selected("app-one", {"0.tf": "", "0.tf.json": "[]", name: text}) == "one"
+        assert terraform.selected("other-one", {name: text}) == "other-one"
+        assert terraform.selected("app-", {name: text}) == "app-"
+    other = 'locals {\n  workspaces = { prefix = "app-" }\n}\nterraform {\n  cloud {}\n}\n'
+    assert terraform.selected("app-one", {"a.tf": other}) == "app-one"
+    hostile = 'backend "remote" {' * 20_000 + "workspaces {" * 20_000
+    assert terraform.selected("app-one", {"a.tf": hostile}) == "app-one"
+
+
+def test_schemas_are_those_of_the_types_in_the_plan() -> None:
+    def of(*types: str) -> dict[str, object]:
+        return {type_: {"version": 0} for type_ in types}
+
+    known = {
+        "format_version": "1.0",
+        "provider_schemas": {
+            "p": {
+                "provider": {"version": 1},
+                "resource_schemas": of("a", "b", "c"),
+                "data_source_schemas": of("a", "d"),
+            },
+            "unused": {"provider": {}, "resource_schemas": of("a")},
+        },
+    }
+    plan = {
+        "resource_changes": [
+            {"provider_name": "p", "type": "a", "mode": "managed"}, {"provider_name": "p", "type": "d", "mode": "data"},
+        ],
+        "resource_drift": [{"provider_name": "p", "type": "b", "mode": "managed"}],
+        "deferred_changes": [{"resource_change": {"provider_name": "gone", "type": "z", "mode": "managed"}}],
+    }  # fmt: skip
+    assert terraform.filtered_schemas(known, plan) == {
+        "format_version": "1.0",
+        "provider_schemas": {
+            "p": {"provider": {"version": 1}, "resource_schemas": of("a", "b"), "data_source_schemas": of("d")}
+        },
+    }
+
+
 def test_a_plan_is_counted() -> None:
     def entry(*actions: str, **more: object) -> dict[str, object]:
         return {"change": {"actions": list(actions), **more}}

@@ -92,7 +92,7 @@ class Daemon:
     def _beat(self) -> wire.Beat:
         system = platform.system().lower()
         return wire.Beat(
-            leases=[job.held for job in self._jobs.values()],
+            leases=[job.held for job in self._jobs.values() if job.is_accepted],
             free_slots=self._config.capacity - len(self._jobs),
             capacity=self._config.capacity,
             local_engines=self._told,
@@ -198,7 +198,7 @@ class Daemon:
                 continue
             if verdict.verdict in ("ok", "resumed"):
                 self._leases[verdict.run_id] = Lease(asked + verdict.seconds, verdict.seconds)
-            elif verdict.verdict == "lost" and job.step != "begin":
+            elif verdict.verdict == "lost":
                 job.lose()
         for run_id, how in pulse.cancels.items():
             if run_id in jobs:

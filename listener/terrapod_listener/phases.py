@@ -60,11 +60,11 @@ class Job:
         self._server, self._engines, self._config = server, engines, config
         self._process = Process()
         self._readers: list[Process] = []  # `show` and the like: they change nothing and are killed outright
-        self._cancel = ""
+        self._cancel: Literal["", "cancel", "force-cancel"] = ""
         self._is_lost = False
         self._keep_folder = False
         self.decided = asyncio.Event()  #: the offer was accepted, or given back
-        self.is_refused = False
+        self.is_accepted = self.is_refused = False
         self._engine: asyncio.Task[Path]
         self._schemas = schemas.Schemas(home / "schemas")
         self._var_file: str | None = None
@@ -77,7 +77,12 @@ class Job:
     @property
     def held(self) -> wire.HeldLease:
         return wire.HeldLease(
-            run_id=self.work.run_id, phase=self.work.phase, number=self.work.lease.number, step=self.step
+            run_id=self.work.run_id,
+            phase=self.work.phase,
+            number=self.work.lease.number,
+            step=self.step,
+            cancel=self._cancel,
+            is_lost=self._is_lost,
         )
 
     @property
@@ -85,7 +90,7 @@ class Job:
         """Whether the state that it left is on this host alone."""
         return self._state_word == "spooled"
 
-    def cancel(self, how: str) -> None:
+    def cancel(self, how: Literal["cancel", "force-cancel"]) -> None:
         """Interrupts once; `force-cancel` kills."""
         if how == self._cancel:
             return
@@ -134,7 +139,8 @@ class Job:
         except errors.TerrapodError as refusal:
             log.warning("%s %s was not accepted: %s", work.phase, work.run_id, refusal.detail)
             return False
-        return not self.is_refused
+        self.is_accepted = not self.is_refused
+        return self.is_accepted
 
     def _no_engine(self, error: BaseException) -> str:
         engine = self.work.engine

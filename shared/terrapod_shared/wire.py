@@ -94,6 +94,9 @@ class HeldLease(Message, frozen=True, kw_only=True):
     phase: Phase
     number: int
     step: str = ""  #: where in its phase it is: `init`, `plan`, `show`, `apply`, `upload` ...
+    #: What its holder has heard of it already: the answer need not come at once for that.
+    cancel: Literal["", "cancel", "force-cancel"] = ""
+    is_lost: bool = False
 
 
 class LocalEngine(Message, frozen=True, kw_only=True):

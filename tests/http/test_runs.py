@@ -5,15 +5,16 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kit.phases import apply_it, plan_it, take
 from kit.serving import Running, state_bytes, tar, until
 from terrapod_listener.client import Server as ListenerClient
 from terrapod_server.runs import logs, queue, states
-from terrapod_server.runs.model import Phase
+from terrapod_server.runs.model import Phase, Run
 from terrapod_server.store.port import whole
-from terrapod_shared import errors, wire
+from terrapod_shared import clock, errors, wire
 
 
 async def test_a_run_from_its_creation_to_its_state(server: Running, tmp_path: Path) -> None:
@@ -123,6 +124,16 @@ async def test_cancel_before_and_while_it_runs(server: Running, tmp_path: Path) 
     assert pulse.cancels == {late: "cancel"}
     assert await server.status(late) == "planning", "free only when the listener says so"
     assert (await server.api.post(f"/runs/{late}/actions/force-cancel")).status_code == 409
+    known = [msgspec.structs.replace(each, cancel="cancel") for each in held]
+    for message, is_answered in ((wire.Beat(leases=held), True), (wire.Beat(leases=known), False)):
+        beating = asyncio.create_task(listener.beat(message, wait_s=20))
+        if is_answered:
+            assert (await asyncio.wait_for(beating, 5)).cancels == {late: "cancel"}
+        else:
+            await until(lambda: _is_waiting(server, listener))  # else it would ask again without end
+            await Run.filter(id=late).update(force_cancel_available_at=clock.now())
+            assert (await server.api.post(f"/runs/{late}/actions/force-cancel")).status_code == 202
+            assert (await asyncio.wait_for(beating, 5)).cancels == {late: "force-cancel"}
     await listener.report(late, wire.Report(phase="plan", status="canceled"), work.lease.number)
     assert await server.status(late) == "canceled"
     assert (await server.api.post(f"/runs/{late}/actions/cancel")).status_code == 409

@@ -128,10 +128,21 @@ async def heartbeat(call: Call) -> Response:
         await actions.beat(me, message)
         verdicts = await queue.prolong(call.services, me.id, message.leases)
         pulse = await _pulse(me, verdicts)
-        if wait and not pulse.cancels and not pulse.drain and not any(v.verdict == "lost" for v in verdicts):
+        if wait and not _is_news(message, pulse):
             await subscription.wait(wait)
             pulse = await _pulse(me, verdicts)
     return _answer(pulse)
+
+
+def _is_news(beat: wire.Beat, pulse: wire.Pulse) -> bool:
+    """Whether the listener is told something that it did not say that it knows."""
+    known = {lease.run_id: lease.cancel for lease in beat.leases}
+    lost = {(lease.run_id, lease.phase) for lease in beat.leases if lease.is_lost}
+    return (
+        any(known.get(run_id) != how for run_id, how in pulse.cancels.items())
+        or any(each.verdict == "lost" and (each.run_id, each.phase) not in lost for each in pulse.leases)
+        or (pulse.drain and not beat.draining)
+    )
 
 
 async def _pulse(me: Listener, verdicts: list[wire.LeaseVerdict]) -> wire.Pulse:

@@ -214,8 +214,8 @@ async def _offer(call: Call, phase: Phase) -> Response | None:
     try:
         body = msgspec.json.encode(await work.build(call.services, me, phase))
     except Exception as error:
-        text = error.detail if isinstance(error, TerrapodError) else "internal server error"
-        log.warning("cannot hand out %s", phase.id, exc_info=error)
+        text, trace = (error.detail, None) if isinstance(error, TerrapodError) else ("internal server error", error)
+        log.warning("cannot hand out %s: %s", phase.id, text, exc_info=trace)
         why = f"it could not be handed to listener {me.name}: {text}"
         await _give_back(call, phase, listener_id, why, counts=True)
         raise Unavailable(f"{phase.run_id}: {why}") from None  # the listener pauses before it asks again

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +168,28 @@ def test_an_apply_is_of_its_plan_in_its_folder_with_its_lock_file(api: httpx.Cli
     locks = {re.findall(r"lock=(\S+)", log)[0] for log in logs.values()}
     assert len(locks) == 1
     assert "left-by-the-plan" not in logs["apply"], "unpacked anew"
+
+
+def test_a_server_that_does_not_answer_never_slows_the_engine(strict: Site, api: httpx.Client, tmp_path: Path) -> None:
+    go, done = tmp_path / "go", tmp_path / "done"
+    remote = Remote(api)
+    remote.upload(
+        plan_sh=f"echo waits; until [ -e {go} ]; do sleep 0.02; done; seq -f 'line %010g' 1 400000; touch {done}"
+    )
+    run = remote.begin()
+    remote.until_logged(run, "plan", "waits")
+    strict.signal_server(signal.SIGSTOP)
+    try:
+        go.touch()
+        wait_for(done.exists)
+    finally:
+        strict.signal_server(signal.SIGCONT)
+    remote.until(run, "applied")
+    url = api.get(f"runs/{run}/plan").json()["data"]["attributes"]["log-read-url"]
+    log = b""
+    while part := api.get(url, params={"limit": "4000000", "offset": str(len(log))}).content:
+        log += part
+    assert re.findall(rb"line (\d+)", log) == [b"%010d" % number for number in range(1, 400_001)]
 
 
 def test_runs_are_side_by_side_in_folders_of_their_own(api: httpx.Client, tmp_path: Path) -> None:

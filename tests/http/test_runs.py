@@ -508,6 +508,9 @@ async def test_a_log_that_two_processes_take_in_turn(server: Running, tmp_path: 
     assert (await server.api.get(shown)).content == b"\x02aabbccddeeffgg\x03"
     await other.seal(services, phase.id)
     assert (await server.api.get(shown)).content == b"\x02aabbccddeeffgg\x03"
+    before = await Phase.get(id=phase.id)  # a reader that looked at the row just before it was sealed
+    before.log_sealed = False
+    assert await logs.read(services, before, await Run.get(id=run), 0, 100) == b"\x02aabbccddeeffgg\x03"
 
 
 def test_the_diagram_is_the_table() -> None:

@@ -121,6 +121,11 @@ class Site:
             "CHECKPOINT_DISABLE": "1",
         }
 
+    def signal_server(self, number: signal.Signals) -> None:
+        """To the server's process alone; the listener has one of its own."""
+        assert self._process
+        self._process.send_signal(number)
+
     def api(self) -> httpx.Client:
         """A client with the first administrator's token."""
         return httpx.Client(

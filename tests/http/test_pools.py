@@ -32,6 +32,23 @@ async def test_pools_from_their_creation_to_their_end(server: Running) -> None:
     assert (await server.api.delete(f"/agent-pools/{await server.pool_id()}")).status_code == 409
 
 
+async def test_pools_are_found_by_the_workspace_that_may_use_them(server: Running) -> None:
+    await server.workspace("mine")
+    mine = (await server.api.get("/organizations/default/workspaces/mine")).json()["data"]["id"]
+    linked = [{"type": "workspaces", "id": mine}]
+    few = {"organization-scoped": False}
+    await server.post(POOLS, {"name": "own", **few}, "agent-pools", allowed_workspaces=linked)
+    await server.post(POOLS, {"name": "foreign", **few}, "agent-pools")
+    for query, names in (
+        ("filter[allowed_workspaces][name]=mine", ["default", "own"]),
+        ("filter[allowed_workspaces][name]=nobody", ["default"]),
+        ("q=OR&sort=-name", ["foreign"]),
+        ("sort=created-at", ["default", "own", "foreign"]),
+    ):
+        found = (await server.api.get(f"{POOLS}?{query}")).json()["data"]
+        assert [each["attributes"]["name"] for each in found] == names, query
+
+
 async def test_a_workspace_that_lost_its_grant_is_passed_over(server: Running, tmp_path: Path) -> None:
     mine, other = await server.workspace(), await server.workspace()
     linked = [{"type": "workspaces", "id": mine["id"]}]

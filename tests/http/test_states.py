@@ -205,6 +205,32 @@ async def test_the_json_form_is_taken_of_what_is_not_discarded(server: Running) 
     assert len(files(server)) == 2
 
 
+async def test_the_json_form_is_taken_once(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    version = await uploaded(server, workspace_id, state_bytes(1))
+    url = version["attributes"]["hosted-json-state-upload-url"]
+    sent = [await server.api.put(url, content=content) for content in (b'{"a": 1}', b'{"a": 1}', b'{"a": 2}')]
+    assert [answer.status_code for answer in sent] == [200, 200, 409]
+    moved = await server.api.get(f"/state-versions/{version['id']}/json-download")
+    assert (await server.api.get(moved.headers["Location"])).content == b'{"a": 1}'
+
+
+async def test_a_state_and_its_json_form_may_come_along(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    raw = state_bytes(1, resources=20_000)  # more than a piece
+    inline = {"state": base64.b64encode(raw).decode(), "json-state": base64.b64encode(b'{"a": 1}').decode()}
+    for wrong in ({"state": inline["state"][:-5]}, {"json-state": "%"}, {"state": inline["state"] + "QQ=="}):
+        assert (await server.state(workspace_id, raw, **{**inline, **wrong})).status_code == 422
+        assert files(server) == set()
+    for _ in range(2):  # the second is a repeat
+        made = await server.state(workspace_id, raw, **inline)
+        assert made.status_code == 201, made.text
+        assert made.json()["data"]["attributes"]["status"] == "finalized"
+        moved = await server.api.get(made.json()["data"]["attributes"]["hosted-json-state-download-url"])
+        assert (await server.api.get(moved.headers["Location"])).content == b'{"a": 1}'
+    assert len(files(server)) == 2
+
+
 async def test_many_slow_uploads_at_once_all_end(server: Running) -> None:
     """Each holds its first half until all have sent theirs."""
     begun = 0

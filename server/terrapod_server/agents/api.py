@@ -14,8 +14,9 @@ from terrapod_server.identity.api import TOKEN
 from terrapod_server.identity.model import ApiToken
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, Many, One, Page, Raw, Resource, Thing
-from terrapod_server.kit.reads import like
+from terrapod_server.kit.reads import Where, like
 from terrapod_server.workspaces import actions as workspaces
+from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock
 from terrapod_shared.errors import Invalid
 
@@ -94,6 +95,8 @@ def _status(row: Listener) -> str:
     return "draining" if row.draining or row.drain_requested else "online"
 
 
+#: Pools that a workspace may use.
+_OPEN_TO = 't."organization_scoped" OR t."id" IN (SELECT "pool_id" FROM agent_pool_workspace WHERE "workspace_id" = $1)'
 _ORDERS = {"created-at": 't."id"', "-created-at": 't."id" DESC', "-name": 't."name" DESC'}
 
 
@@ -102,6 +105,9 @@ async def index(call: Call) -> Page:
     where = visible.where(call.principal.rights, actions.KIND)
     if text := call.param("q"):
         where &= like('t."name"', text)
+    if name := call.param("filter[allowed_workspaces][name]"):
+        named = call.readable(await Workspace.filter(name=name))
+        where &= Where(_OPEN_TO, (named[0].id if named else "",))
     order = _ORDERS.get(call.param("sort") or "", 't."name"')
     return call.listed(await actions.READER.page(call, where, order))
 
@@ -234,12 +240,13 @@ THINGS = (
     Thing("pool", "agent_pool t"),
     Thing("listener", 'listener l JOIN agent_pool t ON t."id" = l."pool_id"', 'l."id"'),
 )
+_FILTERS = ("q", "sort", "filter[allowed_workspaces][name]")
 _POOLS = "/api/v2/organizations/{org}/agent-pools"
 _POOL = "/api/v2/agent-pools/{pool}"
 _ME = "/api/v2/listeners/{listener}"
 _SIGNED: dict[str, Any] = {"needs": Access.LISTENER, "unmetered": True}
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
-    Endpoint("GET", _POOLS, POOL, index, Access.USER, many=True, filters=("q", "sort")),
+    Endpoint("GET", _POOLS, POOL, index, Access.USER, many=True, filters=_FILTERS),
     Endpoint("POST", _POOLS, POOL, create, Access.PLATFORM, status=201),
     Endpoint("GET", _POOL, POOL, show, Level.READ),
     Endpoint("PATCH", _POOL, POOL, update, Level.ADMIN),

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import hashlib
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 _AT = "/data/attributes/"
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _RUN = re.compile(r"run-[a-z0-9]{1,36}")
+_PIECE = 1 << 20  #: of base64; a multiple of 4
 #: What is becoming current goes on when its caller is cancelled; the loop itself keeps no task.
 _settling: set[asyncio.Task[StateVersion]] = set()
 Fence = Callable[[], Awaitable[object]]
@@ -87,7 +89,7 @@ async def create(
         raise Conflict(reason)
     if verdict is rules.Verdict.REPEAT and newest is not None:
         return newest
-    inline = _inline(values.get("state"))
+    inline, inline_json = await _inline(values, "state"), await _inline(values, "json_state")
     async with in_transaction():
         await StateVersion.filter(workspace_id=workspace.id, status="pending").update(status="discarded")
         row = await StateVersion.create(
@@ -102,10 +104,13 @@ async def create(
         )
     if inline is not None:
         try:
-            return await upload(services, row.id, once(inline))
+            row = await upload(services, row.id, once(inline))
         except BaseException:
             await StateVersion.filter(id=row.id, status="pending").delete()
             raise
+    if inline_json is not None and not row.has_json:
+        await upload_json(services, row.id, once(inline_json))
+        row = await get(row.id)
     return row
 
 
@@ -123,14 +128,20 @@ def _sent(serial: int, lineage: str, md5: str) -> rules.Mark:
     return rules.Mark(serial, lineage, md5)
 
 
-def _inline(text: str | None) -> bytes | None:
-    if not text:
+async def _inline(values: Mapping[str, Any], column: str) -> bytes | None:
+    """What came along in base64; large ones in pieces, so that others get their turn."""
+    if not (text := values.get(column)):
         return None
+    found = bytearray()
     try:
-        return base64.b64decode(text, validate=True)
+        for at in range(0, len(text), _PIECE):
+            found += base64.b64decode(text[at : at + _PIECE], validate=True)
+            await asyncio.sleep(0)
     except (binascii.Error, ValueError):
-        message = "state must be base64"
-        raise Invalid(message, pointer=_AT + "state") from None
+        name = column.replace("_", "-")
+        message = f"{name} must be base64"
+        raise Invalid(message, pointer=_AT + name) from None
+    return bytes(found)
 
 
 async def upload(
@@ -347,9 +358,17 @@ async def _drop(version_id: str) -> None:
 
 
 async def upload_json(services: Services, version_id: str, chunks: AsyncIterator[bytes]) -> None:
-    """Takes terraform's external form of the same state. Raises Conflict for a version that was discarded."""
+    """Takes terraform's external form of the same state, once; the same bytes again are no error.
+
+    Raises Conflict for other bytes, and for a version that was discarded.
+    """
     row = await get(version_id)
     key = keys.json_state(row.workspace_id, row.id)
+    if row.has_json:
+        if await _sha256(chunks) != await _sha256(services.store.get(key)):
+            message = "this state version has its JSON form already, and it is another one"
+            raise Conflict(message)
+        return
     taken = row.status != "discarded"
     if taken:
         await services.store.put(key, chunks)
@@ -359,6 +378,13 @@ async def upload_json(services: Services, version_id: str, chunks: AsyncIterator
     if not taken:
         message = "this state version was discarded"
         raise Conflict(message)
+
+
+async def _sha256(chunks: AsyncIterator[bytes]) -> bytes:
+    digest = hashlib.sha256()
+    async for chunk in chunks:
+        digest.update(chunk)
+    return digest.digest()
 
 
 def opened(services: Services, rows: Sequence[StateOutput], *, sensitive: bool) -> Sequence[StateOutput]:

@@ -42,7 +42,7 @@ STATE = Resource(
             nullable=True,
             value=lambda *_: None,
         ),
-        Attr("json-state", str, "ignored; PUT it", write=True, nullable=True, value=lambda *_: None),
+        Attr("json-state", str, "the JSON form in base64", write=True, nullable=True, value=lambda *_: None),
         Attr(
             "json-state-outputs",
             str,

@@ -38,6 +38,7 @@ migration: setup
 
 docs: setup
 	$(BIN)/python packaging/makedocs.py
+	$(BIN)/python packaging/settings.py > docs/settings.md
 
 dist: setup
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation -w dist .

@@ -41,7 +41,10 @@ def main() -> None:
 )
 @_HOME
 def join(server: str, token: str, name: str, ca: Path | None, home: Path) -> None:
-    """Join a pool: makes the keys here, spends the token, and keeps the certificate."""
+    """Join a pool.
+
+    It makes the keys here, spends the token, and keeps the certificate.
+    """
     try:
         joined = asyncio.run(joining.join(home.resolve(), server, token, name, ca))
     except TerrapodError as error:

@@ -46,9 +46,9 @@ def _load(file: Path | None, data: Path | None = None) -> settings.Config:
 @main.command()
 @_CONFIG
 def serve(file: Path | None) -> None:
-    """Serve the API in production, by the settings of a file and of the environment.
+    """Serve the API in production.
 
-    The first start makes the data folder with the keys; the database is brought to this release's schema.
+    Settings come from a file and from the environment; docs/settings.md lists them. The first start makes the data folder with the keys; the database is brought to this release's schema.
     """
     serving.run(_load(file))
 
@@ -89,7 +89,10 @@ def binaries() -> None:
 @_CONFIG
 @_DATA
 def import_(files: tuple[Path, ...], file: Path | None, data: Path | None) -> None:
-    """Import release archives, such as terraform_1.15.5_linux_amd64.zip, on hosts without internet."""
+    """Import release archives.
+
+    For hosts without internet. A file is named as its release is, such as terraform_1.15.5_linux_amd64.zip.
+    """
     sys.exit(asyncio.run(engines.import_all(_load(file, data), files)))
 
 

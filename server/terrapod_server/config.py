@@ -6,6 +6,8 @@ is reported at once, unknown names included.
 """
 
 import ipaddress
+import math
+import ssl
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,62 +28,62 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Limits(Section, frozen=True, kw_only=True):
     """Greatest sizes of request bodies, in bytes."""
 
-    json_bytes: int = 2 * MIB
-    configuration_bytes: int = 256 * MIB
-    state_bytes: int = 512 * MIB
-    module_bytes: int = 64 * MIB  #: of one version's archive
+    json_bytes: int = 2 * MIB  #: of any document but the following
+    configuration_bytes: int = 256 * MIB  #: of a configuration's archive
+    state_bytes: int = 512 * MIB  #: of a state, and of a document that carries one
+    module_bytes: int = 64 * MIB  #: of one version's archive of a module
 
 
 class Storage(Section, frozen=True, kw_only=True):
     """Where files are kept: on disk below the data folder, or in an S3 bucket."""
 
-    kind: Literal["files", "s3"] = "files"
+    kind: Literal["files", "s3"] = "files"  #: `files` on disk, or `s3`
     path: str = ""  #: of `files`; default `DATA/store`
-    bucket: str = ""
-    prefix: str = ""
-    region: str = ""
+    bucket: str = ""  #: of `s3`; its credentials are taken as Amazon's own tools take them
+    prefix: str = ""  #: what the names of all objects in the bucket begin with
+    region: str = ""  #: of the bucket
     endpoint: str = ""  #: of another S3 than Amazon's
 
 
 class Engines(Section, frozen=True, kw_only=True):
     """Where terraform and tofu come from."""
 
-    terraform_url: str = "https://releases.hashicorp.com/terraform"
-    tofu_url: str = "https://github.com/opentofu/opentofu/releases/download"
-    tofu_index_url: str = "https://get.opentofu.org/tofu/api.json"
+    terraform_url: str = "https://releases.hashicorp.com/terraform"  #: where terraform's versions are
+    tofu_url: str = "https://github.com/opentofu/opentofu/releases/download"  #: where tofu's versions are
+    tofu_index_url: str = "https://get.opentofu.org/tofu/api.json"  #: where the list of tofu's versions is
     timeout_s: float = 300.0  #: of one download
 
 
 class Tls(Section, frozen=True, kw_only=True):
     """PEM files. Without them `serve` speaks plain HTTP on loopback only."""
 
-    certificate: str = ""
-    key: str = ""
+    certificate: str = ""  #: the server's, and those between it and its authority
+    key: str = ""  #: of the certificate, without a passphrase
 
 
 class Runs(Section, frozen=True, kw_only=True):
     """Limits of a phase; what a listener is told with its work."""
 
-    plan_s: float = 7200.0
-    apply_s: float = 86400.0
-    cancel_grace_s: float = 120.0
-    log_bytes: int = 1 << 30
-    default_version: str = "latest"  #: of the engine, for workspaces that name none
+    plan_s: float = 7200.0  #: how long a plan may take
+    apply_s: float = 86400.0  #: how long an apply may take
+    cancel_grace_s: float = 120.0  #: how long an interrupted terraform may take to save its state
+    log_bytes: int = 1 << 30  #: how much of a phase's log is kept
+    default_version: str = "latest"  #: of the engine, for new workspaces that name none
 
 
 class Config(Section, frozen=True, kw_only=True):
     """All settings of the server."""
 
     data: str = "/var/lib/terrapod"  #: folder of keys, SQLite database and files
-    host: str = "127.0.0.1"
-    port: int = 8443
+    host: str = "127.0.0.1"  #: address to listen on; another than loopback needs TLS
+    port: int = 8443  #: to listen on
     public_url: str = ""  #: as clients see it; default: made from host and port
     database_url: str = ""  #: `postgres://…`; default: SQLite below the data folder
     database_pool: int = 10  #: greatest number of PostgreSQL connections
     key_file: str = ""  #: of the keys that encrypt at rest; default `DATA/keys`
-    access_log: bool = False
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    http2: bool = False
+    access_log: bool = False  #: whether each request is a line of the log
+    log_level: Literal["debug", "info", "warning", "error"] = "info"  #: `debug`, `info`, `warning` or `error`
+    http2: bool = False  #: whether HTTP/2 is offered over TLS; HTTP/1.1 moves large files faster
     shutdown_s: float = 30.0  #: how long requests under way may take at a stop
     tls: Tls = Tls()
     limits: Limits = Limits()
@@ -239,15 +241,42 @@ def load(environ: Mapping[str, str], file: Path | None = None, **over: Any) -> C
     return config
 
 
-def _contradictions(config: Config) -> list[str]:
+def _too_small(section: Section, at: str = "") -> list[str]:
+    """Sizes, numbers and times that would let nothing through."""
     wrong = []
-    if bool(config.tls.certificate) != bool(config.tls.key):
-        wrong.append("tls: certificate and key go together")
-    wrong += [
+    for name in section.__struct_fields__:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            wrong += _too_small(value, f"{at}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and f"{at}{name}" != "port":
+            wrong += [] if 0 < value < math.inf else [f"{at}{name}: must be greater than 0, and is {value}"]
+    return wrong
+
+
+def _tls(config: Config) -> list[str]:
+    certificate, key = config.tls.certificate, config.tls.key
+    if not certificate and not key:
+        if is_loopback(config.host):
+            return []
+        advice = "set tls.certificate and tls.key, or listen on 127.0.0.1 behind a proxy"
+        return [f"host: {config.host} is not loopback: {advice}"]
+    if not certificate or not key:
+        return ["tls: certificate and key go together"]
+    wrong = [
         f"tls.{name}: {path} cannot be read"
-        for name, path in (("certificate", config.tls.certificate), ("key", config.tls.key))
-        if path and not Path(path).is_file()
+        for name, path in (("certificate", certificate), ("key", key))
+        if not Path(path).is_file()
     ]
+    if not wrong:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, lambda: "")
+        except (OSError, ValueError) as error:  # which SSLError is one of
+            wrong.append(f"tls: {certificate} and {key} are no certificate with its key: {error}")
+    return wrong
+
+
+def _contradictions(config: Config) -> list[str]:
+    wrong = [*_tls(config), *_too_small(config)]
     if config.storage.kind == "s3" and not config.storage.bucket:
         wrong.append("storage.bucket: needed when storage.kind is s3")
     if not 0 <= config.port <= 65535:  # noqa: PLR2004

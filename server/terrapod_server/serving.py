@@ -12,22 +12,22 @@ from hypercorn.asyncio import serve
 from hypercorn.config import Config as Hypercorn
 
 from terrapod_server import app
-from terrapod_server.config import Config, is_loopback
+from terrapod_server.config import Config
 
 log = logging.getLogger("terrapod")
 
 
-class Refused(Exception):
-    """The settings are good by themselves, and yet serving by them would be unsafe."""
-
-
 def run(config: Config) -> None:
-    """Serves until SIGTERM or SIGINT. Raises SystemExit where it may not."""
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if not config.tls.certificate and not is_loopback(config.host):
-        message = f"error: {config.host} is not loopback: set tls.certificate and tls.key, or listen on 127.0.0.1 behind a proxy"
-        raise SystemExit(message)
+    """Serves until SIGTERM or SIGINT."""
+    log_as(config.log_level)
     uvloop.run(until_signalled(lambda stop: serve_until(config, stop)))
+
+
+def log_as(level: str) -> None:
+    """Logs to standard error. Libraries that would log headers or statements in full tell no more than warnings."""
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("hpack", "httpcore", "httpx", "tortoise", "aiosqlite", "botocore", "aiobotocore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 async def until_signalled(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:

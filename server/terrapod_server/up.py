@@ -50,7 +50,7 @@ def run(options: Options) -> None:
     if options.plain_http and not is_loopback(options.host):
         message = f"--plain-http is for loopback only, and {options.host} is not"
         raise Refused(message)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    serving.log_as("warning")
     config = prepare(options)
     uvloop.run(serving.until_signalled(lambda stop: _run(config, options, stop)))
 

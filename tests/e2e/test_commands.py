@@ -47,6 +47,19 @@ def test_check_reports_every_mistake_at_once(tmp_path: Path) -> None:
     done = command("terrapod-server", "check", "--config", str(file), TERRAPOD_NOPE="1")
     assert done.returncode == 2
     assert done.stderr.count("error:") == 4, done.stderr
+    file.write_text(
+        'host = "0.0.0.0"\nport = 0\ndatabase_url = "mysql://x"\nshutdown_s = nan\n[limits]\njson_bytes = -1\n[runs]\nplan_s = 0\n'
+    )
+    done = command("terrapod-server", "check", "--config", str(file), TERRAPOD_DATABASE_POOL="0")
+    wrong = {line.split(": ")[1] for line in done.stderr.splitlines()}
+    assert wrong == {"host", "database_url", "shutdown_s", "limits.json_bytes", "runs.plan_s", "database_pool"}
+    for content in ("no certificate", ""):
+        file.write_text(f'[tls]\ncertificate = "{tmp_path}/c"\nkey = "{tmp_path}/c"\n')
+        (tmp_path / "c").write_text(content)
+        done = command("terrapod-server", "check", "--config", str(file))
+        assert (done.returncode, "are no certificate with its key" in done.stderr) == (2, True), done.stderr
+    imported = command("terrapod-server", "binaries", "import", str(file), "--data", str(tmp_path), TERRAPOD_NOPE="1")
+    assert (imported.returncode, "Traceback" in imported.stderr) == (2, False)
     file.write_text("port = 9000\n")
     assert command("terrapod-server", "check", "--config", str(file)).returncode == 0
 
@@ -57,7 +70,7 @@ def test_unsafe_starts_are_refused(tmp_path: Path) -> None:
     wrong = command("terrapod-server", "up", "--data", str(tmp_path / "c"), TERRAPOD_NOPE="1")
     assert (wrong.returncode, "no such setting" in wrong.stderr, "Traceback" in wrong.stderr) == (1, True, False)
     open_ = command("terrapod-server", "serve", TERRAPOD_DATA=str(tmp_path / "b"), TERRAPOD_HOST="0.0.0.0")
-    assert open_.returncode == 1
+    assert open_.returncode == 2
     assert "is not loopback" in open_.stderr
 
 
@@ -231,7 +244,11 @@ def test_a_bad_token_does_not_join(site: Site, tmp_path: Path) -> None:
 
 def test_help_is_complete() -> None:
     for argv in (["terrapod-server"], ["terrapod-server", "up"], ["terrapod-server", "serve"], ["terrapod-server", "check"],
-                 ["terrapod-server", "binaries", "import"], ["terrapod-server", "keys", "list"], ["terrapod-server", "keys", "rotate"], ["terrapod-listener", "join"], ["terrapod-listener", "run"]):  # fmt: skip
+                 ["terrapod-server", "binaries"], ["terrapod-server", "binaries", "import"], ["terrapod-listener"], ["terrapod-server", "keys", "list"], ["terrapod-server", "keys", "rotate"],
+                 ["terrapod-listener", "join"], ["terrapod-listener", "run"], ["terrapod-listener", "status"]):  # fmt: skip
         done = command(*argv, "--help")
         assert done.returncode == 0
-        assert "--" in done.stdout
+        lines = done.stdout.splitlines()
+        assert "--help" in done.stdout
+        assert [line for line in lines if line.startswith("  --") and len(line.split("  ")) < 3] == []
+        assert "..." not in done.stdout.replace("[OPTIONS] COMMAND [ARGS]...", "").replace("FILES...", ""), "cut off"

@@ -1,7 +1,8 @@
 import asyncio
+from pathlib import Path
 from typing import Any
 
-from kit.serving import Running, tar
+from kit.serving import Running, running, tar
 
 
 async def test_a_workspace_is_made_shown_changed_and_removed(server: Running) -> None:
@@ -28,6 +29,13 @@ async def test_a_workspace_is_made_shown_changed_and_removed(server: Running) ->
 
     assert (await server.api.delete(f"/workspaces/{made['id']}")).status_code == 204
     assert (await server.api.get(f"/workspaces/{made['id']}")).status_code == 404
+
+
+async def test_a_new_workspace_has_the_engine_of_the_settings(database_url: str, tmp_path: Path) -> None:
+    async with running(tmp_path, database_url, runs={"default_version": "1.11"}) as server:
+        assert (await server.workspace())["attributes"]["terraform-version"] == "1.11"
+        own = await server.workspace(**{"terraform-version": "1.9.8"})
+        assert own["attributes"]["terraform-version"] == "1.9.8"
 
 
 async def test_bad_input_gets_a_clear_error(server: Running) -> None:

@@ -1,6 +1,8 @@
 """All declarations at once: documented, guarded, and the schema is what the models ask for."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,11 @@ def test_the_documents_name_every_room() -> None:
     ]
     for room in rooms:
         assert f"`{room}`" in text or f"{room}`" in text, room
+
+
+def test_the_document_of_the_settings_is_of_these_settings() -> None:
+    made = subprocess.run([sys.executable, str(ROOT / "packaging" / "settings.py")], capture_output=True, check=True)
+    assert made.stdout == (ROOT / "docs" / "settings.md").read_bytes(), "run make docs"
 
 
 @pytest.mark.parametrize("forbidden", ["/work/", "/root/"])

@@ -125,7 +125,8 @@ def _labelled(keys: Sequence[str], least: int, value: str | None = None) -> Wher
 
 async def create(services: Services, principal: Principal, values: Mapping[str, Any]) -> Workspace:
     """Raises Invalid for a name that is taken, or a pool that may not be used."""
-    workspace = Workspace(id=ids.make("ws"), owner_id=principal.id, owner_email=principal.name, **_settled(values))
+    settled = {"terraform_version": services.config.runs.default_version, **_settled(values)}
+    workspace = Workspace(id=ids.make("ws"), owner_id=principal.id, owner_email=principal.name, **settled)
     await _check_pool(services, workspace)
     try:
         async with in_transaction():

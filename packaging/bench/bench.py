@@ -17,13 +17,14 @@ sys.path.insert(0, str(ROOT / "packaging" / "demo"))
 
 import footprint
 import latency
+import protocol
 import reads
 import remote
 import report
 import rights
 from processes import Site
 
-PARTS = ("remote", "latency", "reads", "rights", "memory")
+PARTS = ("remote", "latency", "reads", "rights", "memory", "protocol")
 
 
 def sections(folder: Path, only: list[str], *, quick: bool) -> Iterator[report.Section]:
@@ -42,6 +43,8 @@ def sections(folder: Path, only: list[str], *, quick: bool) -> Iterator[report.S
         yield rights.measure(folder, quick=quick)
     if "memory" in only:
         yield footprint.measure(folder, idle, quick=quick)
+    if "protocol" in only:
+        yield protocol.measure(folder, quick=quick)
 
 
 def main() -> None:

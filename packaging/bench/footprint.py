@@ -21,7 +21,7 @@ TEXT = (
 LINE = 64 << 10
 
 
-def _configuration(path: Path, size: int) -> None:
+def configuration_archive(path: Path, size: int) -> None:
     block = hashlib.shake_256(b"bench").digest(MIB)
     with tarfile.open(path, "w:gz", compresslevel=1) as archive:
         for number in range(size // MIB):
@@ -95,7 +95,7 @@ def measure(folder: Path, idle: dict[str, float], *, quick: bool) -> Section:
         with Site(folder / "starts", tls=True) as site:
             starts.append(site.ready_s)
     file = folder / "configuration.tar.gz"
-    _configuration(file, 255 * MIB // share)
+    configuration_archive(file, 255 * MIB // share)
     with Site(folder / "large") as site:
         small = site.workspace("warm")
         site.get(f"workspaces/{small}")

@@ -45,11 +45,13 @@ def children(pid: int) -> list[int]:
 class Site:
     """`terrapod-server up`, and a client with the administrator's token."""
 
-    def __init__(self, data: Path, *, tls: bool = False, listener: bool = False) -> None:
+    def __init__(
+        self, data: Path, *, tls: bool = False, listener: bool = False, settings: dict[str, str] | None = None
+    ) -> None:
         self.data, self.port, self._tls = data, free_port(), tls
         self.url = f"{'https' if tls else 'http'}://localhost:{self.port}"
         self._options = ([] if tls else ["--plain-http"]) + ([] if listener else ["--no-listener"])
-        self._listener = listener
+        self._listener, self._environment = listener, _environment() | (settings or {})
         self.ready_s = 0.0
 
     def __enter__(self) -> Self:
@@ -57,7 +59,7 @@ class Site:
         begun = time.monotonic()
         with (self.data / "log").open("ab") as log:
             command = [str(BIN / "terrapod-server"), "up", "--data", str(self.data), "--port", str(self.port)]
-            self.process = subprocess.Popen([*command, *self._options], env=_environment(), stdout=log, stderr=log)
+            self.process = subprocess.Popen([*command, *self._options], env=self._environment, stdout=log, stderr=log)
         try:
             self._await(self._answers, begun)
             self.ready_s = time.monotonic() - begun

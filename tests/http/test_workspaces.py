@@ -3,6 +3,8 @@ from pathlib import Path
 from typing import Any
 
 from kit.serving import Running, running, tar
+from terrapod_server.identity import actions as identity
+from terrapod_server.workspaces.model import Workspace
 
 
 async def test_a_workspace_is_made_shown_changed_and_removed(server: Running) -> None:
@@ -80,6 +82,35 @@ async def test_locks_have_holders(server: Running) -> None:
     assert (twice.status_code, "already unlocked" in twice.text) == (409, True)
 
 
+async def test_locks_of_others_and_of_runs(server: Running) -> None:
+    made = await server.workspace()
+    lock, unlock, force = (f"/workspaces/{made['id']}/actions/{verb}" for verb in ("lock", "unlock", "force-unlock"))
+    other = await identity.create_user("other@example.com", is_admin=True)
+    mine = {"Authorization": f"Bearer {(await identity.create_token(other.id, 'test')).text}"}
+    assert (await server.api.post(force)).status_code == 409, "nothing to free"
+    assert (await server.api.post(lock, headers=mine)).status_code == 200
+    shown = (await server.api.get(f"/workspaces/{made['id']}?include=locked_by")).json()
+    assert shown["data"]["relationships"]["locked-by"]["data"] == {"type": "users", "id": other.id}
+    assert shown["included"][0]["attributes"]["email"] == "other@example.com"
+    refused = await server.api.post(unlock)
+    assert (refused.status_code, "is locked by User other@example.com" in refused.text) == (409, True)
+    assert (await server.api.post(force)).json()["data"]["attributes"]["locked"] is False
+    assert (await server.api.post(lock, headers=mine)).status_code == 200
+    assert (await server.api.post(force, headers=mine)).status_code == 200, "one's own"
+    await Workspace.filter(id=made["id"]).update(run_lock_id="run-abc")
+    for path in (lock, unlock, force):
+        answer = await server.api.post(path)
+        assert (answer.status_code, "is locked by Run run-abc" in answer.text) == (409, True), path
+    gone = await server.api.post(f"/workspaces/{made['id']}/actions/safe-delete")
+    assert (gone.status_code, "locked" in gone.text) == (409, True)
+
+
+async def test_a_lock_has_one_holder(pg_server: Running) -> None:
+    path = f"/workspaces/{(await pg_server.workspace())['id']}/actions/lock"
+    answers = await asyncio.gather(*(pg_server.api.post(path) for _ in range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200, *[409] * 7]
+
+
 async def test_lists_are_searched_and_paged(server: Running) -> None:
     for number in range(5):
         await server.workspace(f"app-{number}", labels={"n": str(number), "team": ""})
@@ -124,6 +155,36 @@ async def test_tags_are_labels(server: Running) -> None:
     )
     bindings = (await server.api.get(f"{path}/tag-bindings")).json()["data"]
     assert [(b["attributes"]["key"], b["attributes"]["value"]) for b in bindings] == [("a", "b"), ("env", "prod")]
+
+
+async def test_tags_of_an_update(server: Running) -> None:
+    made = await server.workspace(labels={"env": "prod", "a": ""})
+    path = f"/workspaces/{made['id']}"
+
+    async def patch(**relations: list[dict[str, Any]] | None) -> Any:
+        related = {name.replace("_", "-"): {"data": data} for name, data in relations.items()}
+        answer = await server.api.patch(path, json={"data": {"type": "workspaces", "relationships": related}})
+        return answer.json()["data"]["attributes"]["labels"] if answer.status_code == 200 else answer.status_code
+
+    def tag(name: Any) -> dict[str, Any]:
+        return {"type": "tags", "attributes": {"name": name}}
+
+    assert await patch(tags=[tag("env"), tag("b")]) == {"env": "prod", "a": "", "b": ""}, (
+        "adds, and takes no value away"
+    )
+    assert await patch(tag_bindings=[{"attributes": {"key": "k", "value": "v"}}]) == {"k": "v"}, "replaces"
+    assert await patch(tags=[tag(7)]) == 422
+    assert await patch(tags=[tag("a,b")]) == 422
+    assert await patch(tag_bindings=[]) == {}
+
+
+async def test_tags_that_are_added_at_once_are_all_there(pg_server: Running) -> None:
+    path = f"/workspaces/{(await pg_server.workspace())['id']}"
+    bodies = [{"data": [{"type": "tags", "attributes": {"name": f"t{number}"}}]} for number in range(8)]
+    answers = await asyncio.gather(*(pg_server.api.post(f"{path}/relationships/tags", json=body) for body in bodies))
+    assert {answer.status_code for answer in answers} == {204}
+    found = (await pg_server.api.get(path)).json()["data"]["attributes"]["tag-names"]
+    assert found == [f"t{number}" for number in range(8)]
 
 
 async def test_a_repeated_post_is_done_once(server: Running) -> None:

@@ -56,6 +56,11 @@ async def test_workspaces_from_creation_to_deletion(server: Running) -> None:
         assert ("env", "prod") in {(tag.key, tag.value) for tag in tfe.workspaces.add_tag_bindings(made.id, bound)}
         assert len(list(tfe.workspaces.list_effective_tag_bindings(made.id))) == 3
         tfe.workspaces.remove_tags(made.id, models.WorkspaceRemoveTagsOptions(tags=[models.Tag(name="b")]))
+        tfe.workspaces.delete_all_tag_bindings(made.id)
+        assert list(tfe.workspaces.list_tag_bindings(made.id)) == []
+        tfe.workspaces.add_tags(
+            made.id, models.WorkspaceAddTagsOptions(tags=[models.Tag(name="a"), models.Tag(name="env")])
+        )
         for number in range(3):
             tfe.workspaces.create(ORG, models.WorkspaceCreateOptions(name=f"app-{number}"))
         options = models.WorkspaceListOptions(wildcard_name="app-*", sort="-name", page_size=1)

@@ -1,7 +1,7 @@
 """The verbs of workspaces. Each is one transaction and tells others after it."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tortoise.exceptions import IntegrityError
@@ -164,13 +164,15 @@ def with_labels(labels: Mapping[str, str], more: Mapping[str, str | None]) -> di
     return merged
 
 
-async def set_labels(services: Services, workspace: Workspace, labels: Mapping[str, str]) -> Workspace:
-    try:
-        checked = access.labels(labels)
-    except ValueError as error:
-        message = f"labels: {error}"
-        raise Invalid(message) from None
-    return await update(services, workspace, {"labels": checked})
+async def relabel(workspace: Workspace, change: Callable[[Workspace], dict[str, str]]) -> None:
+    """Changes the labels that are there by then: others may change them too. What `change` raises leaves all as it is."""
+    async with in_transaction():
+        now = await Workspace.select_for_update().get_or_none(id=workspace.id)
+        if now is None:
+            raise NotFound
+        now.labels, now.updated_at = change(now), clock.now()
+        await now.save(update_fields=["labels", "updated_at"])
+        await _write_labels(now.id, now.labels)
 
 
 async def lock(workspace: Workspace, principal: Principal, reason: str) -> Workspace:

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from terrapod_server.access import rules as access
@@ -304,10 +304,15 @@ def _check_lockout(call: Call, workspace: Workspace, values: Mapping[str, Any], 
     access.check_lockout(call.level, after, force=force)
 
 
-async def _set_labels(call: Call, workspace: Workspace, labels: Mapping[str, str]) -> None:
+async def _relabel(call: Call, change: Callable[[dict[str, str]], Mapping[str, str | None]]) -> None:
     """Raises Conflict as `_check_lockout` does; `?force=true` confirms."""
-    _check_lockout(call, workspace, {"labels": labels}, force=call.flag("force"))
-    await actions.set_labels(call.services, workspace, labels)
+
+    def checked(workspace: Workspace) -> dict[str, str]:
+        labels = _checked(change(workspace.labels))
+        _check_lockout(call, workspace, {"labels": labels}, force=call.flag("force"))
+        return labels
+
+    await actions.relabel(await find(call), checked)
 
 
 def _checked(labels: Mapping[str, str | None]) -> dict[str, str]:
@@ -331,8 +336,10 @@ async def update(call: Call) -> Workspace:
     workspace = await find(call)
     values: dict[str, Any] = dict(call.attributes)
     _check_project(call)
-    if call.has_related("tags") or call.has_related("tag-bindings"):
-        values["labels"] = _checked({**values.get("labels", workspace.labels), **_sent_labels(call)})
+    tags, bindings = call.related_many("tags"), call.related_many("tag-bindings")
+    if tags is not None or bindings is not None or "labels" in values:
+        is_replaced = bindings is not None or "labels" in values  # as go-tfe says of bindings
+        values["labels"] = _checked(actions.with_labels({} if is_replaced else workspace.labels, _sent_labels(call)))
     if values.get("description", "") is None:
         values["description"] = ""
     if values.get("working_directory", "") is None:
@@ -391,31 +398,32 @@ async def labels(call: Call) -> Page:
 async def add_bindings(call: Call) -> Page:
     """Add labels; those that are not named stay."""
     sent = {_text(item, "key"): item.attributes.get("value") for item in call.items}
-    workspace = await find(call)
-    await _set_labels(call, workspace, _checked(actions.with_labels(workspace.labels, sent)))
+    await _relabel(call, lambda labels: actions.with_labels(labels, sent))
     return await labels(call)
 
 
 async def replace_bindings(call: Call) -> Page:
     """Set the labels to exactly these."""
     sent = {_text(item, "key"): item.attributes.get("value") for item in call.items}
-    await _set_labels(call, await find(call), _checked(sent))
+    await _relabel(call, lambda _: sent)
     return await labels(call)
 
 
 async def add_tags(call: Call) -> None:
     """Add labels without a value."""
     sent: dict[str, str | None] = {_tag_key(item): None for item in call.items}
-    workspace = await find(call)
-    await _set_labels(call, workspace, _checked(actions.with_labels(workspace.labels, sent)))
+    await _relabel(call, lambda labels: actions.with_labels(labels, sent))
 
 
 async def remove_tags(call: Call) -> None:
     """Take labels away, by name or by tag id."""
-    workspace = await find(call)
-    ids = {Label(key, "").id: key for key in workspace.labels}
-    gone = {ids.get(item.id or "") or _tag_key(item) for item in call.items}
-    await _set_labels(call, workspace, {key: value for key, value in workspace.labels.items() if key not in gone})
+
+    def without(labels: dict[str, str]) -> dict[str, str]:
+        ids = {Label(key, "").id: key for key in labels}
+        gone = {ids.get(item.id or "") or _tag_key(item) for item in call.items}
+        return {key: value for key, value in labels.items() if key not in gone}
+
+    await _relabel(call, without)
 
 
 def _tag_key(item: Linked) -> str:

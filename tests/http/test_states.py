@@ -130,6 +130,45 @@ async def test_a_state_may_come_with_its_announcement(server: Running) -> None:
     assert len(files(server)) == 1
 
 
+async def test_upload_urls_are_for_their_time_and_one_body(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    raw = state_bytes(1)
+    version = await announce(server, workspace_id, raw)
+    bare = f"/state-versions/{version['id']}/content"
+    for purpose, until_s in (("state upload", -1), ("json state upload", 60), ("state download", 60)):
+        token = server.services.signer.sign(purpose, version["id"], until_s)
+        assert (await server.api.put(f"/uploads/states/{token}", content=raw)).status_code == 404, purpose
+    assert (await server.api.put(bare, content=raw, headers={"Authorization": ""})).status_code == 401
+    assert (await server.api.put(bare, content=raw)).status_code == 200
+    assert (await server.api.put(bare, content=raw)).status_code == 200
+    async with httpx.AsyncClient() as nobody:  # the URL is the right
+        url = version["attributes"]["hosted-state-upload-url"]
+        assert (await nobody.put(url, content=raw)).status_code == 200
+        assert (await nobody.put(url, content=state_bytes(1, resources=1))).status_code == 422
+    assert (await server.api.get(f"/state-versions/{version['id']}")).json()["data"]["attributes"]["size"] == len(raw)
+    assert (await server.api.delete(f"/state-versions/{version['id']}")).status_code == 405
+    later = state_bytes(2)
+    older, newer = [await announce(server, workspace_id, later) for _ in range(2)]
+    assert (await put(server, older, later)).status_code == 409
+    assert (await put(server, newer, later)).status_code == 200
+    for status, count in (("finalized", 2), ("discarded", 1), ("pending", 0)):
+        answer = await server.api.get(f"/workspaces/{workspace_id}/state-versions?filter[status]={status}")
+        assert len(answer.json()["data"]) == count, status
+
+
+async def test_an_admin_who_holds_the_lock_needs_no_force(server: Running) -> None:
+    """The cloud block cannot send `force`: `terraform state push -force` comes without."""
+    workspace_id = (await server.workspace())["id"]
+    await uploaded(server, workspace_id, state_bytes(5, "line"))
+    for raw in (state_bytes(2, "line"), state_bytes(1, "other")):
+        assert (await server.state(workspace_id, raw)).status_code == 409
+        assert (await server.api.post(f"/workspaces/{workspace_id}/actions/lock")).status_code == 200
+        version = await uploaded(server, workspace_id, raw)
+        assert (await server.api.post(f"/workspaces/{workspace_id}/actions/unlock")).status_code == 200
+        now = (await server.api.get(f"/workspaces/{workspace_id}/current-state-version")).json()["data"]
+        assert (now["id"], now["attributes"]["force"]) == (version["id"], True)
+
+
 async def test_locks_count_when_the_bytes_come(server: Running) -> None:
     workspace_id = (await server.workspace())["id"]
     raw = state_bytes(1)

@@ -1,0 +1,116 @@
+"""Variables of a workspace: names, values, secrecy and repeats."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.serving import DATA, Running
+from terrapod_server.variables import actions as variables
+
+
+async def make(server: Running, workspace: str, **attributes: Any) -> DATA:
+    answer = await server.post(f"/workspaces/{workspace}/vars", {"key": "k", "category": "env", **attributes}, "vars")
+    return {"status": answer.status_code, **answer.json().get("data", {}), "errors": answer.json().get("errors")}
+
+
+async def change(server: Running, workspace: str, variable: str, **attributes: Any) -> DATA:
+    body = {"data": {"type": "vars", "attributes": attributes}}
+    answer = await server.api.patch(f"/workspaces/{workspace}/vars/{variable}", json=body)
+    return {"status": answer.status_code, **answer.json().get("data", {})}
+
+
+NAMES = [
+    "", " ", "a b", "a=b", "a\nb", 'a" = 1\nb', "${x}", "1a", "a.b", "PATH", "HOME", "LD_PRELOAD", "DYLD_X", "TF_CLI_ARGS",
+    "TF_CLI_ARGS_apply", "TF_CLI_CONFIG_FILE", "TF_DATA_DIR", "TF_WORKSPACE", "TF_REATTACH_PROVIDERS",
+    "TF_FORCE_LOCAL_BACKEND", "TF_LOG_PATH", "TF_TOKEN_app_terraform_io", "TFC_RUN_ID", "x" * 256, "a\0",
+]  # fmt: skip
+
+
+async def test_names_that_no_variable_may_have(server: Running) -> None:
+    workspace = (await server.workspace())["id"]
+    for name in NAMES:
+        made = await make(server, workspace, key=name)
+        assert made["status"] == 422, name
+        assert name == "a\0" or made["errors"][0]["source"]["pointer"] == "/data/attributes/key", name
+    for name in ("a b", 'a" = 1\nb', "${x}", "1a", "a.b", "", "é"):
+        assert (await make(server, workspace, key=name, category="terraform"))["status"] == 422, name
+    fine = (("HTTPS_PROXY", "env"), ("TF_LOG", "env"), ("_x", "env"), ("PATH", "terraform"), ("a-b", "terraform"))
+    for name, category in fine:
+        made = await make(server, workspace, key=name, category=category)
+        assert made["status"] == 201, name
+        if category == "terraform":  # no way round by an update either
+            changed = await change(server, workspace, made["id"], category="env")
+            assert changed["status"] == 422, name
+    assert (await make(server, workspace, category="policy-set"))["status"] == 422
+    assert (await make(server, workspace, value=7))["status"] == 422
+    assert (await make(server, workspace, value="a\0b"))["status"] == 422
+
+
+async def test_values_come_back_as_they_were(server: Running) -> None:
+    workspace = (await server.workspace())["id"]
+    for number, value in enumerate(("", "a\nb\r\n", '{"a" = [1, "${x}"]}', r"\u0000", "\U0001f4a9é", "x" * 100_000)):
+        made = await make(server, workspace, key=f"k{number}", value=value, category="terraform", hcl=True)
+        assert (made["status"], made["attributes"]["value"], made["attributes"]["hcl"]) == (201, value, True), value[
+            :20
+        ]
+        [resolved] = [v for v in await variables.resolve(server.services, workspace) if v.key == f"k{number}"]
+        assert (resolved.value, resolved.hcl, resolved.sensitive) == (value, True, False)
+
+
+async def test_what_is_sensitive_stays_so(server: Running) -> None:
+    workspace = (await server.workspace())["id"]
+    made = await make(server, workspace, value="hunter2-before", description="d")
+    seen = {made["attributes"]["version-id"]}
+    for attributes in ({"sensitive": True}, {"value": "hunter2-after"}, {"description": "e"}, {}, {"key": "l"}):
+        changed = await change(server, workspace, made["id"], **attributes)
+        assert (changed["status"], changed["attributes"]["value"]) == (200, None)
+        seen.add(changed["attributes"]["version-id"])
+    assert len(seen) == 6, "another version each time"
+    assert (await change(server, workspace, made["id"], sensitive=False))["status"] == 422
+    for path in ("vars", "all-vars", f"vars/{made['id']}"):
+        assert "hunter2" not in (await server.api.get(f"/workspaces/{workspace}/{path}")).text
+    [resolved] = await variables.resolve(server.services, workspace)
+    assert (resolved.key, resolved.value, resolved.sensitive) == ("l", "hunter2-after", True)
+
+
+async def test_a_key_and_category_are_there_once(server: Running) -> None:
+    workspace, other = [(await server.workspace())["id"] for _ in range(2)]
+    first = await make(server, workspace, key="k")
+    assert (await make(server, workspace, key="k"))["status"] == 422
+    second = await make(server, workspace, key="k", category="terraform")
+    assert (await change(server, workspace, second["id"], category="env"))["status"] == 422
+    assert (await make(server, other, key="k"))["status"] == 201
+    assert (await change(server, other, first["id"], value="x"))["status"] == 404, "of another workspace"
+    assert (await server.api.delete(f"/workspaces/{other}/vars/{first['id']}")).status_code == 404
+    raced = await asyncio.gather(*(make(server, workspace, key="r") for _ in range(6)))
+    assert sorted(each["status"] for each in raced) == [201, *[422] * 5]
+
+
+async def test_lists_are_whole_unless_a_size_is_asked(server: Running) -> None:
+    workspace = (await server.workspace())["id"]
+    for number in range(25):
+        assert (await make(server, workspace, key=f"k{number:02}"))["status"] == 201
+    for path, shown in (("vars", 25), ("all-vars", 25), ("vars?page[size]=10", 10), ("vars?page[number]=1", 25)):
+        answer = (await server.api.get(f"/workspaces/{workspace}/{path}")).json()
+        assert (len(answer["data"]), answer["meta"]["pagination"]["total-count"]) == (shown, 25), path
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+async def test_a_run_gets_what_is_there(server: Running, tmp_path: Path, hidden: bool) -> None:
+    listener = await server.listener(tmp_path / "home")
+    workspace = (await server.workspace())["id"]
+    await make(server, workspace, key="a", value="1\n2", category="terraform", hcl=False, sensitive=hidden)
+    await make(server, workspace, key="A", value="env", sensitive=hidden)
+    await server.configuration(workspace)
+    run = await server.run(workspace, variables=[{"key": "a", "value": '"run"'}, {"key": "b", "value": "[1]"}])
+    assert run.status_code == 201, run.text
+    work = await listener.next_work(10)
+    assert work is not None
+    found = {(v.category, v.key): (v.hcl, v.sensitive) for v in work.variables}
+    assert found == {
+        ("env", "A"): (False, hidden),
+        ("terraform", "a"): (True, False),
+        ("terraform", "b"): (True, False),
+    }

@@ -1,4 +1,4 @@
-"""What go-tfe's decoder takes: an attribute of another JSON type, or a relationship to another type, ends its program.
+"""What go-tfe's decoder takes, and what our own OpenAPI document says: an attribute of another JSON type, or a relationship to another type, ends its program.
 
 The tables are its structs: attributes by their kind on the wire, and the types of the other sides of relationships.
 """
@@ -7,6 +7,8 @@ import asyncio
 import re
 from pathlib import Path
 from typing import Any
+
+from jsonschema import Draft202012Validator
 
 from kit.serving import DATA, Running, state_bytes
 from terrapod_shared import wire
@@ -182,6 +184,7 @@ def wrong_in(entry: DATA) -> list[str]:
 async def test_every_answer_can_be_decoded(server: Running, tmp_path: Path) -> None:
     listener = await server.listener(tmp_path / "home")
     created: list[DATA] = [await server.workspace("w", labels={"a": "b"}, **{"working-directory": "x"})]
+    components = (await server.api.get("/openapi.json")).json()["components"]
     own, pool = f"/workspaces/{created[0]['id']}", await server.pool_id()
     raw = state_bytes(
         1, outputs={"o": {"value": {"a": [1]}, "type": ["object", {"a": ["list", "number"]}]}}, resources=2
@@ -212,6 +215,10 @@ async def test_every_answer_can_be_decoded(server: Running, tmp_path: Path) -> N
     ]  # fmt: skip
     seen: dict[str, int] = {}
 
+    def undocumented(entry: DATA) -> list[str]:
+        schema = {"$ref": f"#/components/schemas/{entry['type']}", "components": components}
+        return [f"{entry['type']}: {error.message}" for error in Draft202012Validator(schema).iter_errors(entry)]
+
     async def look(*more: DATA) -> None:
         answers = await asyncio.gather(*(server.api.get(path) for path in paths))
         entries = list(more)
@@ -220,6 +227,7 @@ async def test_every_answer_can_be_decoded(server: Running, tmp_path: Path) -> N
             document = answer.json()
             data = document["data"]
             entries += [*(data if isinstance(data, list) else [data]), *document.get("included", ())]
+        assert [mistake for entry in entries for mistake in undocumented(entry)] == []
         assert [mistake for entry in entries for mistake in wrong_in(entry)] == []
         seen.update({entry["type"]: 1 for entry in entries})
 

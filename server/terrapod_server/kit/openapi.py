@@ -95,6 +95,8 @@ def _operation(endpoint: Endpoint | Raw) -> dict[str, Any]:
         operation["responses"]["200"] = {"description": "success"}
         return operation
     operation["parameters"] += [_query(name) for name in endpoint.filters]
+    if endpoint.method == "GET" and endpoint.resource and endpoint.resource.relations:
+        operation["parameters"].append(_query("include"))
     if endpoint.many:
         operation["parameters"] += [_query("page[number]"), _query("page[size]")]
     taken = endpoint.takes or endpoint.resource
@@ -104,12 +106,17 @@ def _operation(endpoint: Endpoint | Raw) -> dict[str, Any]:
             data = {"type": "array", "items": data}
         operation["requestBody"] = {"content": {_MEDIA: {"schema": _data(data)}}}
     success: dict[str, Any] = {"description": "success"}
-    if endpoint.resource:
+    if endpoint.resource and _status(endpoint) != "204":
         one = _ref(endpoint.resource.type)
         shown = {"type": "array", "items": one} if endpoint.many else one
         success["content"] = {endpoint.media: {"schema": _data(shown)}}
-    operation["responses"][str(endpoint.status)] = success
+    operation["responses"][_status(endpoint)] = success
     return operation
+
+
+def _status(endpoint: Endpoint) -> str:
+    gives_nothing = inspect.signature(endpoint.do).return_annotation is None
+    return "204" if gives_nothing and endpoint.status == 200 else str(endpoint.status)  # noqa: PLR2004
 
 
 def _identifier(endpoint: Endpoint | Raw) -> str:
@@ -156,12 +163,16 @@ def _attribute(attr: Attr) -> dict[str, Any]:
         schema["items"] = _KINDS[attr.items]
     if not attr.write:
         schema["readOnly"] = True
+    if "type" in schema and (attr.nullable or not attr.write):  # what is worked out may be absent yet
+        schema["type"] = [schema["type"], "null"]
     return schema
 
 
 def _relation(relation: One | Many) -> dict[str, Any]:
     kind: dict[str, Any] = {"const": relation.type} if isinstance(relation.type, str) else {"type": "string"}
-    one = {"type": "object", "properties": {"id": {"type": "string"}, "type": kind}}
+    one: dict[str, Any] = {"type": "object", "properties": {"id": {"type": "string"}, "type": kind}}
+    if isinstance(relation, One):
+        one["type"] = ["object", "null"]
     return {
         "type": "object",
         "properties": {"data": {"type": "array", "items": one} if isinstance(relation, Many) else one},

@@ -156,7 +156,7 @@ async def test_upload_urls_are_for_their_time_and_one_body(server: Running) -> N
         assert len(answer.json()["data"]) == count, status
 
 
-async def test_an_admin_who_holds_the_lock_needs_no_force(server: Running) -> None:
+async def test_an_admin_who_holds_the_lock_needs_no_force(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     """The cloud block cannot send `force`: `terraform state push -force` comes without."""
     workspace_id = (await server.workspace())["id"]
     await uploaded(server, workspace_id, state_bytes(5, "line"))
@@ -167,6 +167,7 @@ async def test_an_admin_who_holds_the_lock_needs_no_force(server: Running) -> No
         assert (await server.api.post(f"/workspaces/{workspace_id}/actions/unlock")).status_code == 200
         now = (await server.api.get(f"/workspaces/{workspace_id}/current-state-version")).json()["data"]
         assert (now["id"], now["attributes"]["force"]) == (version["id"], True)
+        assert f"state {version['id']} of workspace {workspace_id}" in caplog.text
 
 
 async def test_locks_count_when_the_bytes_come(server: Running) -> None:

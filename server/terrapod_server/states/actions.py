@@ -1,8 +1,6 @@
 """The verbs of state versions. Bytes are stored and checked first; one short transaction then makes them current."""
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import logging
 import re
@@ -27,7 +25,6 @@ log = logging.getLogger(__name__)
 _AT = "/data/attributes/"
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _RUN = re.compile(r"run-[a-z0-9]{1,36}")
-_PIECE = 1 << 20  #: of base64; a multiple of 4
 #: What is becoming current goes on when its caller is cancelled; the loop itself keeps no task.
 _settling: set[asyncio.Task[StateVersion]] = set()
 Fence = Callable[[], Awaitable[object]]
@@ -89,7 +86,7 @@ async def create(
         raise Conflict(reason)
     if verdict is rules.Verdict.REPEAT and newest is not None:
         return newest
-    inline, inline_json = await _inline(values, "state"), await _inline(values, "json_state")
+    inline, inline_json = await intake.inline(values, "state"), await intake.inline(values, "json_state")
     async with in_transaction():
         await StateVersion.filter(workspace_id=workspace.id, status="pending").update(status="discarded")
         row = await StateVersion.create(
@@ -126,22 +123,6 @@ def _sent(serial: int, lineage: str, md5: str) -> rules.Mark:
         message = "md5 must be 32 hexadecimal digits"
         raise Invalid(message, pointer=_AT + "md5")
     return rules.Mark(serial, lineage, md5)
-
-
-async def _inline(values: Mapping[str, Any], column: str) -> bytes | None:
-    """What came along in base64; large ones in pieces, so that others get their turn."""
-    if not (text := values.get(column)):
-        return None
-    found = bytearray()
-    try:
-        for at in range(0, len(text), _PIECE):
-            found += base64.b64decode(text[at : at + _PIECE], validate=True)
-            await asyncio.sleep(0)
-    except (binascii.Error, ValueError):
-        name = column.replace("_", "-")
-        message = f"{name} must be base64"
-        raise Invalid(message, pointer=_AT + name) from None
-    return bytes(found)
 
 
 async def upload(

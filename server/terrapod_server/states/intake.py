@@ -6,8 +6,11 @@ uploads there are, none takes a thread, and none waits for another.
 """
 
 import asyncio
+import base64
+import binascii
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from terrapod_server.states import parse
 from terrapod_server.store.port import Opened, Store, Stored, gathered
@@ -17,6 +20,7 @@ from terrapod_shared.errors import Invalid
 #: A state up to this size is kept in memory between the two, and not read back.
 _SMALL = 256 << 10
 _BLOCK = 256 << 10
+_PIECE = 1 << 20  #: of base64; a multiple of 4
 #: Parsers at once; others wait in line. They are threads of their own: what they wait for needs the store's.
 THREADS = Threads("state", 4)
 
@@ -42,6 +46,22 @@ async def store(place: Store, key: str, chunks: AsyncIterator[bytes], md5: str) 
             return stored, await THREADS.run(parse.summarise, _File(source, asyncio.get_running_loop()))
     except parse.Unreadable as error:
         raise Invalid(str(error)) from None
+
+
+async def inline(values: Mapping[str, Any], column: str) -> bytes | None:
+    """What came along in base64; large ones in pieces, so that others get their turn."""
+    if not (text := values.get(column)):
+        return None
+    found = bytearray()
+    try:
+        for at in range(0, len(text), _PIECE):
+            found += base64.b64decode(text[at : at + _PIECE], validate=True)
+            await asyncio.sleep(0)
+    except (binascii.Error, ValueError):
+        name = column.replace("_", "-")
+        message = f"{name} must be base64"
+        raise Invalid(message, pointer=f"/data/attributes/{name}") from None
+    return bytes(found)
 
 
 class _File:

@@ -2,6 +2,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kit.serving import Running, running, tar
 from terrapod_server.identity import actions as identity
 from terrapod_server.workspaces.model import Workspace
@@ -103,6 +105,27 @@ async def test_locks_of_others_and_of_runs(server: Running) -> None:
         assert (answer.status_code, "is locked by Run run-abc" in answer.text) == (409, True), path
     gone = await server.api.post(f"/workspaces/{made['id']}/actions/safe-delete")
     assert (gone.status_code, "locked" in gone.text) == (409, True)
+
+
+async def test_what_is_done_is_not_told_as_failed(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    path = f"/workspaces/{(await server.workspace())['id']}/actions"
+    assert (await server.api.post(f"{path}/lock")).status_code == 200
+
+    async def broken(*_: Any) -> None:
+        message = "the database went away"
+        raise OSError(message)
+
+    server.services.on_workspace_unlocked = broken
+    unlocked = await server.api.post(f"{path}/unlock")
+    assert (unlocked.status_code, unlocked.json()["data"]["attributes"]["locked"]) == (200, False)
+    assert "the database went away" in caplog.text
+
+
+async def test_a_wake_up_that_cannot_be_sent_breaks_nothing(
+    pg_server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    await pg_server.services.bus.publish("x" * 9000)  # more than PostgreSQL takes
+    assert "does not reach the other processes" in caplog.text
 
 
 async def test_a_lock_has_one_holder(pg_server: Running) -> None:

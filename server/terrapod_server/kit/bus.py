@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncpg
 from tortoise import connections
+from tortoise.exceptions import BaseORMException
 
 log = logging.getLogger(__name__)
 CHANNEL = "terrapod"
@@ -76,13 +77,19 @@ class Bus:
                 subscription.wake()
 
     async def publish(self, *topics: str) -> None:
-        """Wakes who waits for any of the topics. To be called after the commit."""
+        """Wakes who waits for any of the topics. To be called after the commit, so that it never fails.
+
+        Who is not woken looks by itself in the end.
+        """
         for topic in topics:
             self._deliver(topic)
         if self._dsn and topics:
             connection = connections.get("default")
-            for topic in topics:
-                await connection.execute_query("SELECT pg_notify($1, $2)", [CHANNEL, topic])
+            try:
+                for topic in topics:
+                    await connection.execute_query("SELECT pg_notify($1, $2)", [CHANNEL, topic])
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, BaseORMException) as error:
+                log.warning("a wake-up does not reach the other processes: %s", error)
 
     @contextlib.asynccontextmanager
     async def subscribe(self, *topics: str) -> AsyncIterator[Subscription]:

@@ -1,5 +1,6 @@
 """The verbs of workspaces. Each is one transaction and tells others after it."""
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from terrapod_server.workspaces import rules
 from terrapod_server.workspaces.model import RemoteStateConsumer, Workspace, WorkspaceLabel
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound
+
+log = logging.getLogger(__name__)
 
 READER = Reader(Workspace)
 KIND = visible.Kind("workspace_label", "workspace_id", is_workspace=True)
@@ -201,7 +204,10 @@ async def unlock(services: Services, workspace: Workspace, principal: Principal,
             message = f"workspace {now.name} is already unlocked"
             raise Conflict(message)
         raise locked(now, "unlock")
-    await services.on_workspace_unlocked(services, workspace.id)
+    try:
+        await services.on_workspace_unlocked(services, workspace.id)
+    except Exception:  # it is unlocked, and a client that is told otherwise would get a 409 for its repeat
+        log.exception("workspace %s is unlocked, and its runs could not be let go", workspace.id)
     return await get(workspace.id)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "packaging" / "demo"))
 
+import audit
 import footprint
 import latency
 import protocol
@@ -24,7 +25,7 @@ import report
 import rights
 from processes import Site
 
-PARTS = ("remote", "latency", "reads", "rights", "memory", "protocol")
+PARTS = ("remote", "latency", "reads", "rights", "audit", "memory", "protocol")
 
 
 def sections(folder: Path, only: list[str], *, quick: bool) -> Iterator[report.Section]:
@@ -41,6 +42,8 @@ def sections(folder: Path, only: list[str], *, quick: bool) -> Iterator[report.S
         yield reads.measure(folder, archive, quick=quick)
     if "rights" in only:
         yield rights.measure(folder, quick=quick)
+    if "audit" in only:
+        yield audit.measure(folder, quick=quick)
     if "memory" in only:
         yield footprint.measure(folder, idle, quick=quick)
     if "protocol" in only:

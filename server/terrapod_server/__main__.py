@@ -1,4 +1,4 @@
-"""`terrapod-server`: up, serve, check, binaries, keys."""
+"""`terrapod-server`: up, serve, check, binaries, keys, audit."""
 
 import asyncio
 import os
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from terrapod_server import auditing, engines, keyring, serving, up
 from terrapod_server import config as settings
-from terrapod_server import engines, keyring, serving, up
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -131,6 +131,29 @@ def rotate(file: Path | None, data: Path | None) -> None:
         raise click.ClickException(str(error)) from None
     click.echo(f"{made} is the key that encrypts from the next start on: start every server process again.")
     click.echo(f"Keep a copy of {config.keys} apart from the database.")
+
+
+@main.group()
+def audit() -> None:
+    """The record of who changed what."""
+
+
+@audit.command()
+@_CONFIG
+@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Data folder of `up`, without a file.")
+@click.option(
+    "--checkpoints",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Checkpoint file of a further server on the same database; may be given again.",
+)
+def verify(file: Path | None, data: Path | None, checkpoints: tuple[Path, ...]) -> None:
+    """Say whether the audit log is as it was written.
+
+    Exit code 1 where an entry was altered, moved, put in or removed, 2 where the log cannot be read.
+    """
+    config = settings.load(os.environ, file, data=str(data)) if data else _load(file)
+    sys.exit(asyncio.run(auditing.verify(config, checkpoints)))
 
 
 if __name__ == "__main__":

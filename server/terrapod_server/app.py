@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 from starlette.responses import Response
 
@@ -19,18 +20,24 @@ from terrapod_server.agents import actions as agents
 from terrapod_server.agents import api as agents_api
 from terrapod_server.agents import auth as listener_auth
 from terrapod_server.agents import jobs as agents_jobs
+from terrapod_server.audit import api as audit_api
+from terrapod_server.audit import jobs as audit_jobs
+from terrapod_server.audit.heads import Keys
+from terrapod_server.audit.writer import Writer
 from terrapod_server.config import Config
 from terrapod_server.configs import actions as configs
 from terrapod_server.configs import api as configs_api
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity import api as identity_api
 from terrapod_server.identity.model import User
-from terrapod_server.kit import database, openapi, repeats
+from terrapod_server.kit import brake, database, openapi, repeats
+from terrapod_server.kit.address import Addresses
 from terrapod_server.kit.bus import Bus
 from terrapod_server.kit.call import Call, Services
 from terrapod_server.kit.documents import Registry, encode
 from terrapod_server.kit.guard import Guard
 from terrapod_server.kit.jsonapi import Access, Endpoint, Level, Raw, Resource, Thing
+from terrapod_server.kit.limits import Limiter
 from terrapod_server.kit.periodic import Job, Periodic
 from terrapod_server.kit.routes import Routes
 from terrapod_server.kit.server import Server
@@ -68,6 +75,7 @@ MODELS = tuple(
         "mirror",
         "runs",
         "agents",
+        "audit",
     )
 )
 _DISCOVERY = {
@@ -108,9 +116,11 @@ async def discovery(_call: Call) -> Response:
     return Response(encode(_DISCOVERY), media_type="application/json")
 
 
-async def ping(_call: Call) -> Response:
+async def ping(call: Call) -> Response:
     """The version handshake: terraform reads the headers and nothing else, so no token is asked for."""
-    return Response(status_code=204, headers={"X-TFE-Version": "v202505-1"})
+    announced = call.services.limits.announced
+    limit = {"X-RateLimit-Limit": announced} if announced else {}
+    return Response(status_code=204, headers={"X-TFE-Version": "v202505-1", **limit})
 
 
 class _Documents:
@@ -129,11 +139,11 @@ class _Documents:
 _documents = _Documents()
 
 OWN: tuple[Endpoint | Raw, ...] = (
-    Raw("GET", "/health", health, Access.PUBLIC),
-    Raw("GET", "/ready", ready, Access.PUBLIC),
-    Raw("GET", "/.well-known/terraform.json", discovery, Access.PUBLIC),
-    Raw("GET", "/api/v2/ping", ping, Access.PUBLIC),
-    Raw("GET", "/api/v2/openapi.json", _documents.show, Access.PUBLIC),
+    Raw("GET", "/health", health, Access.PUBLIC, unmetered=True),
+    Raw("GET", "/ready", ready, Access.PUBLIC, unmetered=True),
+    Raw("GET", "/.well-known/terraform.json", discovery, Access.PUBLIC, unmetered=True),
+    Raw("GET", "/api/v2/ping", ping, Access.PUBLIC, unmetered=True),
+    Raw("GET", "/api/v2/openapi.json", _documents.show, Access.PUBLIC, unmetered=True),
 )
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     *OWN,
@@ -149,6 +159,7 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     *mirror_api.ENDPOINTS,
     *runs_api.ENDPOINTS,
     *agents_api.ENDPOINTS,
+    *audit_api.ENDPOINTS,
 )
 _documents.endpoints = ENDPOINTS
 RESOURCES: tuple[Resource, ...] = (
@@ -163,8 +174,9 @@ RESOURCES: tuple[Resource, ...] = (
     *mirror_api.RESOURCES,
     *runs_api.RESOURCES,
     *agents_api.RESOURCES,
+    *audit_api.RESOURCES,
 )
-JOBS: tuple[Job, ...] = (*repeats.JOBS, *runs_jobs.JOBS, *agents_jobs.JOBS)
+JOBS: tuple[Job, ...] = (*repeats.JOBS, *brake.JOBS, *runs_jobs.JOBS, *agents_jobs.JOBS, *audit_jobs.JOBS)
 
 
 #: How the things are found whose level a path is about.
@@ -203,6 +215,8 @@ def build(config: Config) -> App:
         cipher=keyring,
         bus=bus,
         signer=signer,
+        addresses=Addresses(config.trusted_proxies, config.forwarded_header),
+        limits=Limiter(config.rate_limits),
         guard=Guard(authenticator.bearer, listener_auth.authenticate, levels.level),
         authenticator=authenticator,
         on_configuration_uploaded=runs.on_configuration_uploaded,
@@ -221,6 +235,9 @@ def build(config: Config) -> App:
             agents.delete_for_workspace,
         ],
     )
+    if config.audit.enabled:
+        services.audit = writer = _audit_writer(config, services)
+        services.record, services.check_record = writer.record, writer.check
     registry = Registry(RESOURCES)
     if wrong := [*registry.check(), *_unfound(levels)]:
         raise RuntimeError("; ".join(wrong))
@@ -235,6 +252,16 @@ def _unfound(levels: access.Levels) -> list[str]:
         for endpoint in ENDPOINTS
         if isinstance(endpoint.needs, Level) and not levels.knows(endpoint.guarded)
     ]
+
+
+def audit_keys(keyring: KeyRing) -> Keys:
+    return Keys(keyring.derive("audit checkpoints"), keyring.derive("audit chains"))
+
+
+def _audit_writer(config: Config, services: Services) -> Writer:
+    days = config.audit.retention_days
+    keep = timedelta(days=days) if days else None
+    return Writer(config.folder / "audit", audit_keys(services.cipher), services.addresses, keep)
 
 
 def _signing_keys(keyring: KeyRing) -> tuple[bytes, tuple[bytes, ...]]:
@@ -260,6 +287,10 @@ class _Life:
         except BaseException:
             await self.stop()
             raise
+        if self._services.audit is not None:
+            await self._services.audit.start()
+        else:
+            log.warning("audit.enabled is false: nothing of what is done is recorded")
         self._periodic.start()
         self._following = asyncio.create_task(self._services.authenticator.follow())
 
@@ -268,6 +299,8 @@ class _Life:
         self._services.bus.close()
         if self._following:
             await self._following
+        if self._services.audit is not None:
+            await self._services.audit.stop()
         await self._services.bus.stop()
         await self._services.store.close()
         await database.close()

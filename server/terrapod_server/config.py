@@ -71,6 +71,24 @@ class Runs(Section, frozen=True, kw_only=True):
     default_version: str = "latest"  #: of the engine, for new workspaces that name none
 
 
+class RateLimits(Section, frozen=True, kw_only=True):
+    """Requests a second, by who asks; 0 sets no limit. `burst_s` seconds' worth may come at once."""
+
+    anonymous_per_s: float = 20.0  #: from one address, without a credential or with a bad one
+    user_per_s: float = 1000.0  #: with one user's token
+    session_per_s: float = 1000.0  #: in one session
+    run_per_s: float = 100.0  #: with one run's token
+    listener_per_s: float = 100.0  #: of one listener, where its calls are metered at all
+    burst_s: float = 60.0  #: how many seconds' worth may come at once
+
+
+class Audit(Section, frozen=True, kw_only=True):
+    """The record of who changed what, and of who was refused."""
+
+    enabled: bool = True  #: whether anything is recorded
+    retention_days: int = 90  #: 0 keeps entries for ever
+
+
 class Config(Section, frozen=True, kw_only=True):
     """All settings of the server."""
 
@@ -81,12 +99,16 @@ class Config(Section, frozen=True, kw_only=True):
     database_url: str = ""  #: `postgres://…`; default: SQLite below the data folder
     database_pool: int = 10  #: greatest number of PostgreSQL connections
     key_file: str = ""  #: of the keys that encrypt at rest; default `DATA/keys`
+    trusted_proxies: tuple[str, ...] = ()  #: networks of proxies; only what they say of a client's address is believed
+    forwarded_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"  #: where those proxies say it
     access_log: bool = False  #: whether each request is a line of the log
     log_level: Literal["debug", "info", "warning", "error"] = "info"  #: `debug`, `info`, `warning` or `error`
     http2: bool = False  #: whether HTTP/2 is offered over TLS; HTTP/1.1 moves large files faster
     shutdown_s: float = 30.0  #: how long requests under way may take at a stop
     tls: Tls = Tls()
     limits: Limits = Limits()
+    rate_limits: RateLimits = RateLimits()
+    audit: Audit = Audit()
     storage: Storage = Storage()
     engines: Engines = Engines()
     runs: Runs = Runs()
@@ -147,6 +169,8 @@ def _convert(text: str, kind: Any) -> Any:
         raise ValueError(message)
     if kind in {int, float}:
         return kind(text)
+    if get_origin(kind) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
     if get_origin(kind) is Literal and text not in get_args(kind):
         message = f"{text!r} is none of {', '.join(get_args(kind))}"
         raise ValueError(message)
@@ -241,6 +265,12 @@ def load(environ: Mapping[str, str], file: Path | None = None, **over: Any) -> C
     return config
 
 
+#: Where 0 means without a limit, or any port that is free; checked apart.
+_MAY_BE_ZERO = frozenset(
+    {"port", "audit.retention_days", *(f"rate_limits.{name}" for name in RateLimits.__struct_fields__)}
+)
+
+
 def _too_small(section: Section, at: str = "") -> list[str]:
     """Sizes, numbers and times that would let nothing through."""
     wrong = []
@@ -248,7 +278,7 @@ def _too_small(section: Section, at: str = "") -> list[str]:
         value = getattr(section, name)
         if isinstance(value, Section):
             wrong += _too_small(value, f"{at}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and f"{at}{name}" != "port":
+        elif isinstance(value, int | float) and not isinstance(value, bool) and f"{at}{name}" not in _MAY_BE_ZERO:
             wrong += [] if 0 < value < math.inf else [f"{at}{name}: must be greater than 0, and is {value}"]
     return wrong
 
@@ -277,6 +307,15 @@ def _tls(config: Config) -> list[str]:
 
 def _contradictions(config: Config) -> list[str]:
     wrong = [*_tls(config), *_too_small(config)]
+    for network in config.trusted_proxies:
+        try:
+            ipaddress.ip_network(network, strict=False)
+        except ValueError:
+            wrong.append(f"trusted_proxies: {network!r} is neither an address nor a network")
+    rates = msgspec.structs.asdict(config.rate_limits)
+    wrong += [f"rate_limits.{name}: must not be negative" for name, rate in rates.items() if not rate >= 0]
+    if config.audit.retention_days < 0:
+        wrong.append("audit.retention_days: must not be negative")
     if config.storage.kind == "s3" and not config.storage.bucket:
         wrong.append("storage.bucket: needed when storage.kind is s3")
     if not 0 <= config.port <= 65535:  # noqa: PLR2004

@@ -42,6 +42,7 @@ PREFIXES = frozenset(
 _TAIL_MIN, _TAIL_MAX = 20, 26
 _PAIRS = [first + second for first in ALPHABET for second in ALPHABET]
 _SHIFTS = range(120, -1, -10)
+_LATEST_MS = (1 << 48) - 1
 _LETTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyz")
 
 
@@ -52,7 +53,21 @@ def make(prefix: str) -> str:
 
 def tail() -> str:
     """The part behind the prefix: a plan and an apply share the one of their run."""
-    number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    return _text(time.time_ns() // 1_000_000, secrets.randbits(80))
+
+
+def make_at(prefix: str, at_ms: int) -> str:
+    """A new id as if it were made at that time, in milliseconds of the epoch."""
+    return f"{prefix}-{_text(at_ms, secrets.randbits(80))}"
+
+
+def first_at(prefix: str, at_ms: int) -> str:
+    """What no id of that millisecond or a later one sorts before."""
+    return f"{prefix}-{_text(max(0, min(at_ms, _LATEST_MS)), 0)}"
+
+
+def _text(at_ms: int, random: int) -> str:
+    number = at_ms << 80 | random
     return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
 
 

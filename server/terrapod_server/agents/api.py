@@ -13,7 +13,20 @@ from terrapod_server.identity import actions as identity
 from terrapod_server.identity.api import TOKEN
 from terrapod_server.identity.model import ApiToken
 from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, Many, One, Page, Raw, Resource, Thing
+from terrapod_server.kit.jsonapi import (
+    Access,
+    Attr,
+    Endpoint,
+    Level,
+    Limit,
+    Many,
+    One,
+    Page,
+    Raw,
+    Recorded,
+    Resource,
+    Thing,
+)
 from terrapod_server.kit.reads import Where, like
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
@@ -265,11 +278,11 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Raw("DELETE", "/api/v2/listeners/{listener}", remove, Level.ADMIN, or_listener=True),
     Raw("POST", _ME + "/leave", remove, **_SIGNED),
     Raw("POST", _ME + "/renew", deliveries.renew, **_SIGNED),
-    Raw("POST", _ME + "/heartbeat", deliveries.heartbeat, **_SIGNED),
-    Raw("GET", _ME + "/runs/next", deliveries.next_run, **_SIGNED),
+    Raw("POST", _ME + "/heartbeat", deliveries.heartbeat, recorded=Recorded.REFUSALS, **_SIGNED),
+    Raw("GET", _ME + "/runs/next", deliveries.next_run, recorded=Recorded.READS, **_SIGNED),
     Raw("PATCH", _ME + "/runs/{run}", deliveries.report, **_SIGNED),
-    Raw("PUT", _ME + "/runs/{run}/{phase}/log", deliveries.put_log, **_SIGNED),
+    Raw("PUT", _ME + "/runs/{run}/{phase}/log", deliveries.put_log, recorded=Recorded.REFUSALS, **_SIGNED),
     Raw("PUT", _ME + "/runs/{run}/{artifact}", deliveries.put_artifact, **_SIGNED),
-    Raw("GET", _ME + "/runs/{run}/{artifact}", deliveries.get_artifact, **_SIGNED),
+    Raw("GET", _ME + "/runs/{run}/{artifact}", deliveries.get_artifact, recorded=Recorded.READS, **_SIGNED),
     Raw("GET", _ME + "/engines/{tool}/{version}/{os}/{arch}", deliveries.get_engine, **_SIGNED),
 )

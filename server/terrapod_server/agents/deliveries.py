@@ -13,7 +13,8 @@ from starlette.responses import Response
 from terrapod_server.agents import actions, auth, work
 from terrapod_server.agents.model import LateState, Listener
 from terrapod_server.configs import actions as configs
-from terrapod_server.kit.call import Call
+from terrapod_server.kit import brake
+from terrapod_server.kit.call import Call, Principal
 from terrapod_server.mirror import actions as mirror
 from terrapod_server.runs import actions as runs
 from terrapod_server.runs import logs, queue
@@ -90,7 +91,17 @@ async def join(call: Call) -> Response:
         call.limit_bytes = 1 << 20
         raw = b"".join([chunk async for chunk in call.stream()])
     message = _decode(raw, wire.Join)
-    _, joined = await actions.join(call.services, message, pool_id=call.path.get("pool"), signer=signer)
+    attempt = await brake.check("join", call.address)
+    try:
+        row, joined = await actions.join(call.services, message, pool_id=call.path.get("pool"), signer=signer)
+    except Unauthorized:
+        raise
+    except TerrapodError:  # the token was good
+        await brake.succeeded(attempt)
+        raise
+    await brake.succeeded(attempt)
+    who = Principal(kind="listener", id=row.id, name=row.name, pool_id=row.pool_id)
+    call.about("listeners", row.id, actor=who)
     return _answer(joined, 201, wrapped=True)
 
 

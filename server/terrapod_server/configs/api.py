@@ -5,7 +5,7 @@ from starlette.responses import Response
 from terrapod_server.configs import actions
 from terrapod_server.configs.model import ConfigurationVersion
 from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, One, Page, Raw, Resource, Thing
+from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, One, Page, Raw, Recorded, Resource, Thing
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared.errors import Forbidden, NotFound
 
@@ -73,6 +73,7 @@ async def archive(call: Call) -> ConfigurationVersion:
 async def upload(call: Call) -> Response:
     """PUT the archive, a gzip tar; the URL is the right to do so."""
     version_id = call.services.signer.check(_PURPOSE, call.path["token"])
+    call.about(CONFIGURATION.type, version_id)
     await actions.upload(call.services, version_id, call.stream())
     return Response(status_code=200)
 
@@ -98,7 +99,7 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("POST", _LIST, CONFIGURATION, create, Level.PLAN, status=201, view=VIEW_CREATED),
     Endpoint("GET", _ONE, CONFIGURATION, show, Level.READ),
     Endpoint("POST", _ONE + "/actions/archive", CONFIGURATION, archive, Level.WRITE, status=202, body=False),
-    Raw("GET", _ONE + "/download", download, Level.WRITE),
+    Raw("GET", _ONE + "/download", download, Level.WRITE, recorded=Recorded.READS),
     Raw(
         "PUT",
         "/api/v2/uploads/configurations/{token}",

@@ -13,8 +13,10 @@ from terrapod_shared.errors import BadRequest, Invalid, TooLarge
 
 if TYPE_CHECKING:
     from terrapod_server.config import Config
+    from terrapod_server.kit.address import Addresses
     from terrapod_server.kit.bus import Bus
     from terrapod_server.kit.guard import Guard
+    from terrapod_server.kit.limits import Limiter
     from terrapod_server.kit.signed import Signer
     from terrapod_server.store.cipher import KeyRing
     from terrapod_server.store.port import Store
@@ -66,6 +68,10 @@ async def _nothing(*_: Any, **__: Any) -> None:
     """What a hook does until app.py has put a room's function in its place."""
 
 
+def _nothing_at_once(*_: Any) -> None:
+    """The same for a hook that nobody awaits."""
+
+
 @dataclass(kw_only=True)
 class Services:
     """What all rooms share. Made once by `app`, which also hands in what lower rooms ask of upper ones."""
@@ -76,6 +82,9 @@ class Services:
     bus: "Bus"
     signer: "Signer"
     guard: "Guard"
+    addresses: "Addresses"
+    limits: "Limiter"
+    audit: Any = None  #: the writer of the audit log; None where it is switched off
     authenticator: Any  #: of identity: makes run tokens, forgets what it knew of tokens
     on_configuration_uploaded: Callable[..., Awaitable[Any]] = _nothing
     configuration_in_use: Callable[..., Awaitable[Any]] = _nothing
@@ -84,6 +93,10 @@ class Services:
     local_engines: Callable[..., Awaitable[Any]] = _nothing
     pool_for: Callable[..., Awaitable[Any]] = _nothing
     run_has_status: Callable[..., Any] = _nothing  #: a condition in SQL: `(column, statuses)`
+    #: Told of every request that is over: `(request, endpoint, status, request_id, took_s)`.
+    record: Callable[..., None] = _nothing_at_once
+    #: Asked before a request that will be recorded; raises Unavailable where nothing more can be kept.
+    check_record: Callable[[], None] = _nothing_at_once
     #: Asked before a workspace goes; may refuse with Conflict. `(services, workspace_id, force)`.
     before_workspace_deleted: list[Callable[..., Awaitable[Any]]] = field(default_factory=list)
     #: Called inside the transaction that deletes a workspace. `(workspace_id)`.
@@ -211,6 +224,17 @@ class Call:
             message = f"{name} is a to-many relationship"
             raise Invalid(message, pointer=f"/data/relationships/{name}/data")
         return linked
+
+    @cached_property
+    def address(self) -> str:
+        """The client's address, as far as it can be believed."""
+        return self.services.addresses.of(self.request)
+
+    def about(self, kind: str, identity: str, workspace_id: str = "", actor: Principal | None = None) -> None:
+        """Says for the record what the request is about, where its path does not, and who came in by it."""
+        self.request.scope["about"] = (kind, identity, workspace_id)
+        if actor is not None:
+            self.request.scope["principal"] = actor
 
     def url(self, path: str) -> str:
         """Absolute URL of a path, as the client reaches us: the setting, else the Host it named."""

@@ -128,7 +128,7 @@ class Registry:
         if resource.lasts is not None and rows and isinstance(rows[0], Record):
             documents = await self._remembered(renderer, rows, call, view)
         else:
-            rows = [_opened(row) for row in rows]
+            rows = [opened(row) for row in rows]
             if resource.prepare is not None:
                 await resource.prepare(rows, call)
             documents = [renderer.encoded(row, call, view) for row in rows]
@@ -160,7 +160,7 @@ class Registry:
         wanted = call.param("include")
         if not wanted:
             return
-        rows = [_opened(row) for row in rows]
+        rows = [opened(row) for row in rows]
         if resource.prepare is not None:  # a remembered document was not rendered of these
             await resource.prepare(rows, call)
         included: dict[tuple[str, str], Any] = {}
@@ -233,7 +233,8 @@ def encode(document: Any) -> bytes:
     return msgspec.json.encode(document)
 
 
-def _opened(row: Row) -> Row:
+def opened(row: Row) -> Row:
+    """The row as an object, whichever way it was read."""
     return row.row if isinstance(row, Record) else row
 
 

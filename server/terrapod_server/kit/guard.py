@@ -103,4 +103,5 @@ class Guard:
             error = Unauthorized("a valid bearer token is needed")
             error.headers["WWW-Authenticate"] = "Bearer"
             raise error
+        request.scope["principal"] = principal  # known to the record, whatever is answered
         return principal

@@ -55,6 +55,14 @@ class Limit(Enum):
     NONE = "none"  #: the handler streams and bounds by itself
 
 
+class Recorded(Enum):
+    """Which calls of an endpoint the audit log records. Refused ones always are."""
+
+    CHANGES = "changes"  #: of every method but GET and HEAD
+    READS = "reads"  #: those too that give something away: state, secrets, the log itself
+    REFUSALS = "refusals"  #: no others: what listeners do all the time
+
+
 @dataclass(frozen=True)
 class Attr:
     """One attribute. The wire name is written once; the column is its snake case.
@@ -180,6 +188,7 @@ class Endpoint:
     view: str | None = None
     media: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
+    recorded: Recorded = Recorded.CHANGES
     filters: tuple[str, ...] = ()  #: query parameters it understands, for the documents
     doc: str = ""  #: default: the first line of `do`'s docstring
 
@@ -202,6 +211,7 @@ class Raw:
     run_token: bool = False
     quiet: bool = False  #: the path holds a secret: blanked in the access log
     unmetered: bool = False  #: exempt from rate limits (log reads, uploads)
+    recorded: Recorded = Recorded.CHANGES
     doc: str = ""
     or_listener: bool = False  #: the listener that the path names may do it too, by a signed request
 
@@ -258,6 +268,7 @@ __all__ = [
     "Page",
     "Prepare",
     "Raw",
+    "Recorded",
     "Resource",
     "Row",
     "Thing",

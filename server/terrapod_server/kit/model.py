@@ -1,4 +1,4 @@
-"""What the kit itself keeps: answers to requests that may be repeated, and how often listed tables changed."""
+"""What the kit itself keeps: answers to repeated requests, changes of listed tables, and who guesses too often."""
 
 from tortoise import fields
 from tortoise.models import Model
@@ -25,3 +25,17 @@ class Generation(Model):
 
     class Meta:
         table = "generation"
+
+
+class Brake(Model):
+    """How much of its tries something has used up: all of them are back at `full_at`.
+
+    `id` is a hash: neither addresses nor e-mails are kept. Rows of what is
+    known (an account that came in from an address) have their end in `full_at`.
+    """
+
+    id = fields.CharField(primary_key=True, max_length=64)
+    full_at = fields.FloatField(db_index=True)  #: unix seconds
+
+    class Meta:
+        table = "brake"

@@ -15,11 +15,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tortoise.exceptions import ValidationError as OrmValidation
 
-from terrapod_server.kit import parse, repeats
+from terrapod_server.kit import documents, headers, parse, repeats
 from terrapod_server.kit.body import Body
-from terrapod_server.kit.call import Call, Services, too_large
+from terrapod_server.kit.call import ANONYMOUS, Call, Principal, Services, too_large
 from terrapod_server.kit.documents import Registry, encode
-from terrapod_server.kit.jsonapi import Endpoint, Limit, Page, Raw
+from terrapod_server.kit.jsonapi import Endpoint, Level, Limit, Page, Raw, Recorded
 from terrapod_server.kit.routes import Routes
 from terrapod_shared import errors, ids
 
@@ -35,15 +35,7 @@ _LARGE_JSON = 256 << 10
 _ID_LONGEST = 64
 _PATH_LONGEST = 40
 _ACCEPTED_STATUS = 202
-#: Of every answer that does not set them itself.
-_HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"strict-origin-when-cross-origin"),
-    (b"cache-control", b"no-store"),
-    (b"tfp-api-version", b"2.6"),
-    (b"tfp-appname", b"Terrapod"),
-)
+_SAFE = frozenset({"GET", "HEAD"})
 
 
 class Server:
@@ -59,6 +51,7 @@ class Server:
     ) -> None:
         self.routes, self.registry, self.services = routes, registry, services
         self._start, self._stop = start, stop
+        self._headers = headers.common(services.config)
         #: Called once the start is done.
         self.on_started: list[Callable[[], object]] = []
         limits = services.config.limits
@@ -106,7 +99,6 @@ class Server:
             if asked_id.isascii() and 0 < len(asked_id) <= _ID_LONGEST and asked_id.isprintable()
             else ids.tail()
         )
-        headers = (*_HEADERS, (b"x-request-id", request_id.encode()))
         endpoint: Endpoint | Raw | None = None
         status = 0
 
@@ -119,11 +111,12 @@ class Server:
         try:
             raw_path = scope.get("raw_path") or scope["path"].encode()
             endpoint, path = self.routes.find(request.method, raw_path.partition(b"?")[0].decode("ascii", "replace"))
+            scope["path_params"] = path
             response = await self._answer(endpoint, request, path)
-            await self._send(response, headers, scope, body, counted)
+            await self._send(response, request_id, scope, body, counted)
         except errors.TerrapodError as error:
             if status == 0:
-                await self._send(_error_response(error), headers, scope, body, counted)
+                await self._send(_error_response(error), request_id, scope, body, counted)
             else:
                 log.warning("request %s broke off: %s", request_id, error.detail)
                 raise
@@ -132,10 +125,12 @@ class Server:
         except Exception:  # one of the three edges: a handler's failure is a 500, never a dead server
             log.exception("request %s failed", request_id)
             if status == 0:
-                await self._send(_error_response(errors.Internal()), headers, scope, body, counted)
+                await self._send(_error_response(errors.Internal()), request_id, scope, body, counted)
             else:
                 raise
         finally:
+            took_s = time.perf_counter() - begun
+            self.services.record(request, endpoint, status, request_id, took_s)
             if self.services.config.access_log:
                 shown = _shown(endpoint, scope["path"])
                 access_log.info(
@@ -143,15 +138,13 @@ class Server:
                     request.method,
                     shown,
                     status,
-                    (time.perf_counter() - begun) * 1e3,
+                    took_s * 1e3,
                     request_id,
                 )
 
-    @staticmethod
-    async def _send(response: ASGIApp, headers: _Headers, scope: Scope, body: Body, send: Send) -> None:
+    async def _send(self, response: ASGIApp, request_id: str, scope: Scope, body: Body, send: Send) -> None:
         if isinstance(response, Response):
-            own = {name for name, _ in response.raw_headers}
-            response.raw_headers += [header for header in headers if header[0] not in own]
+            headers.add(response, ((b"x-request-id", request_id.encode()), *scope.get("rate", ()), *self._headers))
             if scope["method"] == "HEAD":  # nothing is read that nobody gets: a state, or a stream without an end
                 response = Response(status_code=response.status_code, headers=dict(response.headers))
             if not body.has_ended and not isinstance(response, StreamingResponse):
@@ -178,7 +171,10 @@ class Server:
             raise errors.Invalid(message) from None
 
     async def _admitted(self, endpoint: Endpoint | Raw, request: Request, path: dict[str, str]) -> Response:
-        principal, level = await self.services.guard.admit(endpoint, request, path, self.services)
+        principal, level = await self._admit(endpoint, request, path)
+        request.scope["principal"], request.scope["is_admitted"] = principal, True
+        if endpoint.method not in _SAFE or endpoint.recorded is Recorded.READS:
+            self.services.check_record()
         call = Call(
             request=request,
             services=self.services,
@@ -198,17 +194,45 @@ class Server:
             return await endpoint.do(call)
         return await self._document(endpoint, call)
 
+    async def _admit(self, endpoint: Endpoint | Raw, request: Request, path: dict[str, str]) -> tuple[Principal, Level]:
+        """Guard and rate limits. Raises what the guard raises, and TooManyRequests."""
+        guard, limits = self.services.guard, self.services.limits
+        if isinstance(endpoint, Raw) and endpoint.unmetered:
+            return await guard.admit(endpoint, request, path, self.services)
+        address = self.services.addresses.of(request)
+        limits.enter(request, address)
+        try:
+            principal, level = await guard.admit(endpoint, request, path, self.services)
+        except errors.Unauthorized:
+            limits.refused(request, address)
+            raise
+        except errors.TerrapodError:
+            limits.take(request, request.scope.get("principal", ANONYMOUS), address)
+            raise
+        request.scope["rate"] = limits.take(request, principal, address)
+        return principal, level
+
+    async def _done(self, endpoint: Endpoint, call: Call) -> Any:
+        """What the handler gives; of a change it is noted which thing it was about."""
+        result = await endpoint.do(call)
+        resource = endpoint.resource
+        is_row = not endpoint.many and not isinstance(result, Response | None)
+        if resource is not None and is_row and endpoint.method not in _SAFE:
+            row = documents.opened(result)
+            call.about(resource.type, resource.id(row), getattr(row, "workspace_id", "") or "")
+        return result
+
     async def _document(self, endpoint: Endpoint, call: Call) -> Response:
         raw = await self._read(endpoint, call) if endpoint.method not in {"GET", "HEAD"} else b""
         if endpoint.method != "POST" or repeats.HEADER not in call.request.headers:
-            return await self._render(endpoint, call, await endpoint.do(call))
+            return await self._render(endpoint, call, await self._done(endpoint, call))
         attempt = repeats.Attempt(call, raw)
         earlier = await attempt.begin()
         if earlier is not None:
             status, body = earlier
             return Response(body, status, dict(endpoint.headers), endpoint.media if body else None)
         try:
-            result = await endpoint.do(call)
+            result = await self._done(endpoint, call)
         except BaseException:
             await asyncio.shield(attempt.forget())
             raise

@@ -7,7 +7,20 @@ from typing import Any
 from starlette.responses import Response
 
 from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Many, One, Page, Raw, Resource, Row, Thing
+from terrapod_server.kit.jsonapi import (
+    Access,
+    Attr,
+    Endpoint,
+    Level,
+    Many,
+    One,
+    Page,
+    Raw,
+    Recorded,
+    Resource,
+    Row,
+    Thing,
+)
 from terrapod_server.kit.reads import Record, Where, like
 from terrapod_server.runs import actions, events, logs, redact, states
 from terrapod_server.runs import queue as queue_
@@ -479,10 +492,10 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", _ONE + "/run-events", RUN_EVENT, run_events, Level.READ, many=True),
     Endpoint("GET", _ONE + "/plan", PLAN, show_plan, Level.READ),
     Endpoint("GET", _ONE + "/apply", APPLY, show_apply, Level.READ),
-    Raw("GET", _ONE + "/plan/json-output", json_output, Level.PLAN),
+    Raw("GET", _ONE + "/plan/json-output", json_output, Level.PLAN, recorded=Recorded.READS),
     Raw("GET", _ONE + "/plan/json-output-redacted", json_output_redacted, Level.READ),
     Endpoint("GET", "/api/v2/plans/{plan}", PLAN, show_plan, Level.READ),
-    Raw("GET", "/api/v2/plans/{plan}/json-output", json_output, Level.PLAN),
+    Raw("GET", "/api/v2/plans/{plan}/json-output", json_output, Level.PLAN, recorded=Recorded.READS),
     Raw("GET", "/api/v2/plans/{plan}/json-output-redacted", json_output_redacted, Level.READ),
     Endpoint("GET", "/api/v2/applies/{apply}", APPLY, show_apply, Level.READ),
     Raw("GET", "/api/v2/logs/{token}", read_log, Access.CAPABILITY, quiet=True, unmetered=True),

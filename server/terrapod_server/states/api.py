@@ -6,7 +6,20 @@ from typing import Any
 from starlette.responses import RedirectResponse, Response
 
 from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, Many, One, Page, Raw, Resource, Thing
+from terrapod_server.kit.jsonapi import (
+    Access,
+    Attr,
+    Endpoint,
+    Level,
+    Limit,
+    Many,
+    One,
+    Page,
+    Raw,
+    Recorded,
+    Resource,
+    Thing,
+)
 from terrapod_server.kit.reads import Reader, Record
 from terrapod_server.states import actions
 from terrapod_server.states.model import StateOutput, StateVersion
@@ -221,18 +234,21 @@ async def json_download(call: Call) -> Response:
 async def raw(call: Call) -> Response:
     """The raw bytes; the URL is the right to have them."""
     row = (await _read(call.services.signer.check("state download", call.path["token"]))).row
+    call.about(STATE.type, row.id, row.workspace_id)
     return await call.stored(row.key, "application/json", row.size)
 
 
 async def raw_json(call: Call) -> Response:
     """The JSON form; the URL is the right to have it."""
     row = (await _read(call.services.signer.check("json state download", call.path["token"]))).row
+    call.about(STATE.type, row.id, row.workspace_id)
     return await call.stored(keys.json_state(row.workspace_id, row.id), "application/json")
 
 
 async def upload(call: Call) -> Response:
     """PUT the raw bytes of an announced state; the URL is the right to do so."""
     version_id = call.services.signer.check("state upload", call.path["token"])
+    call.about(STATE.type, version_id)
     await actions.upload(call.services, version_id, call.stream())
     return Response(status_code=200)
 
@@ -240,6 +256,7 @@ async def upload(call: Call) -> Response:
 async def upload_json(call: Call) -> Response:
     """PUT the JSON form of an announced state; the URL is the right to do so."""
     version_id = call.services.signer.check("json state upload", call.path["token"])
+    call.about(STATE.type, version_id)
     await actions.upload_json(call.services, version_id, call.stream())
     return Response(status_code=200)
 
@@ -298,7 +315,12 @@ _LIST = "/api/v2/workspaces/{workspace}/state-versions"
 _ONE = "/api/v2/state-versions/{state_version}"
 _JSON: dict[str, Any] = {"media": _MEDIA, "headers": _SNAPSHOTS}
 _UPLOAD: dict[str, Any] = {"needs": Access.CAPABILITY, "limit": Limit.STATE, "quiet": True, "unmetered": True}
-_DOWNLOAD: dict[str, Any] = {"needs": Access.CAPABILITY, "quiet": True, "unmetered": True}
+_DOWNLOAD: dict[str, Any] = {
+    "needs": Access.CAPABILITY,
+    "quiet": True,
+    "unmetered": True,
+    "recorded": Recorded.READS,
+}
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", _LIST, STATE, index, Level.READ, many=True, filters=("filter[status]",), media=_MEDIA),
     Endpoint(
@@ -333,10 +355,16 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", _ONE, STATE, show, Level.READ, run_token=True, **_JSON),
     Endpoint("GET", _ONE + "/outputs", OUTPUT, outputs, Level.READ, many=True, run_token=True),
     Endpoint(
-        "GET", "/api/v2/state-version-outputs/{state_version_output}", OUTPUT, show_output, Level.READ, run_token=True
+        "GET",
+        "/api/v2/state-version-outputs/{state_version_output}",
+        OUTPUT,
+        show_output,
+        Level.READ,
+        run_token=True,
+        recorded=Recorded.READS,
     ),
-    Raw("GET", _ONE + "/download", download, Level.PLAN, run_token=True),
-    Raw("GET", _ONE + "/json-download", json_download, Level.PLAN, run_token=True),
+    Raw("GET", _ONE + "/download", download, Level.PLAN, run_token=True, recorded=Recorded.READS),
+    Raw("GET", _ONE + "/json-download", json_download, Level.PLAN, run_token=True, recorded=Recorded.READS),
     Raw("PUT", _ONE + "/content", put_content, Level.WRITE, limit=Limit.STATE, unmetered=True),
     Raw("PUT", _ONE + "/json-content", put_json_content, Level.WRITE, limit=Limit.STATE, unmetered=True),
     Raw("PUT", "/api/v2/uploads/states/{token}", upload, **_UPLOAD),

@@ -1,0 +1,97 @@
+"""Reading the log by pages, and taking out what is older than retention."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+import msgspec
+
+from terrapod_server.audit.heads import Head, Heads, Ledger
+from terrapod_server.audit.model import AuditEntry
+from terrapod_server.kit import database
+from terrapod_server.kit.call import PageRequest
+from terrapod_server.kit.jsonapi import Page
+from terrapod_server.kit.reads import Where
+from terrapod_shared import clock, ids
+
+#: So many entries go in one transaction.
+_PURGED = 2_000
+_FILTERED = {"actor": "actor", "resource_type": "resource_type", "action": "action"}
+
+
+def since(at: datetime) -> str:
+    """The id that entries from that time on do not sort before: ids are ordered by time."""
+    return ids.first_at("ae", int(at.timestamp() * 1000))
+
+
+async def page(
+    wanted: PageRequest, equal: Mapping[str, str], after: datetime | None = None, until: datetime | None = None
+) -> Page:
+    """A page, newest first. `equal` has values by `actor`, `resource_type` and `action`.
+
+    A page far back is reached over the index alone, and from the nearer end.
+    """
+    where = Where()
+    for name, value in equal.items():
+        where &= Where(f"{_FILTERED[name]} = $1", (value,))
+    if after is not None:
+        where &= Where("id >= $1", (since(after),))
+    if until is not None:
+        where &= Where("id < $1", (since(until),))
+    condition = f"WHERE {where.sql}" if where.sql else ""
+    total = int((await database.rows(f"SELECT count(*) FROM audit_entry {condition}", where.values))[0][0])  # noqa: S608
+    count = min(wanted.size, total - wanted.offset)
+    if count <= 0:
+        return Page([], total)
+    behind = total - wanted.offset - count
+    order, offset = ("DESC", wanted.offset) if wanted.offset <= behind else ("ASC", behind)
+    keys = await database.rows(
+        f"SELECT id FROM audit_entry {condition} ORDER BY id {order} LIMIT {count} OFFSET {offset}",  # noqa: S608
+        where.values,
+    )
+    return Page(await AuditEntry.filter(id__in=[row[0] for row in keys]).order_by("-id"), total)
+
+
+async def purge(ledger: Ledger, keep: timedelta, own: str) -> int:
+    """Takes out what is older; how many entries. Each step is a signed checkpoint in the same transaction.
+
+    A chain of which nothing is left, and that is not this process' `own`, is
+    listed no longer.
+    """
+    before = clock.now() - keep
+    removed = 0
+    for chain in list((await ledger.newest()).chains):
+        while count := await _purge_some(ledger, chain, since(before)):
+            removed += count
+    heads = await ledger.newest()
+    over = [chain for chain, head in heads.chains.items() if head.floor == head.number and chain != own]
+    if over:
+
+        def without(heads: Heads) -> Heads:
+            left = {
+                chain: head for chain, head in heads.chains.items() if chain not in over or head.floor != head.number
+            }
+            return msgspec.structs.replace(heads, chains=left, purged_until=clock.stamp(before))
+
+        await ledger.amend(without)
+    return removed
+
+
+async def _purge_some(ledger: Ledger, chain: str, until: str) -> int:
+    """The chain's oldest entries, as many as go at once and as a checkpoint has named."""
+    head = (await ledger.newest()).chains[chain]
+    rows = await database.rows(
+        "SELECT number, mac, id FROM audit_entry WHERE chain = $1 AND number > $2 AND number <= $3 ORDER BY number LIMIT $4",
+        [chain, head.floor, head.number, _PURGED],
+    )
+    count = next((place for place, row in enumerate(rows) if row[2] >= until), len(rows))
+    if not count:
+        return 0
+    floor, mac = int(rows[count - 1][0]), str(rows[count - 1][1])
+
+    def raised(heads: Heads) -> Heads:
+        now: Head = heads.chains[chain]
+        lifted = msgspec.structs.replace(now, floor=floor, floor_mac=mac) if now.floor < floor else now
+        return msgspec.structs.replace(heads, chains={**heads.chains, chain: lifted})
+
+    await ledger.amend(raised, AuditEntry.filter(chain=chain, number__lte=floor).delete)
+    return count

@@ -1,0 +1,68 @@
+"""Headers that every answer has, and those of a page that a browser shows."""
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from urllib.parse import urlsplit
+
+from starlette.responses import Response
+
+from terrapod_server.config import Config
+
+_YEAR_S = 365 * 24 * 3600
+_COMMON = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "strict-origin-when-cross-origin",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+    "tfp-api-version": "2.6",
+    "tfp-appname": "Terrapod",
+}
+Pairs = tuple[tuple[bytes, bytes], ...]
+
+
+def common(config: Config) -> Pairs:
+    """Of every answer, as they go over the wire. One that an answer has already stays."""
+    headers = dict(_COMMON)
+    base = urlsplit(config.url)
+    if base.scheme == "https" and _is_name_of_many(base.hostname or ""):
+        headers["strict-transport-security"] = f"max-age={_YEAR_S}"
+    return tuple((name.encode(), value.encode()) for name, value in headers.items())
+
+
+def _is_name_of_many(host: str) -> bool:
+    """A browser keeps HSTS by name: on `localhost` it would break whatever else a developer runs there."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host != "localhost" and not host.endswith(".localhost")
+    return False
+
+
+def add(response: Response, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+    """Adds those that the response does not have."""
+    present = {name for name, _ in response.raw_headers}
+    response.raw_headers += [pair for pair in pairs if pair[0] not in present]
+
+
+def page(nonce: str = "", forms: Sequence[str] = ()) -> dict[str, str]:
+    """Of an HTML page: no script, no foreign content, only the style that carries `nonce`.
+
+    `forms` are origins besides ours to which a form may lead: browsers hold a
+    redirect that answers a form to the same rule, such as the one to the CLI's
+    port on loopback at the end of a login.
+    """
+    policy = [
+        "default-src 'none'",
+        f"style-src 'nonce-{nonce}'" if nonce else "style-src 'none'",
+        "img-src 'self' data:",
+        " ".join(("form-action 'self'", *forms)),
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    ]
+    return {"Content-Security-Policy": "; ".join(policy), "Cross-Origin-Opener-Policy": "same-origin"}
+
+
+__all__ = ["Pairs", "add", "common", "page"]

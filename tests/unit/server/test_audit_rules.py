@@ -1,0 +1,99 @@
+"""Which requests are recorded and what they are said to be about."""
+
+from typing import Any
+
+import pytest
+
+from terrapod_server.app import ENDPOINTS
+from terrapod_server.audit.rules import NOTHING, Chain, Entry, fold, is_recorded, mac_of, shape, shown
+from terrapod_server.kit.jsonapi import Endpoint, Raw, Recorded
+
+EMPTY = Entry("ae-1", "", 0, 1, "user", "", "", "", "", "POST", "/x", "", "", "", 200, "", "", 1, 1, "")
+
+
+@pytest.mark.parametrize(
+    ("method", "declared", "status", "is_admitted", "expected"),
+    [
+        ("GET", Recorded.CHANGES, 200, True, False),
+        ("GET", Recorded.CHANGES, 404, True, False),
+        ("GET", Recorded.CHANGES, 404, False, True),
+        ("GET", Recorded.CHANGES, 401, False, True),
+        ("GET", Recorded.CHANGES, 403, True, True),
+        ("GET", Recorded.CHANGES, 429, False, True),
+        ("GET", Recorded.READS, 200, True, True),
+        ("GET", Recorded.READS, 302, True, True),
+        ("GET", Recorded.READS, 204, True, False),
+        ("GET", Recorded.READS, 404, True, False),
+        ("HEAD", Recorded.READS, 200, True, True),
+        ("POST", Recorded.CHANGES, 201, True, True),
+        ("POST", Recorded.CHANGES, 422, True, True),
+        ("POST", Recorded.CHANGES, 500, True, True),
+        ("DELETE", Recorded.CHANGES, 0, True, True),
+        ("POST", Recorded.REFUSALS, 200, True, False),
+        ("POST", Recorded.REFUSALS, 409, True, True),
+        ("POST", Recorded.REFUSALS, 401, False, True),
+    ],
+)
+def test_what_is_recorded(method: str, declared: Recorded, status: int, is_admitted: bool, expected: bool) -> None:
+    for endpoint in ENDPOINTS:
+        if endpoint.recorded is declared:
+            assert is_recorded(endpoint, method, status, is_admitted=is_admitted) is expected
+            return
+    pytest.fail("no endpoint is declared so")
+
+
+def test_every_change_is_recorded_but_what_listeners_do_all_the_time() -> None:
+    spared = [e.path for e in ENDPOINTS if e.method != "GET" and e.recorded is Recorded.REFUSALS]
+    assert sorted(path.rpartition("/")[2] for path in spared) == ["heartbeat", "log"]
+
+
+@pytest.mark.parametrize(
+    ("path", "of", "expected"),
+    [
+        ("/api/v2/workspaces/{workspace}/actions/lock", "workspaces", ("workspaces", "workspace")),
+        ("/api/v2/workspaces/{workspace}/relationships/tags", "tags", ("workspaces", "workspace")),
+        ("/api/v2/workspaces/{workspace}/vars", "vars", ("vars", "")),
+        ("/api/v2/workspaces/{workspace}/vars/{var}", "vars", ("vars", "var")),
+        ("/api/v2/organizations/{org}/workspaces", "workspaces", ("workspaces", "")),
+        ("/api/v2/organizations/{org}/workspaces/{name}", "workspaces", ("workspaces", "name")),
+        ("/api/v2/runs", "runs", ("runs", "")),
+        ("/api/v2/state-versions/{state_version}/download", "", ("state-versions", "state_version")),
+        ("/api/v2/agent-pools/join", "", ("agent-pools", "")),
+        ("/oauth/token", "", ("oauth", "")),
+    ],
+)
+def test_what_a_path_is_about(path: str, of: str, expected: tuple[str, str]) -> None:
+    assert shape(path, of) == expected
+
+
+def test_every_path_fits_its_columns() -> None:
+    for endpoint in ENDPOINTS:
+        of = endpoint.resource.type if isinstance(endpoint, Endpoint) and endpoint.resource else ""
+        found = shape(endpoint.path, of)
+        assert len(endpoint.path) <= 200
+        assert 0 < len(found.type) <= 64
+        assert isinstance(endpoint, Endpoint | Raw)
+
+
+def test_what_may_be_a_secret_is_not_shown() -> None:
+    assert shown("ws-01abc") == "ws-01abc"
+    assert shown("ann@example.com") == "ann@example.com"
+    assert shown("tpod_abc") == shown("tpodrun_abc") == shown("a b") == shown("x" * 129) == shown("") == ""
+
+
+def test_a_flood_of_429_becomes_one_entry_that_counts() -> None:
+    refused = EMPTY._replace(status=429, address="203.0.113.1")
+    kept = fold([EMPTY, refused, EMPTY, refused, refused._replace(address="203.0.113.2"), refused])
+    assert [(e.status, e.repeats) for e in kept] == [(200, 1), (429, 3), (200, 1), (429, 1)]
+
+
+def test_seals_depend_on_all_values_and_on_the_entry_before() -> None:
+    chain = Chain("c", b"k" * 32)
+    one, two = chain.seal(EMPTY), chain.seal(EMPTY)
+    assert (one.number, two.number, two.chain) == (1, 2, "c")
+    assert mac_of(b"k" * 32, NOTHING, one) == one.mac
+    assert mac_of(b"k" * 32, one.mac, two) == two.mac != mac_of(b"k" * 32, NOTHING, two)
+    for name in Entry._fields[:-1]:
+        value = getattr(one, name)
+        other: dict[str, Any] = {name: value + 1 if isinstance(value, int) else value + "x"}
+        assert mac_of(b"k" * 32, NOTHING, one._replace(**other)) != one.mac, name

@@ -68,7 +68,8 @@ async def index(call: Call) -> Page:
         "action": (call.param("filter[action]") or "").upper(),
     }
     equal = {name: value for name, value in asked.items() if value}
-    return await actions.page(call.page, equal, _time(call, "filter[since]"), _time(call, "filter[until]"))
+    counts = call.services.remembered.setdefault("audit counts", actions.Counts())
+    return await actions.page(call.page, counts, equal, _time(call, "filter[since]"), _time(call, "filter[until]"))
 
 
 _FILTERS = ("filter[actor]", "filter[resource-type]", "filter[action]", "filter[since]", "filter[until]")

@@ -93,6 +93,8 @@ class Services:
     local_engines: Callable[..., Awaitable[Any]] = _nothing
     pool_for: Callable[..., Awaitable[Any]] = _nothing
     run_has_status: Callable[..., Any] = _nothing  #: a condition in SQL: `(column, statuses)`
+    #: What rooms remember for as long as the server runs.
+    remembered: dict[str, Any] = field(default_factory=dict)
     #: Told of every request that is over: `(request, endpoint, status, request_id, took_s)`.
     record: Callable[..., None] = _nothing_at_once
     #: Asked before a request that will be recorded; raises Unavailable where nothing more can be kept.

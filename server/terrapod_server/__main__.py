@@ -140,7 +140,7 @@ def audit() -> None:
 
 @audit.command()
 @_CONFIG
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Data folder of `up`, without a file.")
+@_DATA
 @click.option(
     "--checkpoints",
     multiple=True,
@@ -152,8 +152,7 @@ def verify(file: Path | None, data: Path | None, checkpoints: tuple[Path, ...]) 
 
     Exit code 1 where an entry was altered, moved, put in or removed, 2 where the log cannot be read.
     """
-    config = settings.load(os.environ, file, data=str(data)) if data else _load(file)
-    sys.exit(asyncio.run(auditing.verify(config, checkpoints)))
+    sys.exit(asyncio.run(auditing.verify(_load(file, data), checkpoints)))
 
 
 if __name__ == "__main__":

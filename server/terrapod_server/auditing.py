@@ -12,9 +12,8 @@ from terrapod_server.config import Config
 
 async def verify(config: Config, checkpoints: Sequence[Path]) -> int:
     """Says what was found; the exit code."""
-    key_file = Path(config.key_file) if config.key_file else config.folder / "keys"
-    if not key_file.exists():
-        click.echo(f"error: {key_file}: there is no such key file, and without it nothing can be proved", err=True)
+    if not config.keys.exists():
+        click.echo(f"error: {config.keys}: there is no such key file, and without it nothing can be proved", err=True)
         return 2
     async with app.opened(config) as built:
         files = [config.folder / "audit" / "checkpoints", *checkpoints]

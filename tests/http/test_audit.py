@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
+import signal
 import sqlite3
 import stat
 import sys
@@ -23,9 +25,11 @@ from terrapod_listener.client import Server as ListenerClient
 from terrapod_server import auditing, config
 from terrapod_server.audit import actions
 from terrapod_server.audit.rules import Entry
+from terrapod_server.store.cipher import KeyRing
 from terrapod_shared import wire
 
 LOG = "/admin/audit-log"
+PROGRAM = Path(sys.executable).parent / "terrapod-server"
 ENGINES = [wire.LocalEngine(tool="terraform", version="1.15.5", sha256="0" * 64)]
 
 
@@ -416,16 +420,15 @@ async def test_retention_keeps_the_chains_whole(
 
 
 @contextlib.asynccontextmanager
-async def second_server(data: Path, keys: bytes, database_url: str) -> AsyncIterator[str]:
-    """A server in a process of its own, with the same keys; its URL."""
+async def second_server(data: Path, keys: bytes, database_url: str, end: int = signal.SIGTERM) -> AsyncIterator[str]:
+    """A server in a process of its own, with the same keys; its URL. At the end it gets the signal `end`."""
     data.mkdir()
     (data / "keys").write_bytes(keys)
     port = free_port()
     environment = {
         **os.environ, "TERRAPOD_DATA": str(data), "TERRAPOD_PORT": str(port), "TERRAPOD_DATABASE_URL": database_url,
     }  # fmt: skip
-    program = Path(sys.executable).parent / "terrapod-server"
-    process = await asyncio.create_subprocess_exec(program, "serve", env=environment)
+    process = await asyncio.create_subprocess_exec(PROGRAM, "serve", env=environment)
     url = f"http://127.0.0.1:{port}"
 
     async def ready() -> bool:
@@ -439,8 +442,55 @@ async def second_server(data: Path, keys: bytes, database_url: str) -> AsyncIter
         await until(ready, 60)
         yield url
     finally:
-        process.terminate()
-        assert await asyncio.wait_for(process.wait(), 60) == 0
+        process.send_signal(end)
+        code = await asyncio.wait_for(process.wait(), 60)
+        assert code == (0 if end == signal.SIGTERM else -end)
+
+
+async def command(*arguments: str) -> tuple[int, str]:
+    """Exit code and words of `terrapod-server audit verify` as a program."""
+    process = await asyncio.create_subprocess_exec(
+        PROGRAM, "audit", "verify", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    told, _ = await process.communicate()
+    return process.returncode or 0, told.decode()
+
+
+async def test_a_server_that_was_killed_leaves_a_log_that_is_whole(postgres_url: str, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    async with running(one, postgres_url) as server:
+        async with second_server(two, (one / "keys").read_bytes(), postgres_url, signal.SIGKILL) as url:
+            for number in range(5):
+                path = f"{url}/api/v2/organizations/default/workspaces"
+                assert (await server.post(path, {"name": f"w-{number}"})).status_code == 201
+                await until(functools.partial(_posts, server, number + 1))
+        await server.workspace("here")
+    settings = tmp_path / "terrapod.toml"
+    settings.write_text(f'data = "{one}"\ndatabase_url = "{postgres_url}"\n')
+    options = ("--config", str(settings), "--checkpoints", str(two / "audit" / "checkpoints"))
+    code, told = await command(*options)
+    assert code == 0, told
+    assert "0 of them after the last checkpoint" not in told, "its last ones are in no checkpoint"
+    await Sql(postgres_url)("UPDATE audit_entry SET actor = 'eve@example.com' WHERE number = 2")
+    code, told = await command(*options)
+    assert (code, "entry 2 (ae-" in told, "NOT as it was written" in told) == (1, True, True), told
+    code, told = await command("--data", str(tmp_path / "nowhere"))
+    assert (code, "no such key file" in told) == (2, True), told
+
+
+async def test_keys_that_were_rotated_stay_good(
+    database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    for name in ("before", "after"):
+        async with running(data, database_url) as server:
+            await server.workspace(name)
+        KeyRing.load(data / "keys").rotate(data / "keys")
+    code, told = await verified(data, database_url, capsys)
+    assert (code, "0 of them after" in told) == (0, True), told
+    (data / "keys").unlink()
+    KeyRing.create(data / "keys")
+    assert (await verified(data, database_url, capsys))[0] == 1
 
 
 async def test_two_servers_on_one_database(

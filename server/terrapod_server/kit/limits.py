@@ -63,7 +63,10 @@ class Buckets:
 
     def _refusal(self, wait_s: float) -> TooManyRequests:
         error = TooManyRequests(f"more than {self.per_s:g} requests a second; try again in {wait_s:.1f} s")
-        error.headers |= {"Retry-After": str(math.ceil(wait_s)), "X-RateLimit-Reset": f"{wait_s:.3f}"}
+        error.headers |= {
+            "Retry-After": str(math.ceil(wait_s)),
+            "X-RateLimit-Reset": f"{math.ceil(wait_s * 1000) / 1000:.3f}",
+        }
         error.headers["X-RateLimit-Remaining"] = "0"
         if self.per_s >= _LEAST_ANNOUNCED:
             error.headers["X-RateLimit-Limit"] = f"{self.per_s:.0f}"

@@ -1,10 +1,12 @@
 """Which requests are recorded and what they are said to be about."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from terrapod_server.app import ENDPOINTS
+from terrapod_server.audit.heads import Keys, Ledger, lines
 from terrapod_server.audit.rules import NOTHING, Chain, Entry, fold, is_recorded, mac_of, shape, shown
 from terrapod_server.kit.jsonapi import Endpoint, Raw, Recorded
 
@@ -97,3 +99,25 @@ def test_seals_depend_on_all_values_and_on_the_entry_before() -> None:
         value = getattr(one, name)
         other: dict[str, Any] = {name: value + 1 if isinstance(value, int) else value + "x"}
         assert mac_of(b"k" * 32, NOTHING, one._replace(**other)) != one.mac, name
+
+
+def test_the_file_of_checkpoints_is_trimmed_and_what_cannot_be_read_is_kept(tmp_path: Path) -> None:
+    keys = Keys([b"s" * 32], [b"m" * 32])
+    ledger = Ledger(keys, tmp_path)
+    file = tmp_path / "checkpoints"
+    ledger.append(1, "c", 1, NOTHING)
+    old = file.read_bytes()
+    file.write_bytes(b"what is this\n" + old)
+    ledger.append(2, "c", 2, NOTHING)
+    ledger.trim("2020")
+    assert len(list(lines(file))) == 3
+    new = file.read_bytes().splitlines(keepends=True)[-1]
+    at = [line.at for line in lines(file) if line][-1]
+    ledger.trim(at)
+    assert file.read_bytes().endswith(new)
+    assert file.read_bytes().startswith(b"what is this\n")
+    assert file.stat().st_mode & 0o777 == 0o600
+    (unreadable, *found) = lines(file)
+    assert unreadable is None
+    assert all(line is not None and keys.has_signed(line.signed, line.signature) for line in found)
+    assert not Keys([b"x" * 32], [b"m" * 32]).has_signed(found[0].signed if found[0] else b"", new.decode()[:10])

@@ -31,7 +31,15 @@ LEVELS = {level.name.lower(): level for level in Level if level}
 #: Bodies of calls that need less with them than without.
 BODIES: dict[str, DATA] = {"/api/v2/workspaces/{workspace}/configuration-versions": {"speculative": True}}
 #: Rows of these say who called when; a refused call may write them.
-VOLATILE = {"listener_nonce", "repeat", "tortoise_migrations", "sqlite_sequence"}
+VOLATILE = {
+    "audit_checkpoint",
+    "audit_entry",
+    "brake",
+    "listener_nonce",
+    "repeat",
+    "tortoise_migrations",
+    "sqlite_sequence",
+}
 VOLATILE_COLUMNS = {"last_used_at", "last_seen_at"}
 
 

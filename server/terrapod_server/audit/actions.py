@@ -37,17 +37,18 @@ class Counts:
     """
 
     def __init__(self) -> None:
-        self._known: dict[Where, tuple[float, str, int]] = {}
+        self._known: dict[tuple[Where, str], tuple[float, str, int]] = {}
 
-    async def total(self, where: Where) -> int:
-        until_s, boundary, count = self._known.get(where, (0.0, "", 0))
+    async def total(self, where: Where, least: str) -> int:
+        """Of those from the id `least` on."""
+        until_s, boundary, count = self._known.get((where, least), (0.0, "", 0))
         if until_s < time.monotonic():
             boundary = since(clock.now() - _SETTLED)
-            count = await _count(where & Where("id < $1", (boundary,)))
+            count = await _count(where & Where("id >= $1 AND id < $2", (least, boundary)))
             if len(self._known) >= _CONDITIONS:
                 self._known.clear()
-            self._known[where] = (time.monotonic() + _REMEMBERED_S, boundary, count)
-        return count + await _count(where & Where("id >= $1", (boundary,)))
+            self._known[where, least] = (time.monotonic() + _REMEMBERED_S, boundary, count)
+        return count + await _count(where & Where("id >= $1", (max(least, boundary),)))
 
 
 async def _count(where: Where) -> int:
@@ -68,19 +69,18 @@ async def page(
     where = Where()
     for name, value in equal.items():
         where &= Where(f"{_FILTERED[name]} = $1", (value,))
-    if after is not None:
-        where &= Where("id >= $1", (since(after),))
+    least = "" if after is None else since(after)
     if until is not None:
         where &= Where("id < $1", (since(until),))
-    total = await counts.total(where)
+    total = await counts.total(where, least)
     count = min(wanted.size, total - wanted.offset)
     if count <= 0:
         return Page([], total)
     behind = total - wanted.offset - count
     order, offset = ("DESC", wanted.offset) if wanted.offset <= behind else ("ASC", behind)
-    condition = f"WHERE {where.sql}" if where.sql else ""
+    where &= Where("id >= $1", (least,))
     keys = await database.rows(
-        f"SELECT id FROM audit_entry {condition} ORDER BY id {order} LIMIT {count} OFFSET {offset}",  # noqa: S608
+        f"SELECT id FROM audit_entry WHERE {where.sql} ORDER BY id {order} LIMIT {count} OFFSET {offset}",  # noqa: S608
         where.values,
     )
     return Page(await AuditEntry.filter(id__in=[row[0] for row in keys]).order_by("-id"), total)

@@ -9,7 +9,8 @@ TerrapodError                 never raised itself
  ├─ MethodNotAllowed     405
  ├─ Conflict             409  is in a state in which this cannot be
  │   ├─ IllegalTransition
- │   └─ LeaseEnded            a write that carries an old lease number
+ │   ├─ LeaseEnded            a write that carries an old lease number
+ │   └─ UnderWay              the first request with this Idempotency-Key has not ended
  ├─ TooLarge             413
  ├─ UnsupportedMedia     415
  ├─ Invalid              422  read, and wrong; carries a pointer to the member
@@ -87,6 +88,12 @@ class LeaseEnded(Conflict):
     """The lease number that came with the write is not the newest."""
 
     title = "lease-ended"
+
+
+class UnderWay(Conflict):
+    """The same request, sent before, is still being answered: ask again in a moment."""
+
+    title = "still under way"
 
 
 class TooLarge(TerrapodError):

@@ -9,7 +9,7 @@ from terrapod_server.kit.call import Call, Services
 from terrapod_server.kit.model import Repeat
 from terrapod_server.kit.periodic import Job
 from terrapod_shared import clock
-from terrapod_shared.errors import Conflict, Invalid
+from terrapod_shared.errors import Invalid, UnderWay
 
 HEADER = "idempotency-key"
 KEPT = timedelta(hours=24)
@@ -31,7 +31,7 @@ class Attempt:
         self._cipher = call.services.cipher
 
     async def begin(self) -> tuple[int, bytes] | None:
-        """Raises Invalid for another body under the same key, Conflict while the first is under way."""
+        """Raises Invalid for another body under the same key, UnderWay until the first has ended."""
         try:
             await Repeat.create(id=self._id, request=self._request)
         except IntegrityError:
@@ -43,7 +43,7 @@ class Attempt:
             raise Invalid(message) from None
         if first.status == 0:
             message = "the first request with this Idempotency-Key is still under way"
-            raise Conflict(message) from None
+            raise UnderWay(message) from None
         return first.status, self._cipher.unseal(first.body, self._id)
 
     async def end(self, status: int, body: bytes) -> None:

@@ -42,10 +42,9 @@ async def pieces(client: Client, phase: Callable[[], Awaitable[Resource]], *, fo
             chunk = await client.read_log(facts["attributes"]["log-read-url"], offset, _READ)
         if chunk:
             idle = 0
-            if chunk.startswith(STX) and offset == 0:
-                framed = True
+            framed = framed or (offset == 0 and chunk.startswith(STX))
+            text, held = held + (chunk[1:] if framed and offset == 0 else chunk), b""
             offset += len(chunk)
-            text, held = held + chunk, b""
             if framed and text.endswith(ETX):
                 text, held = text[:-1], ETX
             yield text

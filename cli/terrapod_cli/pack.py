@@ -84,7 +84,8 @@ class _Packer:
             found = sorted(entries, key=lambda entry: entry.name)
         for entry in found:
             name = f"{below}{entry.name}"
-            if ignore.excludes(self._rules, name) or _STATE.fullmatch(entry.name):
+            is_out = ignore.excludes(self._rules, name) and not entry.is_dir(follow_symlinks=False)
+            if is_out or _STATE.fullmatch(entry.name):
                 continue
             path = Path(entry.path)
             real = path
@@ -104,7 +105,7 @@ class _Packer:
             raise Invalid(f"{name} is a link to a folder that holds it: that has no end")
         if ignore.excludes(self._rules, f"{name}/", for_good=True):
             return
-        if not ignore.excludes(self._rules, f"{name}/"):
+        if not any(ignore.excludes(self._rules, path) for path in (name, f"{name}/")):
             self._add(archive, real, name)
         self._folder(archive, real, f"{name}/", (*above, real))
 

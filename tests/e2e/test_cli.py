@@ -1,0 +1,204 @@
+"""`terrapod runs` against a real server and a listener that runs the real terraform, over TLS."""
+
+import asyncio
+import os
+import re
+import signal
+import uuid
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from kit.cli import Cli, of_site
+from kit.site import BIN, Site
+
+ONE = """
+variable "word" { default = "unset" }
+variable "list" {
+  type    = list(string)
+  default = []
+}
+resource "terraform_data" "a" { input = "${var.word} ${join("+", var.list)}" }
+output "a" { value = terraform_data.a.output }
+"""
+SLOW = """
+resource "terraform_data" "slow" {
+  provisioner "local-exec" { command = "echo begun; sleep 60; echo ended" }
+}
+"""
+HOSTILE = """
+resource "terraform_data" "a" {
+  provisioner "local-exec" { command = "printf 'before\\\\033]0;title\\\\007\\\\033[2Jafter\\\\n'" }
+}
+"""
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+@pytest.fixture
+def cli(site: Site, tmp_path: Path) -> Cli:
+    return of_site(site, tmp_path)
+
+
+async def made(cli: Cli, tmp_path: Path, body: str) -> tuple[str, Path]:
+    name = f"w-{uuid.uuid4().hex[:8]}"
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "main.tf").write_text(body)
+    await cli.ok("workspaces", "create", name)
+    return name, folder
+
+
+async def test_a_folder_is_planned_and_applied(cli: Cli, tmp_path: Path) -> None:
+    name, folder = await made(cli, tmp_path, ONE)
+    said = await cli(
+        "runs", "start", str(folder), "-w", name, "--auto-approve", "-m", "from a test",
+        "--var", 'word=say "${hi}"', "--var-hcl", 'list=["x", "y"]',
+    )  # fmt: skip
+    assert said.code == 0, said
+    assert "Plan: 1 to add" in plain(said.out)
+    assert "Apply complete! Resources: 1 added" in plain(said.out)
+    assert 'say \\"${hi}\\" x+y' in plain(said.out)
+    assert "is applied" in said.err
+    runs = await cli.ok("runs", "list", "-w", name)
+    assert [(run["status"], run["message"], run["workspace-name"]) for run in runs] == [
+        ("applied", "from a test", name)
+    ]
+    shown = await cli.ok("runs", "show", runs[0]["id"])
+    assert shown["resource-additions"] == 1
+    logs = await cli("runs", "logs", runs[0]["id"])
+    assert "Plan: 1 to add" in logs.out
+    assert "Apply complete" in logs.out
+    assert "\x1b" not in logs.out, "a pipe gets no colours"
+    lines = await cli("runs", "logs", runs[0]["id"], "--apply", "--json")
+    assert '{"phase": "apply", "line": "Apply complete! Resources: 1 added, 0 changed, 0 destroyed."}' in lines.out
+    refused = await cli("workspaces", "delete", name, "--yes")
+    assert refused.code == 6, refused
+    assert (await cli.ok("runs", "start", str(folder), "-w", name, "--destroy", "--auto-approve"))[
+        "status"
+    ] == "applied"
+    await cli.ok("workspaces", "delete", name, "--yes")
+
+
+async def test_without_a_terminal_it_stops_behind_the_plan(cli: Cli, tmp_path: Path) -> None:
+    name, folder = await made(cli, tmp_path, ONE)
+    waiting = await cli("runs", "start", "-w", name, cwd=folder)
+    assert waiting.code == 10, waiting
+    run = re.search(r"terrapod runs approve (run-\w+)", waiting.err)
+    assert run
+    following = asyncio.create_task(cli("runs", "logs", "--follow", run.group(1)))
+    assert (await cli("runs", "approve", run.group(1))).code == 0
+    followed = await following
+    assert followed.code == 0, followed
+    assert "Plan: 1 to add" in followed.out
+    assert "Apply complete! Resources: 1 added" in followed.out
+    again = await cli("runs", "approve", run.group(1), "--json")
+    assert again.code == 0, "the same approval once more"
+    assert (await cli("runs", "discard", run.group(1))).code == 6
+    planned = await cli.ok("runs", "start", "-w", name, "--plan-only", cwd=folder)
+    assert (planned["status"], planned["has-changes"]) == ("planned_and_finished", False)
+
+
+async def test_a_plan_that_fails_is_code_1(cli: Cli, tmp_path: Path) -> None:
+    name, folder = await made(cli, tmp_path, 'resource "terraform_data" "a" { input = file("nowhere.txt") }')
+    said = await cli("runs", "start", str(folder), "-w", name)
+    assert said.code == 1, said
+    assert "nowhere.txt" in said.out
+
+
+async def test_a_run_waits_for_a_lock_and_says_so(cli: Cli, tmp_path: Path) -> None:
+    name, folder = await made(cli, tmp_path, ONE)
+    await cli.ok("workspaces", "lock", name, "--reason", "audit")
+    process = await asyncio.create_subprocess_exec(
+        str(BIN / "terrapod"), "runs", "start", str(folder), "-w", name, "--auto-approve",
+        env={"PATH": os.environ["PATH"], **cli.environment}, stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr
+    async with asyncio.timeout(30):
+        while b"waits until the workspace is unlocked: audit" not in await process.stderr.readline():
+            pass
+    await cli.ok("workspaces", "unlock", name)
+    out, _ = await process.communicate()
+    assert (process.returncode, b"Apply complete" in out) == (0, True)
+
+
+async def test_hostile_output_does_not_reach_the_terminal(cli: Cli, tmp_path: Path) -> None:
+    name, folder = await made(cli, tmp_path, HOSTILE)
+    said = await cli("runs", "start", str(folder), "-w", name, "--auto-approve")
+    assert said.code == 0, said
+    assert "beforeafter" in said.out
+    assert "\x1b" not in said.out
+    assert "\x07" not in said.out
+
+
+def interactive(cli: Cli, *argv: str) -> "pexpect.spawn[str]":
+    environment = {"PATH": os.environ["PATH"], "TERM": "xterm", **cli.environment}
+    return pexpect.spawn(str(BIN / "terrapod"), list(argv), env=environment, timeout=60, encoding="utf-8")
+
+
+async def test_on_a_terminal_it_asks(cli: Cli, tmp_path: Path) -> None:
+    name, folder = await made(cli, tmp_path, ONE)
+    for answer, ends, code in (
+        ("later", "waits for approval", 10),
+        ("no", "is discarded", 1),
+        ("yes", "is applied", 0),
+    ):
+        session = interactive(cli, "runs", "start", str(folder), "-w", name)
+
+        def talk(session: "pexpect.spawn[str]" = session, answer: str = answer, ends: str = ends) -> None:
+            session.expect("Apply this plan")
+            session.expect("> ")
+            session.sendline(answer)
+            session.expect(ends)
+            session.expect(pexpect.EOF)
+            session.close()
+
+        await asyncio.to_thread(talk)
+        assert session.exitstatus == code, answer
+        if answer == "later":
+            run = (await cli.ok("runs", "list", "-w", name, "--status", "planned"))[0]
+            assert (await cli.ok("runs", "discard", run["id"]))["status"] == "discarded"
+
+
+async def test_ctrl_c_offers_to_cancel(cli: Cli, tmp_path: Path) -> None:
+    name, folder = await made(cli, tmp_path, SLOW)
+    session = interactive(cli, "runs", "start", str(folder), "-w", name, "--auto-approve")
+
+    def talk() -> None:
+        session.expect("begun")
+        session.sendintr()
+        session.expect("Cancel the run")
+        session.sendline("yes")
+        session.expect("is canceled")
+        session.expect(pexpect.EOF)
+        session.close()
+
+    await asyncio.to_thread(talk)
+    assert session.exitstatus == 1
+
+
+async def test_cancel_and_a_second_ctrl_c(cli: Cli, tmp_path: Path) -> None:
+    name, folder = await made(cli, tmp_path, SLOW)
+    session = interactive(cli, "runs", "start", str(folder), "-w", name, "--auto-approve")
+
+    def talk() -> None:
+        session.expect("begun")
+        session.sendintr()
+        session.expect("Cancel the run")
+        session.kill(signal.SIGINT)
+        session.expect("no longer followed")
+        session.expect(pexpect.EOF)
+        session.close()
+
+    await asyncio.to_thread(talk)
+    assert session.exitstatus == 130
+    run = (await cli.ok("runs", "list", "-w", name))[0]
+    assert run["status"] == "applying", "it goes on"
+    await cli.ok("runs", "cancel", run["id"])
+    followed = await cli("runs", "logs", "-f", run["id"])
+    assert followed.code == 1
+    assert "is canceled" in followed.err

@@ -1,0 +1,65 @@
+"""`terrapod` as a process of its own: only what is given is in its environment."""
+
+import asyncio
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit.serving import Running
+from kit.site import BIN, Site
+
+
+@dataclass
+class Said:
+    """Exit code, stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+async def command(*argv: str, stdin: str = "", cwd: Path | None = None, **environment: str) -> Said:
+    process = await asyncio.create_subprocess_exec(
+        str(BIN / "terrapod"), *argv, cwd=cwd, env={"PATH": os.environ["PATH"], **environment},
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    async with asyncio.timeout(90):
+        out, err = await process.communicate(stdin.encode())
+    assert process.returncode is not None
+    said = Said(process.returncode, out.decode(), err.decode())
+    assert "Traceback" not in said.err, said.err
+    return said
+
+
+class Cli:
+    """A person at a shell: a home, a server, and perhaps a token."""
+
+    def __init__(self, home: Path, **environment: str) -> None:
+        self.home = home
+        self.environment = {"HOME": str(home), **environment}
+
+    async def __call__(self, *argv: str, stdin: str = "", cwd: Path | None = None) -> Said:
+        return await command(*argv, stdin=stdin, cwd=cwd, **self.environment)
+
+    async def ok(self, *argv: str, stdin: str = "", cwd: Path | None = None) -> Any:
+        """The JSON that the command answers."""
+        said = await self(*argv, "--json", stdin=stdin, cwd=cwd)
+        assert said.code == 0, f"{argv}: {said}"
+        return said.json
+
+
+def of_server(server: Running, home: Path, token: str | None = None) -> Cli:
+    return Cli(home, TERRAPOD_HOST=server.url, TERRAPOD_TOKEN=server.token if token is None else token)
+
+
+def of_site(site: Site, home: Path) -> Cli:
+    """By terraform's own file, which `terrapod-server up` has written."""
+    return Cli(
+        home, SSL_CERT_FILE=str(site.data / "ca.pem"), TF_CLI_CONFIG_FILE=str(site.data / "terraform.rc"),
+    )  # fmt: skip

@@ -92,6 +92,7 @@ def connected(do: Command) -> Callable[..., None]:
                 message = f"not signed in to {chosen.name}: terrapod login {chosen.name}"
                 raise errors.Unauthorized(message)
             client = client_for(chosen, token.text, ca)
+            client.told = out.told
             try:
                 return await do(Session(client, out, chosen, credentials, token), **more)
             finally:

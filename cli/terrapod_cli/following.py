@@ -37,7 +37,6 @@ class Follower:
         self._id, self._raw, self._to_stderr = run_id, raw, to_stderr
         self._said = ""
         session.client.patience_s = PATIENCE_S
-        session.client.told = lambda error: self.say(f"{error.detail}; trying again")
 
     def say(self, text: str) -> None:
         """Says something once, until something else was said."""

@@ -72,6 +72,7 @@ class Output:
 
     def __init__(self, *, as_json: bool = False, colour: bool = True) -> None:
         self.as_json = as_json
+        self._said = ""
         self.colour = colour and sys.stdout.isatty() and "NO_COLOR" not in os.environ and not as_json
         width = None if sys.stdout.isatty() else _PIPE_WIDTH
         self._console = Console(no_color=not self.colour, width=width, highlight=False, markup=False)
@@ -116,6 +117,12 @@ class Output:
 
     def say(self, text: str, style: str = "") -> None:
         self.side.print(Text(terminal.plain(text), style=style), soft_wrap=True)
+
+    def told(self, error: TerrapodError) -> None:
+        """Says why a call is made again, once until another reason comes."""
+        if error.detail != self._said:
+            self._said = error.detail
+            self.say(f"{error.detail}; trying again", "dim")
 
     def error(self, error: TerrapodError, code: int) -> None:
         if self.as_json:

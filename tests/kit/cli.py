@@ -1,4 +1,4 @@
-"""`terrapod` as a process of its own: only what is given is in its environment."""
+"""`terrapod`: as a process of its own, with nothing but what is given in its environment, or in this one."""
 
 import asyncio
 import json
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
+
 from kit.serving import Running
 from kit.site import BIN, Site
+from terrapod_cli.main import main
 
 
 @dataclass
@@ -38,7 +41,7 @@ async def command(*argv: str, stdin: str = "", cwd: Path | None = None, **enviro
 
 
 class Cli:
-    """A person at a shell: a home, a server, and perhaps a token."""
+    """A person at a shell: a home, a server, and perhaps a token. Each call is a process."""
 
     def __init__(self, home: Path, **environment: str) -> None:
         self.home = home
@@ -54,8 +57,22 @@ class Cli:
         return said.json
 
 
+class Here(Cli):
+    """The same through click in a thread of this process, which takes a tenth of the time; it takes no signals."""
+
+    async def __call__(self, *argv: str, stdin: str = "", cwd: Path | None = None) -> Said:
+        assert cwd is None
+        foreign = {name: None for name in os.environ if name.startswith(("TF_", "TERRAPOD_", "SSL_"))}
+        result = await asyncio.to_thread(
+            CliRunner().invoke, main, list(argv), input=stdin, env={**foreign, **self.environment}
+        )
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Said(result.exit_code, result.stdout, result.stderr)
+
+
 def of_server(server: Running, home: Path, token: str | None = None) -> Cli:
-    return Cli(home, TERRAPOD_HOST=server.url, TERRAPOD_TOKEN=server.token if token is None else token)
+    return Here(home, TERRAPOD_HOST=server.url, TERRAPOD_TOKEN=server.token if token is None else token)
 
 
 def of_site(site: Site, home: Path) -> Cli:

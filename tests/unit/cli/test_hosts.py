@@ -99,7 +99,7 @@ def test_order_of_sources(tmp_path: Path) -> None:
     assert token("e-f.example.com", TF_TOKEN_e__f_example_com="env") == "env"
     assert token("e-f.example.com", **{"TF_TOKEN_e-f_example_com": "env"}) == "env"
     assert token("e-f.example.com:8443", TF_TOKEN_e__f_example_com="env") is None, "a variable cannot name a port"
-    assert token("xn--bcher-kva.example", **{"TF_TOKEN_xn____bcher__kva_example": "env"}) == "env"
+    assert token("xn--bcher-kva.example", TF_TOKEN_xn____bcher__kva_example="env") == "env"
     assert token("a.example.com", TF_TOKEN_a_example_com="env", TERRAPOD_TOKEN="ours\n") == "ours"
     (tmp_path / "other").write_text('credentials "b.example.com" { token = "other" }')
     assert token("b.example.com", TF_CLI_CONFIG_FILE=str(tmp_path / "other")) == "other"

@@ -83,8 +83,10 @@ def test_a_name_is_one_line() -> None:
             "Outputs:\n\na = [1]\nb = <sensitive>\nc = create",
         ),
         (
-            '{"@message":"Error: bad","type":"diagnostic","diagnostic":{"severity":"error","summary":"bad","detail":"one\\ntwo",'
-            '"address":"r.a","range":{"filename":"main.tf","start":{"line":3}}}}',
+            (
+                '{"@message":"Error: bad","type":"diagnostic","diagnostic":{"severity":"error","summary":"bad",'
+                '"detail":"one\\ntwo","address":"r.a","range":{"filename":"main.tf","start":{"line":3}}}}'
+            ),
             "Error: bad\n  with r.a\n  on main.tf line 3\n\n  one\n  two\n",
         ),
     ],

@@ -75,7 +75,7 @@ async def test_pages_are_read_to_the_end_or_to_the_limit() -> None:
         answer(200, page(1, 2)), answer(200, page(2, None)), answer(200, page(1, 2)), answer(200, page(2, 3))
     ) as server:
         client = Client(server.url, "t")
-        found = await client.listing("runs", **{"filter[status]": "applied", "search": None})
+        found = await client.listing("runs", 0, **{"filter[status]": "applied", "search": None})
         assert [row["id"] for row in found.rows] == ["1-0", "1-1", "2-0", "2-1"]
         assert found.total == 6
         assert set(found.included) == {("w", "1"), ("w", "2")}

@@ -1,0 +1,174 @@
+"""`terrapod` against the real server, on both databases."""
+
+import json
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+
+from kit.cli import Cli, Here, of_server
+from kit.serving import Running
+
+
+@pytest.fixture
+def cli(server: Running, tmp_path: Path) -> Cli:
+    return of_server(server, tmp_path)
+
+
+async def test_workspaces(cli: Cli) -> None:
+    made = await cli.ok(
+        "workspaces", "create", "prod", "--description", "all of it", "--terraform-version", "1.15.5",
+        "--label", "env=prod", "--label", "team=core", "--working-directory", "infra",
+    )  # fmt: skip
+    assert made["id"].startswith("ws-")
+    assert (made["labels"], made["working-directory"]) == ({"env": "prod", "team": "core"}, "infra")
+    await cli.ok("workspaces", "create", "other", "--auto-apply", "--execution-mode", "local")
+    assert [row["name"] for row in await cli.ok("workspaces", "list")] == ["other", "prod"]
+    assert [row["name"] for row in await cli.ok("workspaces", "list", "--label", "env")] == ["prod"]
+    assert [row["name"] for row in await cli.ok("workspaces", "list", "--search", "oth")] == ["other"]
+    one = await cli("workspaces", "list", "--limit", "1")
+    assert (one.code, "1 of 2" in one.err) == (0, True)
+    assert (await cli.ok("workspaces", "show", "prod"))["id"] == made["id"]
+    assert (await cli.ok("workspaces", "show", made["id"]))["name"] == "prod"
+    table = await cli("workspaces", "list")
+    assert re.search(r"^prod +ws-\w+ +remote +1\.15\.5 +0 +no +env=prod, team=core", table.out, re.MULTILINE), table.out
+    assert "\x1b" not in table.out
+
+    assert (await cli.ok("workspaces", "lock", "prod", "--reason", "audit"))["locked"] is True
+    assert "audit" in (await cli("workspaces", "show", "prod")).out
+    again = await cli("workspaces", "lock", "prod")
+    assert (again.code, "locked" in again.err) == (6, True)
+    assert (await cli.ok("workspaces", "unlock", "prod"))["locked"] is False
+    assert (await cli("workspaces", "unlock", "prod", "--force")).code == 6
+
+    asked = await cli("workspaces", "delete", "prod")
+    assert (asked.code, "--yes" in asked.err) == (2, True), "without a terminal nobody is asked"
+    assert await cli.ok("workspaces", "delete", "prod", "--yes") == {"id": made["id"], "deleted": True}
+    gone = await cli("workspaces", "show", "prod", "--json")
+    assert (gone.code, gone.out) == (5, "")
+    assert json.loads(gone.err)["error"]["code"] == 5
+    await cli.ok("workspaces", "delete", "other", "--force", "--yes")
+
+
+async def test_exit_codes_are_the_errors(cli: Cli, server: Running, tmp_path: Path) -> None:
+    taken = await cli("workspaces", "create", "a/b")
+    assert (taken.code, "/data/attributes/name" in taken.err) == (2, True)
+    await cli.ok("workspaces", "create", "taken")
+    twice = await cli("workspaces", "create", "taken")
+    assert twice.code == 2, twice
+    assert (await cli("workspaces", "nonsense")).code == 2
+    assert (await cli("runs", "show", "run-none")).code == 5
+    assert (await of_server(server, tmp_path, token="tpod_wrong")("whoami")).code == 3
+    nobody = await Here(tmp_path, TERRAPOD_HOST=server.url)("whoami", "--json")
+    assert (nobody.code, json.loads(nobody.err)["error"]["title"]) == (3, "unauthorized")
+    assert (await Here(tmp_path)("whoami")).code == 2
+    nowhere = await Here(tmp_path, TERRAPOD_HOST="http://127.0.0.1:9", TERRAPOD_TOKEN="t")("whoami")
+    assert (nowhere.code, "cannot be reached" in nowhere.err) == (7, True)
+    plain = await Here(tmp_path, TERRAPOD_TOKEN="t")("whoami", "--host", "http://example.com")
+    assert (plain.code, "in the clear" in plain.err) == (2, True)
+    no_ca = await cli("whoami", "--ca", "/nowhere")
+    assert no_ca.code == 2
+
+
+async def test_pools_tokens_and_listeners(cli: Cli, server: Running, tmp_path: Path) -> None:
+    pool = await cli.ok("pools", "create", "dmz", "--description", "behind the wall", "--only-allowed")
+    assert pool["organization-scoped"] is False
+    assert {row["name"] for row in await cli.ok("pools", "list")} == {"default", "dmz"}
+    assert (await cli.ok("pools", "show", "dmz"))["id"] == pool["id"]
+    assert (await cli("pools", "show", "dm")).code == 5, "a part of a name is no name"
+
+    said = await cli("pools", "tokens", "create", "dmz", "--description", "host two", "--max-uses", "2")
+    token = said.out.strip()
+    assert re.fullmatch(r"tpodjoin_\S+", token), said
+    assert token not in said.err
+    listed = await cli("pools", "tokens", "list", "dmz", "--json")
+    assert token not in listed.out
+    assert [(row["description"], row["max-uses"], "token" in row) for row in listed.json] == [("host two", 2, False)]
+    await cli.ok("pools", "tokens", "revoke", listed.json[0]["id"])
+    assert await cli.ok("pools", "tokens", "list", "dmz") == []
+    assert (await cli.ok("pools", "tokens", "create", "dmz"))["token"].startswith("tpodjoin_")
+
+    listener = await server.listener(tmp_path / "listener", "one", pool_id=pool["id"])
+    rows = await cli.ok("pools", "listeners", "dmz")
+    assert [(row["name"], row["status"]) for row in rows] == [("one", "online")]
+    assert (await cli.ok("pools", "drain", "dmz", "one"))["status"] == "draining"
+    assert (await cli.ok("pools", "drain", "dmz", rows[0]["id"], "--undo"))["status"] == "online"
+    assert (await cli("pools", "drain", "dmz", "two")).code == 5
+    table = await cli("pools", "listeners", "dmz")
+    assert re.search(r"^one +listener-\w+ +online +5/5 ", table.out, re.MULTILINE), table.out
+    await listener.close()
+    empty = await cli.ok("pools", "create", "empty")
+    await cli.ok("pools", "delete", "empty", "--yes")
+    assert (await cli("pools", "show", empty["id"])).code == 5
+
+
+async def test_runs_that_wait(cli: Cli, server: Running, tmp_path: Path) -> None:
+    folder = tmp_path / "config"
+    folder.mkdir()
+    (folder / "main.tf").write_text("# nothing\n")
+    workspace = await server.workspace("waits", **{"terraform-version": "1.15.5"})
+    listener = await server.listener(tmp_path / "listener")
+    said = await cli(
+        "runs", "start", str(folder), "-w", "waits", "--no-wait", "--message", "\x1b]0;title\x07[bold]first"
+    )
+    assert said.code == 0, said
+    first = said.out.strip()
+    second = (await cli.ok("runs", "start", str(folder), "-w", workspace["id"], "--no-wait", "--destroy"))["id"]
+    rows = await cli.ok("runs", "list", "-w", "waits")
+    assert [row["id"] for row in rows] == [second, first]
+    assert (rows[0]["is-destroy"], rows[0]["position-in-queue"]) == (True, 1)
+    table = await cli("runs", "list")
+    assert "[bold]first" in table.out
+    assert not {"\x1b", "\x07"} & set(table.out), "what others wrote moves nothing on the terminal"
+    assert [row["id"] for row in await cli.ok("runs", "list", "--status", "pending")] == [second]
+    assert (await cli("runs", "approve", second)).code == 6
+    assert (await cli.ok("runs", "discard", second, "--comment", "no"))["status"] == "discarded"
+    assert (await cli.ok("runs", "cancel", first))["status"] == "canceled"
+    assert (await cli("runs", "cancel", first, "--force")).code == 6
+    shown = await cli("runs", "show", first, "--json")
+    assert not {"log-read-url", "upload-url"} & shown.json.keys()
+    followed = await cli("runs", "logs", first, "--follow")
+    assert (followed.code, "The run was canceled." in followed.out) == (1, True), followed
+    assert (await cli("runs", "logs", "run-none")).code == 5
+    both = await cli("runs", "start", str(folder), "-w", "waits", "--plan-only", "--auto-approve")
+    assert both.code == 2
+    await listener.close()
+
+
+async def test_a_folder_that_is_refused_begins_no_run(cli: Cli, server: Running, tmp_path: Path) -> None:
+    await server.workspace("picky")
+    folder = tmp_path / "config"
+    folder.mkdir()
+    (folder / "loop").symlink_to("loop")
+    assert (await cli("runs", "start", str(folder), "-w", "picky", "--no-wait")).code == 2
+    assert (await cli("runs", "start", str(folder), "-w", "nowhere", "--no-wait")).code == 5
+    assert await cli.ok("runs", "list") == []
+
+
+async def test_whoami_and_signing_in_with_a_token(server: Running, tmp_path: Path) -> None:
+    cli = Here(tmp_path)
+    said = await cli("login", server.url, "--token-stdin", stdin=f"{server.token}\n")
+    assert said.code == 0, said
+    assert server.token not in said.out + said.err
+    file = tmp_path / ".terraform.d" / "credentials.tfrc.json"
+    name = server.url.removeprefix("http://")
+    assert json.loads(file.read_text()) == {"credentials": {name: {"token": server.token}}}
+    assert file.stat().st_mode & 0o777 == 0o600
+
+    who = await cli("whoami", "--host", server.url, "--json")
+    assert who.json["host"] == name
+    assert who.json["token-source"] == str(file)
+    assert server.token not in who.out
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {server.token}"}) as api:
+        details = (await api.get(f"{server.url}/api/v2/account/details")).json()["data"]
+    assert (who.json["id"], who.json["email"]) == (details["id"], details["attributes"]["email"])
+    assert who.json["email"] in (await cli("whoami", "--host", server.url)).out
+
+    refused = await cli("login", server.url, "--token-stdin", stdin="tpod_wrong\n")
+    assert refused.code == 3
+    assert server.token in file.read_text(), "a token that is not good replaces none"
+    assert (await cli("login", server.url, "--token-stdin", stdin="\n")).code == 2
+    assert (await cli.ok("logout", server.url)) == {"host": name, "deleted": True}
+    assert (await cli("logout", server.url)).code == 5
+    assert (await cli("whoami", "--host", server.url)).code == 3

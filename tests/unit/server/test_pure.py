@@ -168,6 +168,38 @@ def test_archives_are_looked_into() -> None:
             check(bad)
 
 
+def extended(short: str, records: dict[str, str], kind: bytes = tarfile.REGTYPE) -> bytes:
+    """An entry as Go writes it: its own header holds what is left of the name in ASCII."""
+    lines = b""
+    for key, value in records.items():
+        line = f" {key}={value}\n".encode()
+        lines += f"{len(line) + 2 if len(line) < 98 else len(line) + 3}".encode() + line
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        header = tarfile.TarInfo("PaxHeaders.0/x")
+        header.type, header.size = tarfile.XHDTYPE, len(lines)
+        archive.addfile(header, io.BytesIO(lines))
+        entry = tarfile.TarInfo(short)
+        entry.type = kind
+        archive.addfile(entry)
+    return gzip.compress(buffer.getvalue())
+
+
+def test_the_extended_name_of_an_entry_is_its_name() -> None:
+    check(extended("/x.txt", {"path": "é/x.txt"}))
+    check(extended("/", {"path": "é/"}, tarfile.DIRTYPE))
+    check(extended("x", {"path": "a/é", "linkpath": "../é"}, tarfile.SYMTYPE))
+    for short, records, kind in (
+        ("x", {"path": "../é"}, tarfile.REGTYPE),
+        ("x", {"path": "a\n/../../é"}, tarfile.REGTYPE),
+        ("x", {"path": "é", "linkpath": "../é"}, tarfile.SYMTYPE),
+        ("x", {"linkpath": "/é"}, tarfile.LNKTYPE),
+        ("/x", {"mtime": "1.5"}, tarfile.REGTYPE),
+    ):
+        with pytest.raises(Unfit):
+            check(extended(short, records, kind))
+
+
 def test_workspace_names_and_folders() -> None:
     assert rules.name("a-B_9") == "a-B_9"
     for bad in ("", "-a", "a b", "a" * 91, "a/b"):

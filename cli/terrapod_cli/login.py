@@ -1,8 +1,8 @@
 """`terrapod login`, `logout` and `whoami`."""
 
 import os
+import subprocess
 import sys
-import webbrowser
 from pathlib import Path
 
 import click
@@ -30,14 +30,12 @@ def _named(argument: str | None, option: str | None, credentials: Credentials) -
     return credentials.choose(argument or option)
 
 
-def _open_browser(url: str) -> bool:
-    """Whether a browser of its own window was started; one in the terminal would take it over."""
-    if not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")) and sys.platform != "darwin":
-        return False
-    try:
-        return webbrowser.open(url)
-    except webbrowser.Error:
-        return False
+def _open_browser(url: str) -> None:
+    """Starts a browser, if this host has one with windows of its own: one in the terminal would take it over."""
+    if any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")) or sys.platform == "darwin":
+        null = subprocess.DEVNULL
+        command = [sys.executable, "-m", "webbrowser", url]
+        subprocess.Popen(command, stdin=null, stdout=null, stderr=null, start_new_session=True)  # noqa: S603
 
 
 def _typed_token() -> str:
@@ -73,11 +71,10 @@ def login(
     typed = _typed_token() if token_stdin else ""
 
     def shown(url: str) -> None:
-        if no_browser or not _open_browser(url):
-            out.say("Open this address in a browser on this host:")
-        else:
-            out.say("Your browser shows the sign-in page; if it does not, open:")
-        out.say(f"\n  {url}\n")
+        out.say("Sign in with a browser on this host, at:")
+        out.say(f"  {url}")
+        if not no_browser:
+            _open_browser(url)
 
     async def work() -> None:
         stranger = client_for(chosen, "", ca)

@@ -109,11 +109,7 @@ class Output:
         if self.as_json:
             self._json(row)
         else:
-            self._console.print(Text(terminal.plain(sentence)))
-
-    def line(self, text: str) -> None:
-        """A line that a script may take as it is, such as a new token."""
-        self._console.print(Text(terminal.plain(text)), soft_wrap=True)
+            self._console.print(Text(terminal.plain(sentence)), soft_wrap=True)
 
     def say(self, text: str, style: str = "") -> None:
         self.side.print(Text(terminal.plain(text), style=style), soft_wrap=True)

@@ -158,7 +158,7 @@ async def create_token(session: Session, pool: str, expires: str | None, **given
     found = await find(session, pool)
     attributes = {name.replace("_", "-"): value for name, value in given.items() if value is not None}
     if expires:
-        attributes["expired-at"] = attributes["expires-at"] = expires
+        attributes["expires-at"] = expires
     path = f"agent-pools/{found['id']}/authentication-tokens"
     made = flat(await session.client.send("POST", path, "authentication-tokens", attributes), reveal=True)
     if not session.out.as_json:

@@ -87,7 +87,8 @@ async def test_pools_tokens_and_listeners(cli: Cli, server: Running, tmp_path: P
     assert [(row["description"], row["max-uses"], "token" in row) for row in listed.json] == [("host two", 2, False)]
     await cli.ok("pools", "tokens", "revoke", listed.json[0]["id"])
     assert await cli.ok("pools", "tokens", "list", "dmz") == []
-    assert (await cli.ok("pools", "tokens", "create", "dmz"))["token"].startswith("tpodjoin_")
+    made = await cli.ok("pools", "tokens", "create", "dmz", "--expires", "2090-01-01T00:00:00Z")
+    assert (made["token"][:9], made["expires-at"][:10], made["max-uses"]) == ("tpodjoin_", "2090-01-01", 1)
 
     listener = await server.listener(tmp_path / "listener", "one", pool_id=pool["id"])
     rows = await cli.ok("pools", "listeners", "dmz")
@@ -172,3 +173,95 @@ async def test_whoami_and_signing_in_with_a_token(server: Running, tmp_path: Pat
     assert (await cli.ok("logout", server.url)) == {"host": name, "deleted": True}
     assert (await cli("logout", server.url)).code == 5
     assert (await cli("whoami", "--host", server.url)).code == 3
+
+
+async def test_own_tokens_and_their_limits(cli: Cli, server: Running, tmp_path: Path) -> None:
+    workspace = await cli.ok("workspaces", "create", "mine")
+    said = await cli("tokens", "create", "--description", "for CI", "--expires", "30d", "--read-only", "-w", "mine")
+    text = said.out.strip()
+    assert re.fullmatch(r"tpod_\S+", text), said
+    assert text not in said.err
+    listed = await cli("tokens", "list", "--json")
+    assert text not in listed.out
+    row = next(row for row in listed.json if row["description"] == "for CI")
+    assert (row["read-only"], row["workspace-id"], "token" in row) == (True, workspace["id"], False)
+    assert row["expired-at"] > row["created-at"]
+
+    limited = of_server(server, tmp_path, token=text)
+    assert (await limited.ok("workspaces", "show", "mine"))["id"] == workspace["id"]
+    assert (await limited("workspaces", "lock", "mine")).code == 4
+    assert (await limited("workspaces", "create", "more")).code == 4
+    assert (await cli("tokens", "list")).out.count("for CI") == 1
+    await cli.ok("tokens", "delete", row["id"])
+    assert (await limited("whoami")).code == 3, "it is no longer good at once"
+    assert (await cli("tokens", "delete", row["id"])).code == 5
+    for wrong in ("yesterday", "2001-01-01T00:00:00Z", "99999999999999d"):
+        assert (await cli("tokens", "create", "--description", "x", "--expires", wrong)).code == 2, wrong
+    made = await cli.ok("tokens", "create", "--description", "x", "--expires", "2090-01-01T00:00:00+02:00")
+    assert made["expired-at"].startswith("2089-12-31T22:00:00")
+    assert made["token"].startswith("tpod_")
+
+
+async def test_users_and_roles(cli: Cli, server: Running, tmp_path: Path) -> None:
+    user = await cli.ok("users", "create", "Alice@example.com", "--name", "Alice")
+    assert user["email"] == "alice@example.com"
+    assert (await cli("users", "create", "alice@example.com")).code == 6
+    assert (await cli("users", "create", "nonsense")).code == 2
+    assert [row["id"] for row in await cli.ok("users", "list", "--search", "alice")] == [user["id"]]
+    assert (await cli.ok("users", "show", "alice@example.com"))["display-name"] == "Alice"
+
+    alice = of_server(server, tmp_path, token=await server.person("bob@example.com"))
+    assert (await alice("users", "list")).code == 4
+    assert (await alice("roles", "list")).code == 4
+    await cli.ok("workspaces", "create", "dev", "--label", "env=dev")
+    assert (await alice("workspaces", "show", "dev")).code == 5, "what may not be read is not there"
+
+    role = await cli.ok(
+        "roles", "create", "developer", "--level", "plan", "--description", "develops",
+        "--allow-label", "env=dev", "--allow-label", "env=test", "--deny-name", "prod",
+    )  # fmt: skip
+    assert (role["workspace-permission"], role["allow-labels"], role["deny-names"]) == (
+        "plan",
+        {"env": ["dev", "test"]},
+        ["prod"],
+    )
+    table = await cli("roles", "list")
+    assert re.search(r"^developer +plan +env=dev\|test +prod +develops", table.out, re.MULTILINE), table.out
+    assert {row["name"] for row in await cli.ok("roles", "list")} == {"admin", "audit", "everyone", "developer"}
+    given = await cli.ok("roles", "assign", "bob@example.com", "developer")
+    assert [row["role-name"] for row in given] == ["developer"]
+    assert (await alice.ok("workspaces", "lock", "dev"))["locked"] is True
+    assert (await alice("workspaces", "delete", "dev", "--yes")).code == 4
+
+    await cli.ok("roles", "update", "developer", "--level", "read", "--clear", "deny-names")
+    shown = await cli.ok("roles", "show", "developer")
+    assert (shown["workspace-permission"], shown["deny-names"], shown["allow-labels"]) == (
+        "read",
+        [],
+        {"env": ["dev", "test"]},
+    )
+    assert (await cli("roles", "update", "developer")).code == 2
+    assert (await alice("workspaces", "unlock", "dev")).code == 4
+    await cli.ok("roles", "assign", "bob@example.com", "audit")
+    mine = await cli.ok("roles", "assignments", "--email", "bob@example.com")
+    assert [row["role-name"] for row in mine] == ["audit", "developer"], "others stay"
+    assert (await alice("users", "list")).code == 0
+    await cli.ok("roles", "unassign", "bob@example.com", "developer")
+    assert [row["role-name"] for row in await cli.ok("roles", "assign", "bob@example.com", "developer", "--only")] == [
+        "developer"
+    ]
+    assert (await cli("roles", "assign", "bob@example.com", "nonsense")).code == 2
+    assert (await cli("roles", "unassign", "bob@example.com", "audit")).code == 5
+    assert (await cli("roles", "delete", "admin", "--yes")).code == 2
+
+    me = (await cli.ok("whoami"))["email"]
+    lockout = await cli("roles", "unassign", me, "admin")
+    assert lockout.code == 6, "nobody shuts itself out by mistake"
+    assert (await cli("users", "deactivate", me)).code == 6
+    assert (await cli.ok("users", "deactivate", "bob@example.com"))["is-active"] is False
+    assert (await alice("whoami")).code == 3
+    assert (await cli.ok("users", "activate", "bob@example.com"))["is-active"] is True
+    await cli.ok("roles", "delete", "developer", "--yes")
+    assert await cli.ok("roles", "assignments", "--email", "bob@example.com") == []
+    await cli.ok("users", "delete", "bob@example.com", "--yes")
+    assert (await cli("users", "show", "bob@example.com")).code == 5

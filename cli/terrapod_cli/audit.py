@@ -6,13 +6,14 @@ from terrapod_cli.connected import LIMIT, Session, connected
 from terrapod_cli.output import Columns, flat
 
 COLUMNS: Columns = (
-    ("TIME", lambda row: row.get("timestamp") or row.get("created-at")),
-    ("ACTOR", lambda row: row.get("actor-email") or row.get("actor")),
-    ("FROM", lambda row: row.get("actor-ip") or row.get("address")),
+    ("TIME", "timestamp"),
+    ("ACTOR", "actor-email"),
+    ("FROM", "actor-ip"),
     ("ACTION", "action"),
     ("TYPE", "resource-type"),
     ("ID", "resource-id"),
-    ("STATUS", lambda row: row.get("status-code") or row.get("status")),
+    ("STATUS", "status-code"),
+    ("REQUEST", "request-id"),
 )
 
 

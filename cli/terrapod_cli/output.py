@@ -112,7 +112,9 @@ class Output:
             self._console.print(Text(terminal.plain(sentence)), soft_wrap=True)
 
     def say(self, text: str, style: str = "") -> None:
-        self.side.print(Text(terminal.plain(text), style=style), soft_wrap=True)
+        """Says something beside the answer, a line or more."""
+        shown = "\n".join(map(terminal.plain, text.split("\n")))
+        self.side.print(Text(shown, style=style), soft_wrap=True)
 
     def told(self, error: TerrapodError) -> None:
         """Says why a call is made again, once until another reason comes."""

@@ -52,7 +52,7 @@ def tls(ca: Path | None) -> ssl.SSLContext:
 class Client:
     """All calls to one server. `url` is its address without a path; paths are below `/api/v2/`.
 
-    `patience_s` is for how long a call is made again, and may be changed at any time.
+    `patience_s` is for how long from its first failure a call is made again; it may be changed at any time.
     """
 
     def __init__(
@@ -163,6 +163,7 @@ class Client:
 
         async def once() -> tuple[str, Any]:
             answer = await self._http.get(f"{self.url}/.well-known/terraform.json", follow_redirects=True)
+            self._check(str(answer.url))
             return str(answer.url), _decoded(answer)
 
         found: tuple[str, Any] = await self._again(once)
@@ -175,7 +176,7 @@ class Client:
 
     async def _again(self, once: Callable[[], Awaitable[Any]], *, is_gone_good: bool = False) -> Any:
         """Makes the call until it is answered for good; a DELETE that was cut off may find that it was done."""
-        until, attempt, was_cut = time.monotonic() + self.patience_s, 0, False
+        until, attempt, was_cut = 0.0, 0, False
         while True:
             try:
                 return await once()
@@ -190,6 +191,7 @@ class Client:
                 was_cut = was_cut or not isinstance(error, httpx.ConnectError)
                 if _is_mistrust(error):
                     raise failed from None
+            until = until or time.monotonic() + self.patience_s
             wait_s = max(pause_s(attempt), float(failed.meta.get("retry-after", 0)))
             if time.monotonic() + wait_s > until:
                 raise failed

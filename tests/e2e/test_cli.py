@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 import re
 import signal
@@ -113,14 +114,17 @@ async def test_a_plan_that_fails_is_code_1(cli: Cli, tmp_path: Path) -> None:
     assert "nowhere.txt" in said.out
 
 
+async def begun(cli: Cli, *argv: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        str(BIN / "terrapod"), *argv, env={"PATH": os.environ["PATH"], **cli.environment},
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+
 async def test_a_run_waits_for_a_lock_and_says_so(cli: Cli, tmp_path: Path) -> None:
     name, folder = await made(cli, tmp_path, ONE)
     await cli.ok("workspaces", "lock", name, "--reason", "audit")
-    process = await asyncio.create_subprocess_exec(
-        str(BIN / "terrapod"), "runs", "start", str(folder), "-w", name, "--auto-approve",
-        env={"PATH": os.environ["PATH"], **cli.environment}, stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+    process = await begun(cli, "runs", "start", str(folder), "-w", name, "--auto-approve")
     assert process.stderr
     async with asyncio.timeout(30):
         while b"waits until the workspace is unlocked: audit" not in await process.stderr.readline():
@@ -206,6 +210,45 @@ async def test_cancel_and_a_second_ctrl_c(cli: Cli, tmp_path: Path) -> None:
     followed = await cli("runs", "logs", "-f", run["id"])
     assert followed.code == 1
     assert "is canceled" in followed.err
+
+
+async def test_ctrl_c_without_a_terminal_cancels(cli: Cli, tmp_path: Path) -> None:
+    name, folder = await made(cli, tmp_path, SLOW)
+    process = await begun(cli, "runs", "start", str(folder), "-w", name, "--auto-approve", "--json")
+    assert process.stdout
+    assert process.stderr
+    async with asyncio.timeout(60):
+        while b"begun" not in await process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        out = await process.stdout.read()
+        assert await process.wait() == 1
+    assert json.loads(out)["status"] == "canceled"
+
+
+async def test_an_approval_elsewhere_ends_the_question(cli: Cli, tmp_path: Path) -> None:
+    name, folder = await made(cli, tmp_path, ONE)
+    session = interactive(cli, "runs", "start", str(folder), "-w", name)
+    await asyncio.to_thread(session.expect, "Apply this plan")
+    run = (await cli.ok("runs", "list", "-w", name))[0]
+    await cli.ok("runs", "approve", run["id"], "--comment", "looks good")
+
+    def talk() -> None:
+        session.expect("answered elsewhere")
+        session.expect("is applied")
+        session.expect(pexpect.EOF)
+        session.close()
+
+    await asyncio.to_thread(talk)
+    assert session.exitstatus == 0
+
+
+async def test_a_server_that_is_not_trusted_gets_no_token(site: Site, tmp_path: Path) -> None:
+    stranger = Cli(tmp_path, TF_CLI_CONFIG_FILE=str(site.data / "terraform.rc"))
+    said = await stranger("whoami")
+    assert (said.code, "--ca names the authority" in said.err) == (7, True)
+    assert (await stranger.ok("whoami", "--ca", str(site.data / "ca.pem")))["host"] == site.host
+    assert (await stranger("whoami", "--ca", str(site.data / "terraform.rc"))).code == 2
 
 
 async def archive(site: Site, cli: Cli, run_id: str) -> dict[str, tuple[bytes, str, int]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,9 @@ _SECRET = frozenset(
     }
 )
 _PIPE_WIDTH = 10_000
+#: Columns whose words are of use only if they can be copied.
+_WHOLE = frozenset({"ID", "NAME", "EMAIL"})
+_FRACTION = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.\d+Z")
 _STYLES = {
     "applied": "green", "planned_and_finished": "green", "online": "green", "uploaded": "green",
     "errored": "red", "canceled": "red", "discarded": "red", "offline": "red", "revoked": "red",
@@ -64,7 +68,7 @@ def words(value: Any) -> str:
         return ", ".join(f"{key}={word}" if word else str(key) for key, word in value.items()) or "-"
     if isinstance(value, (list, tuple)):
         return ", ".join(words(item) for item in value) or "-"
-    return terminal.plain(str(value))
+    return _FRACTION.sub(r"\1Z", terminal.plain(str(value)))
 
 
 class Output:
@@ -85,7 +89,7 @@ class Output:
             return
         table = Table(box=None, header_style="bold", pad_edge=False)
         for header, _ in columns:
-            table.add_column(header, overflow="fold")
+            table.add_column(header, overflow="fold", no_wrap=header in _WHOLE)
         for row in rows:
             table.add_row(*(_cell(row, key) for _, key in columns))
         self._console.print(table)

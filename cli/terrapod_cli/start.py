@@ -57,13 +57,16 @@ async def start(session: Session, folder: Path, wanted: Wanted) -> int:
 async def _send(session: Session, found: Row, folder: Path, *, speculative: bool) -> str:
     """Packs and uploads; the id of the configuration version."""
     root = root_of(folder, found.get("working-directory") or "")
+    console = session.out.side
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with (
-        Progress(*columns, TimeRemainingColumn(), console=session.out.side, transient=True) as progress,
+        Progress(
+            *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+        ) as progress,
         contextlib.ExitStack() as stack,
     ):
         task = progress.add_task("packing", total=None)
-        made = packed(root, lambda entries: progress.update(task, description=f"packing {entries} files"))
+        made = packed(root, lambda entries: progress.update(task, description=f"packing {entries} entries"))
         archive = await asyncio.to_thread(stack.enter_context, made)
         attributes = {"auto-queue-runs": False, "speculative": speculative}
         path = f"workspaces/{found['id']}/configuration-versions"
@@ -71,7 +74,7 @@ async def _send(session: Session, found: Row, folder: Path, *, speculative: bool
         progress.update(task, description="uploading", total=archive.size_bytes, completed=0)
         url = version["attributes"]["upload-url"]
         await session.client.upload(url, archive.file, lambda sent: progress.update(task, completed=sent))
-    session.out.say(f"uploaded {archive.entries} files of {root} ({archive.size_bytes:,} bytes)", "dim")
+    session.out.say(f"uploaded {archive.entries} entries of {root} ({archive.size_bytes:,} bytes)", "dim")
     version_id: str = version["id"]
     async with asyncio.timeout(_CONFIGURATION_S):
         while (facts := flat(await session.client.get(f"configuration-versions/{version_id}")))["status"] != "uploaded":

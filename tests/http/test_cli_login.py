@@ -12,9 +12,9 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
+from kit.answering import Scripted, scripted
 from kit.authorization import Authorization
 from kit.cli import Cli
-from kit.scripted import Scripted, scripted
 from kit.site import BIN
 
 

@@ -10,7 +10,7 @@ import secrets
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from kit.scripted import Answer, Asked, answer
+from kit.answering import Answer, Asked, answer
 
 USER = {"id": "user-00000000000000000001", "type": "users", "attributes": {"email": "alice@example.com"}}
 

@@ -71,6 +71,11 @@ def _is_loopback(name: str) -> bool:
         return name == "localhost"
 
 
+def is_token(text: str) -> bool:
+    """Whether the text could be a token at all, and so may stand in a header."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
+
+
 class Credentials:
     """What terraform knows about hosts. `home` and `environ` are the caller's."""
 
@@ -110,9 +115,11 @@ class Credentials:
 
     def token(self, host: Host) -> Token | None:
         """TERRAPOD_TOKEN, else the host's TF_TOKEN_ variable, else its block in a file."""
-        if text := self._environ.get("TERRAPOD_TOKEN", "").strip():
-            return Token(text, "TERRAPOD_TOKEN")
-        return self._found().get(host.name)
+        text = self._environ.get("TERRAPOD_TOKEN", "").strip()
+        found = Token(text, "TERRAPOD_TOKEN") if text else self._found().get(host.name)
+        if found and not is_token(found.text):
+            raise click.ClickException(f"what {found.source} holds for {host.name} is no token")
+        return found
 
     def choose(self, asked: str | None) -> Host:
         """The host that was asked for, else TERRAPOD_HOST, else the only one that there is a token for."""

@@ -9,7 +9,7 @@ import click
 
 from terrapod_cli import loopback
 from terrapod_cli.connected import Session, client_for, common, connected, run
-from terrapod_cli.hosts import Credentials, Host, parse
+from terrapod_cli.hosts import Credentials, Host, is_token, parse
 from terrapod_cli.output import Columns, Output, flat
 from terrapod_shared import errors
 
@@ -40,7 +40,7 @@ def _open_browser(url: str) -> None:
 
 def _typed_token() -> str:
     token = sys.stdin.readline(_TOKEN_MOST).strip()
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
+    if not is_token(token):
         raise click.UsageError("there is no token on stdin: one line is read")
     return token
 

@@ -206,6 +206,13 @@ async def test_cancel_and_a_second_ctrl_c(cli: Cli, tmp_path: Path) -> None:
     assert session.exitstatus == 130
     run = (await cli.ok("runs", "list", "-w", name))[0]
     assert run["status"] == "applying", "it goes on"
+    reader = await begun(cli, "runs", "logs", "--follow", run["id"])
+    assert reader.stdout
+    async with asyncio.timeout(60):
+        while b"begun" not in await reader.stdout.readline():
+            pass
+        reader.send_signal(signal.SIGINT)
+        assert await reader.wait() == 130
     await cli.ok("runs", "cancel", run["id"])
     followed = await cli("runs", "logs", "-f", run["id"])
     assert followed.code == 1

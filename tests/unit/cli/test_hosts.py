@@ -107,6 +107,13 @@ def test_order_of_sources(tmp_path: Path) -> None:
     assert token("a.example.com", TF_CLI_CONFIG_FILE=str(tmp_path / "nowhere")) is None
 
 
+@pytest.mark.parametrize("text", ["a b", "a\nb", "t\u00f6ken"])
+def test_what_is_no_token_is_not_sent(tmp_path: Path, text: str) -> None:
+    for name in ("TERRAPOD_TOKEN", "TF_TOKEN_example_com"):
+        with pytest.raises(click.ClickException, match=name):
+            Credentials({name: text}, tmp_path).token(parse("example.com"))
+
+
 def test_choice_of_a_host(tmp_path: Path) -> None:
     def choose(asked: str | None, **environ: str) -> str:
         return Credentials(environ, tmp_path).choose(asked).name

@@ -8,6 +8,7 @@ import pytest
 
 from terrapod_cli import ignore
 from terrapod_cli.pack import packed, root_of
+from terrapod_server.configs.archive import Checker
 from terrapod_shared.errors import Invalid
 
 
@@ -97,6 +98,23 @@ def test_links(tmp_path: Path) -> None:
     assert found["outside/deep/x.tf"].isreg()
     assert found["outside/deep/up"].isreg(), "a link outside does not stay one: it would lead elsewhere"
     assert all(not entry.linkname.startswith(("/", "..")) for entry in found.values())
+
+
+def test_any_name_that_a_file_can_have(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    odd = [b"\xff\xfe.tf", "é漢\U0001f40d.tf".encode(), b"new\nline", b" space ", b"x" * 200, b"-rf", b"\xe9" * 120]
+    for name in odd:
+        (root / os.fsdecode(name)).write_bytes(b"x")
+    (root / "deep").mkdir()
+    (root / "deep" / "link").symlink_to(os.fsdecode(b"../\xff\xfe.tf"))
+    with packed(root) as made:
+        checker = Checker()
+        checker.feed(made.file.read_bytes())
+        checker.end()
+    found = names(root)
+    assert {os.fsencode(name) for name in found} == {*odd, b"deep", b"deep/link"}
+    assert os.fsencode(found["deep/link"].linkname) == b"../\xff\xfe.tf"
 
 
 def test_what_cannot_be_sent(tmp_path: Path) -> None:

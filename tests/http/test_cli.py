@@ -1,6 +1,9 @@
 """`terrapod` against the real server, on both databases."""
 
+import asyncio
+import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 
@@ -8,7 +11,9 @@ import httpx
 import pytest
 
 from kit.cli import Cli, Here, of_server
-from kit.serving import Running
+from kit.postgres import free_port
+from kit.serving import Running, running
+from kit.site import BIN
 
 
 @pytest.fixture
@@ -135,6 +140,37 @@ async def test_runs_that_wait(cli: Cli, server: Running, tmp_path: Path) -> None
     both = await cli("runs", "start", str(folder), "-w", "waits", "--plan-only", "--auto-approve")
     assert both.code == 2
     await listener.close()
+
+
+async def test_a_server_that_is_started_again_is_waited_for(postgres_url: str, tmp_path: Path) -> None:
+    port = free_port()
+    async with running(tmp_path / "data", postgres_url, port=port) as first:
+        server = at_port(first, port)
+        listener = await server.listener(tmp_path / "listener")
+        workspace = await server.workspace()
+        configuration = await server.configuration(workspace["id"])
+        run = (await server.run(workspace["id"], configuration["id"])).json()["data"]["id"]
+        process = await asyncio.create_subprocess_exec(
+            str(BIN / "terrapod"), "runs", "logs", "--follow", run, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            env={"PATH": os.environ["PATH"], "TERRAPOD_HOST": server.url, "TERRAPOD_TOKEN": server.token},
+        )  # fmt: skip
+        assert process.stderr
+        async with asyncio.timeout(30):
+            assert b"waits for a listener" in await process.stderr.readline()
+        await listener.close()
+    async with asyncio.timeout(60):
+        while b"trying again" not in await process.stderr.readline():
+            pass
+        async with running(tmp_path / "data", postgres_url, port=port) as second:
+            await at_port(second, port).api.post(f"/runs/{run}/actions/cancel", json={})
+            out, err = await process.communicate()
+    assert (process.returncode, b"The run was canceled." in out) == (1, True), err
+
+
+def at_port(server: Running, port: int) -> Running:
+    url = f"http://127.0.0.1:{port}"
+    server.api.base_url = httpx.URL(f"{url}/api/v2/")
+    return dataclasses.replace(server, url=url)
 
 
 async def test_a_folder_that_is_refused_begins_no_run(cli: Cli, server: Running, tmp_path: Path) -> None:

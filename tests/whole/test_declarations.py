@@ -160,7 +160,7 @@ def test_the_document_of_the_settings_is_of_these_settings() -> None:
 
 @pytest.mark.parametrize("forbidden", ["/work/", "/root/"])
 def test_no_absolute_path_of_a_machine(forbidden: str) -> None:
-    for folder in ("server", "listener", "shared", "docs", "packaging"):
+    for folder in ("server", "listener", "shared", "cli", "docs", "packaging"):
         for file in (ROOT / folder).rglob("*"):
             if file.suffix in (".py", ".md", ".toml"):
                 assert forbidden not in file.read_text(), file

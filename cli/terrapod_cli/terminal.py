@@ -7,21 +7,32 @@ A sequence that is not ended stops at its line's end: it cannot swallow a log.
 """
 
 import codecs
+import functools
 import re
-from collections.abc import Iterator
 
-_ESC = "\x1b"
+_UNSEEN_SET = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 #: Controls of C0 and C1 but newline and tab, and marks that turn the direction of text around.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_SGR = re.compile(r"\x1b\[[0-9;:]*m")
+_UNSEEN = re.compile(f"[{_UNSEEN_SET}]")
+#: One of these, and what belongs to it. ESC and one of PX]^_ begin a string (DCS, SOS, OSC, PM, APC), which BEL or ST
+#: ends, and here also a line's end. (It begins with a class of letters, so that the search for it is quick.)
+_SPECIAL = re.compile(
+    f"[{_UNSEEN_SET}]"
+    r"(?:(?<=\x1b)(?:"
+    r"(?P<colour>\[[0-9;:]{0,62}m)"
+    r"|\[[\x20-\x3f]{0,62}[\x40-\x7e]?"
+    r"|(?P<string>[PX\]^_][^\x07\x9c\n\x1b]*[\x07\x9c]?)"
+    r"|[\x20-\x7e]?)"
+    r"|(?<=\r)(?P<line>\n?)"
+    r"|)"
+)
+_STRING_ENDS = re.compile("[\x07\x9c\n\x1b]")
+#: What a chunk may have cut in two.
+_UNDECIDED = re.compile(r"(?:\x1b(?:\[[\x20-\x3f]{0,62})?|\r)\Z")
 _RESET = "\x1b[0m"
-#: ESC and these begin a string that BEL or ST ends: DCS, SOS, OSC, PM, APC.
-_STRINGS = frozenset("PX]^_")
 _CONCEAL = 8
 _EXTENDED = {38, 48, 58}
 #: How many parameters follow 38;5 and 38;2.
 _OPERANDS = {5: 2, 2: 4}
-_SEQUENCE_MOST = 64
 
 
 def plain(text: str) -> str:
@@ -29,6 +40,7 @@ def plain(text: str) -> str:
     return _UNSEEN.sub("", re.sub(r"[\r\n\t]+", " ", text))
 
 
+@functools.lru_cache(maxsize=256)
 def _hides(parameters: str) -> bool:
     """Whether an SGR sequence makes text invisible."""
     numbers = [int(word) if word.isdigit() else 0 for word in parameters.replace(":", ";").split(";")]
@@ -48,69 +60,34 @@ class Cleaner:
     def __init__(self, *, colour: bool) -> None:
         self._colour = colour
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._kept = ""  #: an escape sequence, or a carriage return, that is not complete
+        self._kept = ""
         self._in_string = False
 
     def feed(self, chunk: bytes) -> str:
-        text = self._kept + self._decoder.decode(chunk)
-        self._kept = ""
-        return "".join(self._parts(text))
+        return self._cleaned(self._kept + self._decoder.decode(chunk), final=False)
 
     def end(self) -> str:
         """The rest; colours are reset, so that none leaks into what follows."""
-        rest = "" if self._kept.startswith(_ESC) else self._kept.replace("\r", "\n")
+        rest = self._cleaned(self._kept + self._decoder.decode(b"", final=True), final=True)
+        return rest + (_RESET if self._colour else "")
+
+    def _cleaned(self, text: str, *, final: bool) -> str:
         self._kept = ""
-        return rest + _UNSEEN.sub("", self._decoder.decode(b"", final=True)) + (_RESET if self._colour else "")
-
-    def _parts(self, text: str) -> Iterator[str]:
-        at = 0
-        while at < len(text):
-            if self._in_string:
-                at = self._skip_string(text, at)
-                continue
-            found = re.compile("[\x1b\r]").search(text, at)
-            stop = found.start() if found else len(text)
-            yield _UNSEEN.sub("", text[at:stop])
+        if self._in_string:
+            found = _STRING_ENDS.search(text)
             if not found:
-                return
-            if found.group() == "\r":
-                if stop + 1 == len(text):
-                    self._kept = "\r"
-                    return
-                yield "" if text[stop + 1] == "\n" else "\n"
-                at = stop + 1
-                continue
-            shown, at = self._escape(text, stop)
-            yield shown
+                return ""
+            self._in_string = False
+            text = text[found.end() if found.group() in "\x07\x9c" else found.start() :]
+        undecided = None if final else _UNDECIDED.search(text)
+        if undecided:
+            self._kept, text = text[undecided.start() :], text[: undecided.start()]
+        return _SPECIAL.sub(self._shown, text)
 
-    def _skip_string(self, text: str, at: int) -> int:
-        found = re.compile("[\x07\x9c\n]|\x1b").search(text, at)
-        if not found:
-            return len(text)
-        self._in_string = False
-        if found.group() == _ESC:  # ST is ESC and a backslash; any other sequence ends the string too
-            return found.start()
-        return found.start() if found.group() == "\n" else found.end()
-
-    def _escape(self, text: str, at: int) -> tuple[str, int]:
-        """What is shown of the sequence at `at`, and where text goes on."""
-        if at + 1 == len(text):
-            self._kept = text[at:]
-            return "", len(text)
-        kind = text[at + 1]
-        if kind in _STRINGS:
-            self._in_string = True
-            return "", at + 2
-        if kind != "[":
-            return "", at + (2 if "\x20" <= kind <= "\x7e" else 1)
-        stop = at + 2
-        while stop < len(text) and "\x20" <= text[stop] <= "\x3f" and stop - at < _SEQUENCE_MOST:
-            stop += 1
-        if stop == len(text) and stop - at < _SEQUENCE_MOST:
-            self._kept = text[at:]
-            return "", len(text)
-        if not "\x40" <= text[stop : stop + 1] <= "\x7e":
-            return "", stop
-        sequence = text[at : stop + 1]
-        keep = self._colour and _SGR.fullmatch(sequence) is not None and not _hides(sequence[2:-1])
-        return sequence if keep else "", stop + 1
+    def _shown(self, found: "re.Match[str]") -> str:
+        if found.lastgroup == "colour":
+            sequence = found.group()
+            return sequence if self._colour and not _hides(sequence[2:-1]) else ""
+        if found.lastgroup == "string":
+            self._in_string = found.end() == len(found.string) and not found.group().endswith(("\x07", "\x9c"))
+        return "\n" if found.lastgroup == "line" else ""

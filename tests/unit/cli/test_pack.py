@@ -8,7 +8,7 @@ import pytest
 
 from terrapod_cli import ignore
 from terrapod_cli.pack import packed, root_of
-from terrapod_server.configs.archive import Checker
+from terrapod_server.store.archive import Checker
 from terrapod_shared.errors import Invalid
 
 

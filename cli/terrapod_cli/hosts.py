@@ -109,10 +109,6 @@ class Credentials:
                 found[normal(encoded.replace("__", "-").replace("_", "."))] = Token(text, name)
         return found
 
-    def hosts(self) -> list[str]:
-        """All hosts that there is a token for."""
-        return sorted(self._found())
-
     def token(self, host: Host) -> Token | None:
         """TERRAPOD_TOKEN, else the host's TF_TOKEN_ variable, else its block in a file."""
         text = self._environ.get("TERRAPOD_TOKEN", "").strip()
@@ -122,11 +118,15 @@ class Credentials:
         return found
 
     def choose(self, asked: str | None) -> Host:
-        """The host that was asked for, else TERRAPOD_HOST, else the only one that there is a token for."""
+        """The host that was asked for, else TERRAPOD_HOST, else the only one that there is a token for.
+
+        Names that have one token in common are one server: the first of them is taken.
+        """
         if named := asked or self._environ.get("TERRAPOD_HOST"):
             return parse(named)
-        known = self.hosts()
-        if len(known) == 1:
+        found = self._found()
+        known = list(found)
+        if len({token.text for token in found.values()}) == 1:
             return parse(known[0])
         said = f"there are tokens for {', '.join(known)}" if known else "sign in first: terrapod login HOST"
         raise click.UsageError(f"which server? Give --host or TERRAPOD_HOST ({said})")

@@ -123,8 +123,9 @@ def test_choice_of_a_host(tmp_path: Path) -> None:
     assert choose(None, TF_TOKEN_one_example_com="t") == "one.example.com"
     assert choose(None, TF_TOKEN_one_example_com="t", TERRAPOD_HOST="two.example.com") == "two.example.com"
     assert choose("three", TERRAPOD_HOST="two.example.com") == "three"
+    assert choose(None, TF_TOKEN_b_example_com="t", TF_TOKEN_a_example_com="t") == "b.example.com", "one server"
     with pytest.raises(click.UsageError, match=r"a\.example\.com, b\.example\.com"):
-        choose(None, TF_TOKEN_a_example_com="t", TF_TOKEN_b_example_com="t")
+        choose(None, TF_TOKEN_a_example_com="t", TF_TOKEN_b_example_com="u")
 
 
 def test_a_token_is_kept_beside_others_and_taken_away(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import inspect
 import re
 import sys
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import msgspec
 
@@ -25,17 +25,35 @@ def _shown(value: Any) -> str:
     return f"`{text}`" if text else ""
 
 
-def _section(struct: type[Section], at: str, path: tuple[str, ...]) -> list[str]:
-    documented = dict(_FIELD.findall(inspect.getsource(struct)))
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def _section(struct: type[Section], at: str, path: tuple[str, ...], *, many: bool = False) -> list[str]:
+    """`many`: it is one table of a list, which no variable can set."""
+    documented: dict[str, str] = {}
+    for part in struct.__mro__:
+        if _is_section(part) and part is not Section:
+            documented = dict(_FIELD.findall(inspect.getsource(part))) | documented
     lines = ["", f"## {at or 'Top level'}", "", str(struct.__doc__), ""]
-    lines += ["| Setting | Variable | Default | What it is |", "|---|---|---|---|"]
+    heads = ("Setting", "Default", "What it is") if many else ("Setting", "Variable", "Default", "What it is")
+    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     below = []
     for field in msgspec.structs.fields(struct):
-        if isinstance(field.type, type) and issubclass(field.type, Section):
-            below += _section(field.type, f"[{'.'.join([*path, field.name])}]", (*path, field.name))
+        here = (*path, field.name)
+        if _is_section(field.type):
+            below += _section(field.type, f"[{'.'.join(here)}]", here)
             continue
-        variable = "TERRAPOD_" + "__".join([*path, field.name]).upper()
-        lines.append(f"| `{field.name}` | `{variable}` | {_shown(field.default)} | {documented[field.name]} |")
+        one = next(iter(get_args(field.type)), None) if get_origin(field.type) is tuple else None
+        if one is not None and _is_section(one):
+            below += _section(one, f"[[{'.'.join(here)}]]", here, many=True)
+            continue
+        if isinstance(field.default, tuple):
+            default = " ".join(f"`{value}`" for value in field.default)
+        else:
+            default = "needed" if field.default is msgspec.NODEFAULT else _shown(field.default)
+        variable = () if many else ("`TERRAPOD_" + "__".join(here).upper() + "`",)
+        lines.append(f"| {' | '.join((f'`{field.name}`', *variable, default, documented[field.name]))} |")
     return lines + below
 
 

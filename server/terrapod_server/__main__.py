@@ -3,12 +3,14 @@
 import asyncio
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import click
 
-from terrapod_server import auditing, engines, keyring, serving, up
+from terrapod_server import app, auditing, engines, keyring, serving, up
 from terrapod_server import config as settings
+from terrapod_shared.errors import TerrapodError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -77,6 +79,70 @@ def start_all(data: Path, host: str, port: int, plain_http: bool, no_listener: b
         up.run(up.Options(data.resolve(), host, port, plain_http=plain_http, with_listener=not no_listener))
     except up.Refused as error:
         raise click.ClickException(str(error)) from None
+
+
+@main.group()
+def users() -> None:
+    """Accounts with a password of this server."""
+
+
+_DATA = click.option(
+    "--data", type=click.Path(path_type=Path, file_okay=False), help="Data folder of `up`, without a file."
+)
+_STDIN = click.option("--password-stdin", is_flag=True, help="Read the password from standard input; else it is asked.")
+
+
+def _password(from_stdin: bool) -> str:
+    if from_stdin:
+        return sys.stdin.readline().rstrip("\r\n")
+    return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
+
+
+def _config_of(file: Path | None, data: Path | None) -> settings.Config:
+    """Settings of `up`, whose file is in its data folder, or those of a file."""
+    if data is None:
+        return _load(file)
+    own = data / "server.toml"
+    try:
+        return settings.load(up.own_variables(), file or (own if own.exists() else None), data=str(data.resolve()))
+    except settings.Mistakes as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _in_app(config: settings.Config, work: Callable[[app.App], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with app.opened(config) as made:
+            await work(made)
+
+    try:
+        asyncio.run(run())
+    except TerrapodError as error:
+        raise click.ClickException(error.detail) from None
+
+
+@users.command()
+@click.option("--email", required=True, help="Address by which the user signs in.")
+@click.option("--admin", is_flag=True, help="Make the user a platform administrator.")
+@_STDIN
+@_CONFIG
+@_DATA
+def create(email: str, admin: bool, password_stdin: bool, file: Path | None, data: Path | None) -> None:
+    """Make a user, such as the first administrator; the server may be running."""
+    config, password = _config_of(file, data), _password(password_stdin)
+    _in_app(config, lambda made: app.make_user(made, email, password, is_admin=admin))
+    click.echo(f"{email.lower()} can sign in now")
+
+
+@users.command(name="set-password")
+@click.option("--email", required=True, help="Address of the user.")
+@_STDIN
+@_CONFIG
+@_DATA
+def set_password(email: str, password_stdin: bool, file: Path | None, data: Path | None) -> None:
+    """Give a user another password; all its sessions end."""
+    config, password = _config_of(file, data), _password(password_stdin)
+    _in_app(config, lambda made: app.set_password(made, email, password))
+    click.echo(f"{email.lower()} has a new password, and no session any more")
 
 
 @main.group()

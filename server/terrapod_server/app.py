@@ -29,7 +29,10 @@ from terrapod_server.configs import actions as configs
 from terrapod_server.configs import api as configs_api
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity import api as identity_api
+from terrapod_server.identity import auth_api, oauth, passwords, rules, web
+from terrapod_server.identity import jobs as identity_jobs
 from terrapod_server.identity.model import User
+from terrapod_server.identity.signin import SignIn
 from terrapod_server.kit import brake, database, openapi, repeats
 from terrapod_server.kit.address import Addresses
 from terrapod_server.kit.bus import Bus
@@ -84,6 +87,13 @@ _DISCOVERY = {
     "tfe.v2.2": "/api/v2/",
     "state.v2": "/api/v2/",
     "modules.v1": "/api/v2/registry/modules/",
+    "login.v1": {
+        "client": next(iter(oauth.CLIENTS)),
+        "grant_types": ["authz_code"],
+        "authz": "/oauth/authorize",
+        "token": "/oauth/token",
+        "ports": list(rules.PORTS),
+    },
 }
 ADMIN_EMAIL = "admin@localhost"
 
@@ -150,6 +160,8 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     *organization.ENDPOINTS,
     *access_api.ENDPOINTS,
     *identity_api.ENDPOINTS,
+    *auth_api.ENDPOINTS,
+    *web.ENDPOINTS,
     *workspaces_api.ENDPOINTS,
     *variables_api.ENDPOINTS,
     *configs_api.ENDPOINTS,
@@ -166,6 +178,7 @@ RESOURCES: tuple[Resource, ...] = (
     *organization.RESOURCES,
     *access_api.RESOURCES,
     *identity_api.RESOURCES,
+    *auth_api.RESOURCES,
     *workspaces_api.RESOURCES,
     *variables_api.RESOURCES,
     *configs_api.RESOURCES,
@@ -176,7 +189,7 @@ RESOURCES: tuple[Resource, ...] = (
     *agents_api.RESOURCES,
     *audit_api.RESOURCES,
 )
-JOBS: tuple[Job, ...] = (*repeats.JOBS, *brake.JOBS, *runs_jobs.JOBS, *agents_jobs.JOBS, *audit_jobs.JOBS)
+JOBS: tuple[Job, ...] = (*repeats.JOBS, *brake.JOBS, *identity_jobs.JOBS, *runs_jobs.JOBS, *agents_jobs.JOBS, *audit_jobs.JOBS)
 
 
 #: How the things are found whose level a path is about.
@@ -219,6 +232,7 @@ def build(config: Config) -> App:
         limits=Limiter(config.rate_limits),
         guard=Guard(authenticator.bearer, listener_auth.authenticate, levels.level),
         authenticator=authenticator,
+        sign_in=SignIn(config.auth, brake),
         on_configuration_uploaded=runs.on_configuration_uploaded,
         configuration_in_use=runs.configuration_in_use,
         on_state_finalized=runs.on_state_finalized,
@@ -302,6 +316,7 @@ class _Life:
         if self._services.audit is not None:
             await self._services.audit.stop()
         await self._services.bus.stop()
+        await self._services.sign_in.close()
         await self._services.store.close()
         await database.close()
 
@@ -315,8 +330,29 @@ async def opened(config: Config) -> AsyncIterator[App]:
         await database.migrate()
         yield app
     finally:
+        await app.services.sign_in.close()
         await app.services.store.close()
         await database.close()
+
+
+async def make_user(made: App, email: str, password: str, *, is_admin: bool) -> None:
+    """A user with a password, empty for none. Raises Invalid, or Conflict where there is one already."""
+    kept = await _hashed(made, email, password) if password else ""
+    user = await identity.create_user(email, password_hash=kept)
+    if is_admin:
+        await access.make_admin(identity.LOCAL, user.email)
+
+
+async def set_password(made: App, email: str, password: str) -> None:
+    """Gives the user another password; all its sessions end. Raises NotFound, Invalid."""
+    user = await identity.user(email)
+    await identity.set_password(user, await _hashed(made, user.email, password))
+
+
+async def _hashed(made: App, email: str, password: str) -> str:
+    await passwords.check_quality(password, email)
+    hashed: str = await made.services.sign_in.passwords.hash(password)
+    return hashed
 
 
 async def admin_token(description: str) -> str:
@@ -326,4 +362,15 @@ async def admin_token(description: str) -> str:
     return (await identity.create_token(admin.id, description)).text or ""
 
 
-__all__ = ["ENDPOINTS", "JOBS", "MODELS", "RESOURCES", "App", "admin_token", "build", "opened"]
+__all__ = [
+    "ENDPOINTS",
+    "JOBS",
+    "MODELS",
+    "RESOURCES",
+    "App",
+    "admin_token",
+    "build",
+    "make_user",
+    "opened",
+    "set_password",
+]

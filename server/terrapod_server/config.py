@@ -5,11 +5,13 @@
 is reported at once, unknown names included.
 """
 
+import importlib.util
 import ipaddress
 import math
+import re
 import ssl
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
@@ -17,6 +19,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 MIB = 1 << 20
+#: Less is no slow hash any more.
+LEAST_ARGON2_KIB = 8192
+_PROVIDER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 #: Variables of ours that are no settings: where the file is, and the token that `up` tells people to export.
 _NOT_SETTINGS = frozenset({"TERRAPOD_CONFIG", "TERRAPOD_TOKEN"})
 
@@ -89,6 +94,64 @@ class Audit(Section, frozen=True, kw_only=True):
     retention_days: int = 90  #: 0 keeps entries for ever
 
 
+class ClaimRule(Section, frozen=True, kw_only=True):
+    """Whoever has `value` as the claim, or in its list, has these roles."""
+
+    claim: str  #: its name; `a.b` is `b` inside of `a`
+    value: str  #: what it is, or what its list holds
+    roles: tuple[str, ...]  #: what that gives
+
+
+class SignInProvider(Section, frozen=True, kw_only=True):
+    """What providers of all kinds have; see docs/sign-in.md."""
+
+    name: str  #: in URLs and role assignments: small letters, digits and hyphens
+    title: str = ""  #: on the button of the sign-in page; default: the name
+    issuer: str  #: OIDC: the issuer's URL; SAML: the provider's entity id
+    roles_claim: str = "groups"  #: claim, or SAML attribute, whose values may name roles
+    role_prefixes: tuple[str, ...] = ("terrapod:", "terrapod-")  #: a value that begins so names a role
+    rules: tuple[ClaimRule, ...] = ()  #: further claims that give roles
+    trust_email: bool = False  #: believe addresses of which the provider does not say that they are verified
+    email_domains: tuple[str, ...] = ()  #: only people whose address is in one of these
+    create_users: bool = True  #: whether somebody new may come in
+
+    @property
+    def shown(self) -> str:
+        return self.title or self.name
+
+
+class Oidc(SignInProvider, frozen=True, kw_only=True):
+    """An OpenID Connect provider."""
+
+    client_id: str  #: ours at the provider
+    client_secret: str = ""  #: ours too; none for a public client
+    client_secret_file: str = ""  #: read at each use, so that it can be changed
+    scopes: tuple[str, ...] = ("openid", "email", "profile")  #: what is asked for
+    userinfo: bool = False  #: whether claims that the ID token lacks are asked for
+
+
+class Saml(SignInProvider, frozen=True, kw_only=True):
+    """A SAML 2.0 identity provider; needs the extra `terrapod[saml]`."""
+
+    sign_on_url: str  #: HTTP-Redirect binding
+    certificate: str  #: PEM file with the certificates by which it signs
+    entity_id: str = ""  #: ours; default: where our metadata is
+    email_attribute: str = "email"  #: the attribute with the address
+    name_attribute: str = "displayName"  #: the attribute with the person's name
+
+
+class Auth(Section, frozen=True, kw_only=True):
+    """How people sign in."""
+
+    local: bool = True  #: whether accounts with a password of this server may
+    login_token_days: int = 0  #: how long a token of `terraform login` is good; 0: until it is removed
+    argon2_kib: int = 32768  #: memory of one password's hash
+    argon2_passes: int = 3  #: over that memory
+    argon2_lanes: int = 1  #: that are filled side by side
+    oidc: tuple[Oidc, ...] = ()  #: OpenID Connect providers, each a table `[[auth.oidc]]`; see sign-in.md
+    saml: tuple[Saml, ...] = ()  #: SAML providers, each a table `[[auth.saml]]`; see sign-in.md
+
+
 class Config(Section, frozen=True, kw_only=True):
     """All settings of the server."""
 
@@ -112,6 +175,7 @@ class Config(Section, frozen=True, kw_only=True):
     storage: Storage = Storage()
     engines: Engines = Engines()
     runs: Runs = Runs()
+    auth: Auth = Auth()
 
     @property
     def folder(self) -> Path:
@@ -267,7 +331,7 @@ def load(environ: Mapping[str, str], file: Path | None = None, **over: Any) -> C
 
 #: Where 0 means without a limit, or any port that is free; checked apart.
 _MAY_BE_ZERO = frozenset(
-    {"port", "audit.retention_days", *(f"rate_limits.{name}" for name in RateLimits.__struct_fields__)}
+    {"port", "audit.retention_days", "auth.login_token_days", *(f"rate_limits.{name}" for name in RateLimits.__struct_fields__)}
 )
 
 
@@ -320,6 +384,7 @@ def _contradictions(config: Config) -> list[str]:
         wrong.append("storage.bucket: needed when storage.kind is s3")
     if not 0 <= config.port <= 65535:  # noqa: PLR2004
         wrong.append("port: must be between 0 and 65535")
+    wrong += _auth_mistakes(config.auth)
     if config.public_url and not config.public_url.startswith(("https://", "http://")):
         wrong.append("public_url: must begin with https:// or http://")
     if config.database_url and not config.database_url.startswith(
@@ -327,3 +392,53 @@ def _contradictions(config: Config) -> list[str]:
     ):
         wrong.append("database_url: must begin with postgres:// or sqlite://")
     return wrong
+
+
+def _auth_mistakes(auth: Auth) -> list[str]:
+    wrong = []
+    if auth.argon2_kib < LEAST_ARGON2_KIB:
+        wrong.append(f"auth.argon2_kib: must be at least {LEAST_ARGON2_KIB}")
+    if auth.login_token_days < 0:
+        wrong.append("auth.login_token_days: must not be negative")
+    if auth.saml and importlib.util.find_spec("signxml") is None:
+        wrong.append("auth.saml: needs the extra terrapod[saml]")
+    providers: list[Oidc | Saml] = [*auth.oidc, *auth.saml]
+    names = [provider.name for provider in providers]
+    for provider in providers:
+        own = [*_provider_mistakes(provider)]
+        if names.count(provider.name) > 1:
+            own.append("another has this name too")
+        wrong += [f"auth: provider {provider.name!r}: {why}" for why in own]
+    return wrong
+
+
+def _provider_mistakes(provider: Oidc | Saml) -> Iterator[str]:
+    if not _PROVIDER_NAME.fullmatch(provider.name) or provider.name == "local":
+        yield "a name is made of small letters, digits and hyphens, and is not local"
+    if not all(provider.role_prefixes):
+        yield "an empty role prefix would make every group a role"
+    if isinstance(provider, Oidc):
+        url, file = provider.issuer, provider.client_secret_file
+        if "openid" not in provider.scopes:
+            yield "scopes must hold openid"
+    else:
+        url, file = provider.sign_on_url, provider.certificate
+    if not is_safe_url(url):
+        yield f"{url} must be an https URL (http on loopback only)"
+    if file and not Path(file).is_file():
+        yield f"{file} cannot be read"
+
+
+def is_safe_url(url: str) -> bool:
+    """https, or http on this host's loopback, as tests and development have it."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    if parts.scheme == "https":
+        return bool(host)
+    try:
+        return parts.scheme == "http" and (host == "localhost" or ipaddress.ip_address(host).is_loopback)
+    except ValueError:
+        return False

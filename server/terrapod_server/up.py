@@ -60,7 +60,7 @@ def prepare(options: Options) -> Config:
     options.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     port = options.port or _free_port(options.host)
     over: dict[str, Any] = {"data": str(options.data), "host": options.host, "port": port}
-    environ = {name: value for name, value in os.environ.items() if name.startswith("TERRAPOD_")}
+    environ = own_variables()
     file = options.data / "server.toml"
     try:
         config = load(environ, file if file.exists() else None, **over)
@@ -74,6 +74,11 @@ def prepare(options: Options) -> Config:
         message = f"{config.keys} is not the key file of {options.data}: {error.detail}"
         raise Refused(message) from None
     return msgspec.structs.replace(config, tls=Tls(certificate=str(certificate), key=str(key)))
+
+
+def own_variables() -> dict[str, str]:
+    """What of the environment is about us."""
+    return {name: value for name, value in os.environ.items() if name.startswith("TERRAPOD_")}
 
 
 def shown_host(host: str) -> str:
@@ -136,6 +141,8 @@ def _welcome(config: Config, options: Options) -> None:
     )
     click.echo(f"  export TF_CLI_CONFIG_FILE={credentials}")
     click.echo(f'  export TERRAPOD_TOKEN="$(cat {data / "admin-token"})"      # for curl and scripts\n')
+    click.echo("To sign in by browser and `terraform login`, make yourself an account:\n")
+    click.echo(f"  terrapod-server users create --admin --email you@example.org --data {data}\n")
     sys.stdout.flush()
 
 

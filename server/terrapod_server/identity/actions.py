@@ -1,6 +1,5 @@
 """Users and their tokens: made, changed, removed, and found by what a request carries."""
 
-import hashlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,7 +11,9 @@ from tortoise.exceptions import IntegrityError
 
 from terrapod_server.access import actions as access
 from terrapod_server.access import rules
-from terrapod_server.identity.model import ApiToken, User
+from terrapod_server.identity import sessions
+from terrapod_server.identity.model import ApiToken, User, UserIdentity
+from terrapod_server.identity.sessions import fingerprint
 from terrapod_server.kit.bus import Bus
 from terrapod_server.kit.call import Principal
 from terrapod_server.kit.database import in_transaction
@@ -31,11 +32,6 @@ _USE_NOTED = timedelta(minutes=1)
 _RUN_TOKEN_S = 86_400 * 7
 LOCAL = "local"  #: the provider that this server is itself
 _TOPIC = "rights"
-
-
-def fingerprint(token: str) -> str:
-    """What is kept of a token. It has 256 random bits, so no slow hash is needed."""
-    return hashlib.sha256(token.encode()).hexdigest()
 
 
 async def user(key: str) -> User:
@@ -73,7 +69,15 @@ async def update_user(row: User, values: Mapping[str, Any], caller: Principal, *
         await row.save(update_fields=[*values, "updated_at"])
         if not row.is_active:
             await ApiToken.filter(user_id=row.id).delete()
+            await sessions.end_all(row.id)
     return row
+
+
+async def set_password(row: User, password_hash: str, *, but: str = "") -> None:
+    """Every session that the old password began is over, `but` one."""
+    async with in_transaction():
+        await User.filter(id=row.id).update(password_hash=password_hash, updated_at=clock.now())
+        await sessions.end_all(row.id, but=but)
 
 
 async def delete_user(row: User, caller: Principal, *, force: bool) -> None:
@@ -82,6 +86,8 @@ async def delete_user(row: User, caller: Principal, *, force: bool) -> None:
         rules.check_lockout(Level.ADMIN, Level.NONE, force=force)
     async with in_transaction():
         await ApiToken.filter(user_id=row.id).delete()
+        await sessions.end_all(row.id)
+        await UserIdentity.filter(user_id=row.id).delete()
         await access.delete_for_email(row.email)
         await User.filter(id=row.id).delete()
 
@@ -129,6 +135,26 @@ class Authenticator:
         known = self._known.get(key)
         if known and known[0] > time.monotonic():
             return known[1]
+        principal = await (self._session(token) if token.startswith(sessions.PREFIX) else self._token(key))
+        if principal is not None:
+            if len(self._known) >= REMEMBERED_MOST:
+                self._known.clear()
+            self._known[key] = (time.monotonic() + REMEMBERED_S, principal)
+        return principal
+
+    @staticmethod
+    async def _session(token: str) -> Principal | None:
+        found = await sessions.find(token)
+        if found is None:
+            return None
+        row, owner, provider, roles = found
+        rights = await access.rights_of(owner.id, provider, owner.email, roles)
+        return Principal(
+            kind="user", id=owner.id, name=owner.email, session_id=row.id, provider=provider, rights=rights
+        )
+
+    @staticmethod
+    async def _token(key: str) -> Principal | None:
         row = await ApiToken.get_or_none(hash=key)
         now = clock.now()
         if row is None or (row.expired_at is not None and row.expired_at <= now):
@@ -141,13 +167,9 @@ class Authenticator:
         rights = await access.rights_of(
             owner.id, row.provider, owner.email, is_read_only=row.read_only, only_workspace=row.workspace_id
         )
-        principal = Principal(
+        return Principal(
             kind="user", id=owner.id, name=owner.email, token_id=row.id, provider=row.provider, rights=rights
         )
-        if len(self._known) >= REMEMBERED_MOST:
-            self._known.clear()
-        self._known[key] = (time.monotonic() + REMEMBERED_S, principal)
-        return principal
 
     def forget(self) -> None:
         self._known.clear()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from terrapod_server.access import actions as access
-from terrapod_server.identity import actions
+from terrapod_server.identity import actions, passwords
 from terrapod_server.identity.model import ApiToken, User
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, One, Page, Raw, Resource
@@ -23,6 +23,9 @@ USER = Resource(
         Attr("is-service-account", bool, "whether this is a program", value=lambda *_: False),
         Attr("v2-only", bool, "always false", value=lambda *_: False),
         Attr("two-factor", dict, "not done here", value=lambda *_: {"enabled": False, "verified": False}),
+        Attr("has-password", bool, "whether it can sign in with a password of this server"),
+        Attr("password", str, "that password; set by admins, never shown", write=True, maximum=256, only_in="sent"),
+        Attr("last-login-at", str, "when it last signed in"),
         Attr("created-at", str, "when it was made"),
         Attr("force", bool, "also where callers shut themselves out", write=True, only_in="sent"),
         Attr(
@@ -148,14 +151,29 @@ async def create(call: Call) -> User:
     if "email" not in call.attributes:
         message = "a user needs an email"
         raise Invalid(message, pointer="/data/attributes/email")
+    if "password" in call.attributes:
+        values["password_hash"] = await _hashed(call, call.attributes["email"])
     return await actions.create_user(call.attributes["email"], **values)
+
+
+async def _hashed(call: Call, email: str) -> str:
+    """The password that was sent, as it is kept. Raises Invalid for a weak one."""
+    password = call.attributes["password"]
+    await passwords.check_quality(password, email)
+    hashed: str = await call.services.sign_in.passwords.hash(password)
+    return hashed
 
 
 async def update(call: Call) -> User:
     """Change a user; one who is deactivated is out at once, with all tokens."""
     values = {name: value for name, value in call.attributes.items() if name in ("display_name", "is_active")}
     force = call.attributes.get("force", False)
-    row = await actions.update_user(await show(call), values, call.principal, force=force)
+    row = await show(call)
+    kept = await _hashed(call, row.email) if "password" in call.attributes else ""
+    row = await actions.update_user(row, values, call.principal, force=force)
+    if kept:
+        await actions.set_password(row, kept)
+        row.password_hash = kept
     await call.services.authenticator.changed()
     return row
 

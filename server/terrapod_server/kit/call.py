@@ -86,6 +86,7 @@ class Services:
     limits: "Limiter"
     audit: Any = None  #: the writer of the audit log; None where it is switched off
     authenticator: Any  #: of identity: makes run tokens, forgets what it knew of tokens
+    sign_in: Any  #: of identity: passwords, and the providers at which people sign in
     on_configuration_uploaded: Callable[..., Awaitable[Any]] = _nothing
     configuration_in_use: Callable[..., Awaitable[Any]] = _nothing
     on_state_finalized: Callable[..., Awaitable[Any]] = _nothing

@@ -1,0 +1,194 @@
+"""/api/v2/auth: providers, the way to them and back, sessions, and signing out."""
+
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.responses import Response
+
+from terrapod_server.access import actions as access
+from terrapod_server.identity import actions, oauth, pages, rules, sessions
+from terrapod_server.identity.browser import SAML_BYTES, Visitor, form_of, single
+from terrapod_server.identity.model import Session
+from terrapod_server.identity.oidc import Oidc
+from terrapod_server.identity.signin import CALLBACK, SignIn
+from terrapod_server.identity.web import begin_session, exchange, replace_password, rfc6749, shown
+from terrapod_server.kit.call import Call
+from terrapod_server.kit.documents import encode
+from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Raw, Resource
+from terrapod_shared import clock
+from terrapod_shared.errors import Conflict, Invalid, NotFound
+
+#: In the spelling of TFE, which knows this call too.
+PASSWORD = Resource(
+    type="passwords",
+    accepts=("users",),
+    attributes=(
+        Attr("current_password", str, "the password until now", write=True, maximum=256),
+        Attr("password", str, "the new one", write=True, maximum=256),
+        Attr("password_confirmation", str, "the new one again; may be left out", write=True, maximum=256),
+    ),
+)
+
+
+async def providers(call: Call) -> dict[str, Any]:
+    """Where people can sign in."""
+    service: SignIn = call.services.sign_in
+    found = [{"name": actions.LOCAL, "type": "local", "display_name": "Password"}] if service.settings.local else []
+    found += [
+        {"name": name, "type": provider.kind, "display_name": provider.settings.shown}
+        for name, provider in service.providers.items()
+    ]
+    return {"providers": found, "default_provider": found[0]["name"] if found else None}
+
+
+@shown
+async def authorize(call: Call) -> Response:
+    """Begin to sign in: at a provider, or on our own page.
+
+    With `redirect_uri`, `code_challenge` and `state` the end is a code for `POST auth/token`.
+    """
+    query = single(call.request.query_params.multi_items())
+    page = rules.own_page(query.get("next", ""))
+    if "redirect_uri" in query:
+        asked = {"client_id": "terrapod-cli", "response_type": "code", "code_challenge_method": "S256", **query}
+        page = f"/oauth/authorize?{oauth.ask_of(asked).query()}"
+    name = query.get("provider", actions.LOCAL)
+    service: SignIn = call.services.sign_in
+    if name == actions.LOCAL:
+        return pages.redirect(f"/sign-in?{urlencode({'next': page})}")
+    visitor = Visitor(call)
+    return visitor.keep(pages.redirect(await service.depart(name, page, visitor.id, call.base)))
+
+
+@shown
+async def callback(call: Call) -> Response:
+    """Back from a provider, with a person or with a reason why not."""
+    service: SignIn = call.services.sign_in
+    visitor = await Visitor(call).identify()
+    arrival = await service.arrive(single(call.request.query_params.multi_items()), visitor.id)
+    user = await service.by_proof(arrival.proof)
+    return await begin_session(call, visitor, user, arrival.proof.provider, arrival.proof.roles, arrival.page)
+
+
+@shown
+async def post_callback(call: Call) -> Response:
+    """A SAML provider's answer, by way of the browser but without its cookies: it is sent on to show them."""
+    handle = await call.services.sign_in.deliver(await form_of(call, SAML_BYTES))
+    return pages.redirect(f"{CALLBACK}?{urlencode({'proof': handle})}")
+
+
+async def metadata(call: Call) -> Response:
+    """Who this server is to a SAML provider."""
+    service: SignIn = call.services.sign_in
+    provider = service.known(call.path["provider"])
+    if isinstance(provider, Oidc):
+        raise NotFound
+    entity_id = service.entity_id(provider.settings, call.base)
+    return Response(provider.metadata(call.base + CALLBACK, entity_id), media_type="application/samlmetadata+xml")
+
+
+@rfc6749
+async def token(call: Call) -> Response:
+    """Exchange the code of `auth/authorize` for a session of one's own."""
+    grant, user, first = await exchange(call, "session")
+    agent = call.request.headers.get("user-agent", "") or grant.ask.client.title
+    session, text = await sessions.begin(user, first.provider, first.roles, call.address, agent)
+    roles = await access.roles_for(session.provider, user.email, session.roles)
+    body = {
+        "session_token": text,
+        "token_type": "bearer",
+        "expires_at": clock.stamp(session.expires_at),
+        "email": user.email,
+        "roles": roles,
+    }
+    return Response(encode(body), 200, {"Pragma": "no-cache"}, "application/json")
+
+
+def _shown(row: Session, call: Call) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "provider_name": row.provider,
+        "token_hint": row.hint,
+        "is_current": row.id == call.principal.session_id,
+        "address": row.address,
+        "user_agent": row.user_agent,
+        "created_at": clock.stamp(row.created_at),
+        "last_active_at": clock.stamp(row.last_used_at),
+        "expires_at": clock.stamp(row.expires_at),
+    }
+
+
+async def index(call: Call) -> list[dict[str, Any]]:
+    """The caller's sessions, newest first."""
+    return [_shown(row, call) for row in await sessions.of_user(call.principal.id)]
+
+
+async def index_of_user(call: Call) -> list[dict[str, Any]]:
+    """A user's sessions, newest first."""
+    user = await actions.user(call.path["user"])
+    return [_shown(row, call) for row in await sessions.of_user(user.id)]
+
+
+async def end(call: Call) -> None:
+    """End one of the caller's sessions."""
+    if not await sessions.end(call.path["session"], call.principal.id):
+        raise NotFound
+    await call.services.authenticator.changed()
+
+
+async def end_all(call: Call) -> None:
+    """End all of the caller's sessions, this one too."""
+    await sessions.end_all(call.principal.id)
+    await call.services.authenticator.changed()
+
+
+async def end_of_user(call: Call) -> None:
+    """End all sessions of a user; the user's tokens stay."""
+    user = await actions.user(call.path["user"])
+    await sessions.end_all(user.id)
+    await call.services.authenticator.changed()
+
+
+async def logout(call: Call) -> None:
+    """End the session whose token this is."""
+    principal = call.principal
+    if not principal.session_id:
+        message = (
+            f"this is an API token and no session: DELETE /api/v2/authentication-tokens/{principal.token_id} ends it"
+        )
+        raise Conflict(message)
+    await sessions.end(principal.session_id, principal.id)
+    await call.services.authenticator.changed()
+
+
+async def change_password(call: Call) -> None:
+    """Change the caller's own password; all other sessions end."""
+    sent = call.attributes
+    for name in ("current_password", "password"):
+        if not sent.get(name):
+            message = f"{name} is needed"
+            raise Invalid(message, pointer=f"/data/attributes/{name}")
+    if sent.get("password_confirmation", sent["password"]) != sent["password"]:
+        message = "password_confirmation is not the same as password"
+        raise Invalid(message, pointer="/data/attributes/password_confirmation")
+    user = await actions.user(call.principal.id)
+    await replace_password(call, user, sent["current_password"], sent["password"], call.principal.session_id)
+
+
+RESOURCES: tuple[Resource, ...] = (PASSWORD,)
+_AUTH = "/api/v2/auth"
+ENDPOINTS: tuple[Endpoint | Raw, ...] = (
+    Endpoint("GET", f"{_AUTH}/providers", None, providers, Access.PUBLIC),
+    Raw("GET", f"{_AUTH}/authorize", authorize, Access.PUBLIC),
+    Raw("GET", CALLBACK, callback, Access.PUBLIC),
+    Raw("POST", CALLBACK, post_callback, Access.PUBLIC),
+    Raw("GET", f"{_AUTH}/saml/{{provider}}/metadata", metadata, Access.PUBLIC),
+    Raw("POST", f"{_AUTH}/token", token, Access.PUBLIC),
+    Endpoint("GET", f"{_AUTH}/sessions", None, index, Access.SELF),
+    Endpoint("DELETE", f"{_AUTH}/sessions", None, end_all, Access.SELF, body=False),
+    Endpoint("DELETE", f"{_AUTH}/sessions/{{session}}", None, end, Access.SELF, body=False),
+    Endpoint("GET", f"{_AUTH}/sessions/user/{{user}}", None, index_of_user, Access.AUDIT),
+    Endpoint("DELETE", f"{_AUTH}/sessions/user/{{user}}", None, end_of_user, Access.PLATFORM, body=False),
+    Endpoint("POST", f"{_AUTH}/logout", None, logout, Access.SELF, body=False),
+    Endpoint("PATCH", "/api/v2/account/password", PASSWORD, change_password, Access.SELF),
+)

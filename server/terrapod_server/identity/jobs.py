@@ -1,0 +1,13 @@
+"""What is over is removed: sessions, and secrets that nobody came back with."""
+
+from terrapod_server.identity import onetime, sessions
+from terrapod_server.kit.call import Services
+from terrapod_server.kit.periodic import Job
+
+
+async def purge(_services: Services) -> None:
+    await sessions.purge()
+    await onetime.purge()
+
+
+JOBS = (Job("purge sessions", 600, purge),)

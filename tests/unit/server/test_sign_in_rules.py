@@ -1,0 +1,92 @@
+"""The pure rules of signing in, and which settings of it are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from terrapod_server.config import ClaimRule, Mistakes, load
+from terrapod_server.identity import rules
+
+PREFIXES = ("terrapod:", "terrapod-")
+
+
+@pytest.mark.parametrize(
+    ("claims", "roles"),
+    [
+        ({"groups": ["terrapod:a", "terrapod-b", "c"]}, ("a", "b")),
+        ({"groups": "terrapod:a"}, ("a",)),
+        ({"groups": "terrapod:a terrapod:b"}, ("a terrapod:b",)),
+        ({"groups": ["admin", "Terrapod:admin", "xterrapod:admin", "terrapod:", "terrapod"]}, ()),
+        ({"groups": {"terrapod:a": True}}, ()),
+        ({"groups": [["terrapod:a"], 1, None]}, ()),
+        ({"groups": None}, ()),
+        ({}, ()),
+        ({"team": "platform"}, ("audit",)),
+        ({"team": ["x", "platform"]}, ("audit",)),
+        ({"team": "platform-x"}, ()),
+        ({"nested": {"team": ["in"]}}, ("deep",)),
+        ({"nested.team": "in"}, ("deep",)),
+        ({"nested": "in"}, ()),
+    ],
+)
+def test_roles_come_by_prefix_or_rule_only(claims: dict[str, Any], roles: tuple[str, ...]) -> None:
+    own = [
+        ClaimRule(claim="team", value="platform", roles=("audit",)),
+        ClaimRule(claim="nested.team", value="in", roles=("deep",)),
+    ]
+    assert rules.roles_of(claims, "groups", PREFIXES, own) == roles
+
+
+def test_an_address_is_one_or_nothing() -> None:
+    assert rules.address_of(" Ann@Example.ORG ") == "ann@example.org"
+    for text in ("", "ann", "@x", "ann@", "a b@c", "a\nb@c", "a\0@c", None, 1, ["a@b"], "x" * 260 + "@y"):
+        assert rules.address_of(text) == ""
+
+
+def test_a_verifier_proves_its_challenge_only() -> None:
+    verifier = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"  # the example of RFC 7636
+    challenge = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
+    assert rules.challenge_of(verifier) == challenge
+    assert rules.proves(verifier, challenge)
+    for wrong in (challenge, verifier[:-1], verifier + "=", "", "x" * 129):
+        assert not rules.proves(wrong, challenge)
+
+
+@pytest.mark.parametrize(
+    ("auth", "said"),
+    [
+        ({"argon2_kib": 1024}, "argon2_kib"),
+        ({"login_token_days": -1}, "login_token_days"),
+        ({"oidc": [{"name": "local"}]}, "is not local"),
+        ({"oidc": [{"name": "Corp"}]}, "small letters"),
+        ({"oidc": [{}, {}]}, "another has this name"),
+        ({"oidc": [{"issuer": "http://id.example.com"}]}, "https"),
+        ({"oidc": [{"issuer": "https://"}]}, "https"),
+        ({"oidc": [{"role_prefixes": ["terrapod:", ""]}]}, "every group a role"),
+        ({"oidc": [{"scopes": ["email"]}]}, "openid"),
+        ({"oidc": [{"client_secret_file": "/nowhere"}]}, "/nowhere cannot be read"),
+        ({"oidc": [{"colour": "red"}]}, "colour"),
+        (
+            {"saml": [{"name": "s", "issuer": "x", "sign_on_url": "https://x/sso", "certificate": "/nowhere"}]},
+            "/nowhere",
+        ),
+    ],
+)
+def test_settings_that_would_not_be_safe_are_refused(auth: dict[str, Any], said: str, tmp_path: Path) -> None:
+    whole = {"name": "corp", "issuer": "https://id.example.com", "client_id": "x"}
+    auth = {**auth, "oidc": [whole | each for each in auth.get("oidc", [])]}
+    with pytest.raises(Mistakes) as caught:
+        load({}, None, data=str(tmp_path), auth=auth)
+    assert said in str(caught.value)
+
+
+def test_settings_of_a_file_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "terrapod.toml"
+    file.write_text(
+        '[[auth.oidc]]\nname = "corp"\nissuer = "https://id.example.com"\nclient_id = "x"\n'
+        '[[auth.oidc.rules]]\nclaim = "a"\nvalue = "b"\nroles = ["c"]\n'
+    )
+    config = load({"TERRAPOD_AUTH__LOGIN_TOKEN_DAYS": "30"}, file)
+    assert config.auth.login_token_days == 30
+    assert config.auth.oidc[0].rules[0].roles == ("c",)

@@ -189,7 +189,14 @@ RESOURCES: tuple[Resource, ...] = (
     *agents_api.RESOURCES,
     *audit_api.RESOURCES,
 )
-JOBS: tuple[Job, ...] = (*repeats.JOBS, *brake.JOBS, *identity_jobs.JOBS, *runs_jobs.JOBS, *agents_jobs.JOBS, *audit_jobs.JOBS)
+JOBS: tuple[Job, ...] = (
+    *repeats.JOBS,
+    *brake.JOBS,
+    *identity_jobs.JOBS,
+    *runs_jobs.JOBS,
+    *agents_jobs.JOBS,
+    *audit_jobs.JOBS,
+)
 
 
 #: How the things are found whose level a path is about.

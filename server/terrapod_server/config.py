@@ -331,7 +331,12 @@ def load(environ: Mapping[str, str], file: Path | None = None, **over: Any) -> C
 
 #: Where 0 means without a limit, or any port that is free; checked apart.
 _MAY_BE_ZERO = frozenset(
-    {"port", "audit.retention_days", "auth.login_token_days", *(f"rate_limits.{name}" for name in RateLimits.__struct_fields__)}
+    {
+        "port",
+        "audit.retention_days",
+        "auth.login_token_days",
+        *(f"rate_limits.{name}" for name in RateLimits.__struct_fields__),
+    }
 )
 
 

@@ -105,6 +105,7 @@ async def test_a_code_is_good_once_however_many_show_it(server: Running, browser
 
 async def test_a_code_needs_all_that_it_was_asked_with(server: Running, browser: Browser) -> None:
     await account(server)
+    server.services.sign_in.brake = None  # it would end so many tries
     for error, changed in (
         ("invalid_grant", {"code_verifier": "x" * 43}),
         ("invalid_grant", {"redirect_uri": "http://localhost:10006/login"}),
@@ -573,6 +574,22 @@ async def test_a_device_is_known_to_its_owner_only(server: Running, browser: Bro
     assert right == [new] != [name]
     await exchange(server, "no code")
     assert tried[-1][:2] == ("code", "127.0.0.1")
+
+
+async def test_guessing_is_slowed_down_and_the_owner_still_gets_in(server: Running, browser: Browser) -> None:
+    await account(server)
+    await browser.sign_in(ANN, PASSWORD)
+    await browser.submit(action="/sign-out")
+    async with Browser(server.url) as guesser:
+        await guesser.open("/sign-in")
+        statuses = [(await guesser.submit(email=ANN, password=f"guess {number}")).status_code for number in range(30)]
+        assert statuses[0] == 401
+        assert set(statuses[-10:]) == {429}
+        assert statuses.count(401) < 20
+        assert int(guesser.page.headers["retry-after"]) > 0
+        assert "too many tries" in guesser.page.text
+        assert (await guesser.submit(email=ANN, password=PASSWORD)).status_code == 429, "the right one is not looked at"
+    assert (await browser.sign_in(ANN, PASSWORD)).url.path == "/account", "the owner, in a browser that is known"
 
 
 async def test_the_token_endpoint_speaks_oauth_whatever_is_sent(server: Running) -> None:

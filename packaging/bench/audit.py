@@ -55,7 +55,7 @@ def _cpu_s(site: Site) -> float:
 
 def measure(folder: Path, *, quick: bool) -> Section:
     section = Section("Audit log", TEXT)
-    seconds, rounds = (0.5, 3) if quick else (2.0, 7)
+    seconds, rounds = (0.5, 3) if quick else (1.0, 12)
     with (
         Site(folder / "audited", settings=_OFF) as on,
         Site(folder / "silent", settings={**_OFF, "TERRAPOD_AUDIT__ENABLED": "false"}) as off,

@@ -116,6 +116,9 @@ async def test_changes_and_refusals_are_recorded(server: Running) -> None:
     added = await entry(server, resource_type="vars")
     assert (added["resource-id"], added["workspace-id"]) == (variable.json()["data"]["id"], key)
 
+    for length in (41, 128, 129, 300):  # longer than any id, and longer than what is kept of one
+        assert (await server.api.post(f"/workspaces/{'x' * length}/actions/lock")).status_code == 404
+    await entry(server, resource_id="x" * 128, status_code=404, workspace_id=None)
     assert (await server.api.post(f"/workspaces/{key}/actions/lock")).status_code == 409
     await entry(server, status_code=409, resource_id=key)
     stranger = await server.api.get(f"/workspaces/{key}", headers={"Authorization": "Bearer tpod_wrong"})

@@ -96,13 +96,15 @@ class Writer:
         workspace = shown(path.get("workspace", "")) or principal.workspace_id
         if about := scope.get("about"):
             kind, identity, workspace = about[0], about[1], about[2] or workspace
+        if not workspace and kind == "workspaces":
+            workspace = identity
         now = time.time_ns()
         return Entry(
             id=ids.make_at("ae", now // 1_000_000), chain="", number=0, at=now // 1000,
             actor_kind=principal.kind, actor_id=principal.id, actor=printable(principal.name, 254),
             token_id=principal.token_id or principal.session_id, address=self._addresses.of(request)[:64],
             action=scope["method"], path=endpoint.path, resource_type=kind, resource_id=identity[:128],
-            workspace_id=identity if kind == "workspaces" and not workspace and identity.startswith("ws-") else workspace,
+            workspace_id=workspace if ids.is_valid(workspace, "ws") else "",
             status=status, request_id=request_id, user_agent=printable(request.headers.get("user-agent", "")),
             duration_us=int(took_s * 1e6), repeats=1, mac="",
         )  # fmt: skip

@@ -29,7 +29,7 @@ test: setup
 	@command -v xmlsec1 >/dev/null || { [ "$$(id -u)" = 0 ] && echo "installing xmlsec1 with apt-get" && \
 	  apt-get update -qq >/dev/null && apt-get install -y -qq xmlsec1 >/dev/null 2>&1; } || \
 	  echo "xmlsec1 is not there: the SAML tests will be skipped (apt-get install xmlsec1)" >&2
-	$(BIN)/pytest
+	$(BIN)/pytest -n 4 --dist worksteal
 
 demo: setup
 	$(BIN)/python packaging/demo/demo.py

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from kit.browser import Browser
-from kit.serving import Running, running
+from kit.serving import Running, running, until
 from terrapod_server import app
 from terrapod_server.identity import onetime, sessions
 from terrapod_server.identity.model import OneTime, Session, User
@@ -590,6 +590,49 @@ async def test_guessing_is_slowed_down_and_the_owner_still_gets_in(server: Runni
         assert "too many tries" in guesser.page.text
         assert (await guesser.submit(email=ANN, password=PASSWORD)).status_code == 429, "the right one is not looked at"
     assert (await browser.sign_in(ANN, PASSWORD)).url.path == "/account", "the owner, in a browser that is known"
+
+
+async def test_a_thousand_addresses_on_one_account_and_the_owner_still_gets_in(
+    database_url: str, tmp_path: Any
+) -> None:
+    async with running(tmp_path / "data", database_url, trusted_proxies=["127.0.0.1"]) as server:
+        await account(server)
+        async with Browser(server.url) as owner, Browser(server.url) as guesser:
+            await owner.sign_in(ANN, PASSWORD)
+            await owner.submit(action="/sign-out")
+            await guesser.open("/sign-in")
+            tried = 0
+            for number in range(1000):
+                guesser.client.headers["X-Forwarded-For"] = f"10.{number >> 8}.{number & 255}.1"
+                answer = await guesser.submit(email=ANN, password=f"guess {number}")
+                assert answer.status_code in (401, 429)
+                tried += answer.status_code == 401
+            assert 0 < tried < 20
+            assert (await owner.sign_in(ANN, PASSWORD)).url.path == "/account"
+
+
+async def test_who_signs_in_and_whose_password_is_guessed_is_recorded(server: Running, browser: Browser) -> None:
+    await account(server)
+    user = await User.get(email=ANN)
+    await browser.open("/sign-in")
+    await browser.submit(email=ANN, password="not that one at all")
+    await browser.submit(email="my password in the wrong field", password="x")
+    await browser.sign_in(ANN, PASSWORD)
+    shown = await code(browser)
+    assert (await exchange(server, shown)).status_code == 200
+
+    async def entries() -> list[dict[str, Any]]:
+        answer = await server.api.get("/admin/audit-log?page[size]=100")
+        found = [row["attributes"] for row in answer.json()["data"]]
+        return found if any(row["path"] == "/oauth/token" for row in found) else []
+
+    found = await until(entries)
+    refused = [row for row in found if (row["path"], row["status-code"]) == ("/sign-in", 401)]
+    assert [row["resource-id"] for row in refused] == [None, user.id], "newest first; of a name that is nobody's none"
+    for path, status in (("/sign-in", 303), ("/oauth/token", 200)):
+        row = next(row for row in found if (row["path"], row["status-code"]) == (path, status))
+        assert (row["actor-email"], row["actor-id"]) == (ANN, user.id)
+    assert "wrong field" not in str(found)
 
 
 async def test_the_token_endpoint_speaks_oauth_whatever_is_sent(server: Running) -> None:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from terrapod_server.identity import sessions
 from terrapod_server.identity.model import Session, User
-from terrapod_server.kit.call import Call
+from terrapod_server.kit.call import Call, Principal
 from terrapod_server.kit.signed import Signer
 from terrapod_shared.errors import BadRequest, Forbidden, NotFound, UnsupportedMedia
 
@@ -27,6 +27,12 @@ _FIELDS = 40
 _CSRF_S = 12 * 3600.0
 _DEVICE_S = 180 * 86400.0
 _BROWSER = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+def person(user: User, session: Session | None = None, provider: str = "") -> Principal:
+    """Somebody who came in by the pages, for the record."""
+    kept = (session.id, session.provider) if session else ("", provider)
+    return Principal(kind="user", id=user.id, name=user.email, session_id=kept[0], provider=kept[1])
 
 
 class Visitor:
@@ -46,6 +52,9 @@ class Visitor:
         """Finds the session that the cookie names."""
         found = await sessions.find(self.token) if self.token else None
         self.signed_in = found[:2] if found else None
+        if self.signed_in:
+            session, user = self.signed_in
+            self._call.request.scope["principal"] = person(user, session)  # known to the record, whatever is answered
         return self
 
     @property

@@ -9,7 +9,7 @@ from urllib.parse import urlencode, urlsplit
 from starlette.responses import Response
 
 from terrapod_server.identity import actions, oauth, pages, passwords, rules, sessions
-from terrapod_server.identity.browser import Visitor, form_of, single
+from terrapod_server.identity.browser import Visitor, form_of, person, single
 from terrapod_server.identity.model import Session, User
 from terrapod_server.identity.pages import Way
 from terrapod_server.identity.signin import Attempt, SignIn
@@ -44,8 +44,9 @@ async def begin_session(
 ) -> Response:
     """Signs the browser in, with a new session in place of one that it may have had, and leads on."""
     agent = call.request.headers.get("user-agent", "")
-    _, token = await sessions.begin(user, provider, roles, call.address, agent)
+    session, token = await sessions.begin(user, provider, roles, call.address, agent)
     await end_session(call, visitor)
+    call.about("sessions", session.id, actor=person(user, session))
     response = pages.redirect(rules.own_page(page))
     visitor.sign_in(response, token, user, device or visitor.device(user))
     return visitor.keep(response)
@@ -99,7 +100,10 @@ async def sign_in(call: Call) -> Response:
 
 async def _attempt(call: Call, visitor: Visitor, email: str) -> Attempt:
     account = rules.address_of(email)
-    device = visitor.device(await User.get_or_none(email=account) if account else None)
+    user = await User.get_or_none(email=account) if account else None
+    if user:  # whose password is guessed; what is nobody's address may be a password in the wrong field
+        call.about("users", user.id)
+    device = visitor.device(user)
     return Attempt(call.services.sign_in.brake, "sign-in", call.address, account or email, device)
 
 
@@ -231,9 +235,10 @@ async def exchange(call: Call, gives: Literal["token", "session"]) -> tuple[oaut
     form = await form_of(call)
     attempt = Attempt(call.services.sign_in.brake, "code", call.address)
     await attempt.begin()
-    found = await oauth.redeem(form, gives)
+    grant, user, session = await oauth.redeem(form, gives)
     await attempt.succeeded()
-    return found
+    call.about("users", user.id, actor=person(user, session))
+    return grant, user, session
 
 
 def rfc6749(handler: Handler) -> Handler:

@@ -5,6 +5,7 @@ and a flood of guesses must take neither from the rest of the server.
 """
 
 import asyncio
+import importlib
 import secrets
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,6 @@ from functools import cached_property
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
-from zxcvbn import zxcvbn
 
 from terrapod_server.config import Auth
 from terrapod_shared.errors import Invalid
@@ -78,7 +78,8 @@ async def check_quality(text: str, email: str, pointer: str = "/data/attributes/
 
 def _advice(text: str, email: str) -> str:
     own = [email, *email.replace("@", ".").split("."), "terrapod", "terraform", "opentofu"]
-    found = zxcvbn(text[:_LOOKED_AT], user_inputs=own, max_length=_LOOKED_AT)
+    # imported only here, only when a password is set: its lists of words are 14 MiB of memory
+    found = importlib.import_module("zxcvbn").zxcvbn(text[:_LOOKED_AT], user_inputs=own, max_length=_LOOKED_AT)
     if found["score"] >= _SCORE:
         return ""
     said = found["feedback"]

@@ -15,6 +15,7 @@ from kit.serving import Running
 from terrapod_server import app
 from terrapod_server.access import actions as access
 from terrapod_server.identity import auth_api, web
+from terrapod_server.identity.model import ApiToken
 from terrapod_server.kit import database, openapi
 from terrapod_server.kit.jsonapi import Access, Endpoint, Raw
 from terrapod_shared import ids
@@ -127,12 +128,16 @@ async def test_administrators_and_labels_come_along_from_the_first_schema(databa
             "('user-2', 'bea@example.org', '', true, false, '2026-01-01 00:00:00', '2026-01-01 00:00:00');"
             "INSERT INTO agent_pool (id, name, description, organization_scoped, allow_server_keys, "
             "service_account_name, labels, owner_id, created_at) VALUES "
-            "('apool-1', 'p', '', true, false, '', '{\"env\": \"dev\"}', '', '2026-01-01 00:00:00')"
+            "('apool-1', 'p', '', true, false, '', '{\"env\": \"dev\"}', '', '2026-01-01 00:00:00');"
+            "INSERT INTO api_token (id, user_id, hash, description, created_at) VALUES "
+            "('at-1', 'user-1', 'x', '', '2026-01-01 00:00:00')"
         )
         await database.migrate()
         assert [await access.roles_for("local", f"{name}@example.org") for name in ("ann", "bea")] == [["admin"], []]
         labels = await database.query("SELECT pool_id, key, value FROM agent_pool_label")
         assert [tuple(row.values()) for row in labels] == [("apool-1", "env", "dev")]
+        kept = await ApiToken.get()
+        assert (kept.id, kept.provider, kept.read_only, kept.workspace_id) == ("at-1", "local", False, "")
     finally:
         await database.close()
 

@@ -33,14 +33,14 @@ class ApiToken(Model):
 
     id = fields.CharField(primary_key=True, max_length=40)
     user_id = fields.CharField(max_length=40, db_index=True)
-    provider = fields.CharField(max_length=63, default="local")  #: whose word the token's rights rest on
+    provider = fields.CharField(max_length=63, default="local", db_default="local")  #: whose word its rights rest on
     hash = fields.CharField(max_length=64, unique=True)
     description = fields.CharField(max_length=254, default="")
     created_at = fields.DatetimeField(auto_now_add=True)
     last_used_at = fields.DatetimeField(null=True)
     expired_at = fields.DatetimeField(null=True)
-    read_only = fields.BooleanField(default=False)
-    workspace_id = fields.CharField(max_length=40, default="")
+    read_only = fields.BooleanField(default=False, db_default=False)
+    workspace_id = fields.CharField(max_length=40, default="", db_default="")
 
     text: str | None = None  #: the token itself, in the answer that makes it and nowhere else
 

@@ -103,17 +103,17 @@ class Migration(migrations.Migration):
         ops.AddField(
             model_name="ApiToken",
             name="provider",
-            field=fields.CharField(default="local", max_length=63),
+            field=fields.CharField(default="local", db_default="local", max_length=63),
         ),
         ops.AddField(
             model_name="ApiToken",
             name="read_only",
-            field=fields.BooleanField(default=False),
+            field=fields.BooleanField(default=False, db_default=False),
         ),
         ops.AddField(
             model_name="ApiToken",
             name="workspace_id",
-            field=fields.CharField(default="", max_length=40),
+            field=fields.CharField(default="", db_default="", max_length=40),
         ),
         ops.RunPython(_carry_over),
         ops.RemoveField(model_name="User", name="is_admin"),

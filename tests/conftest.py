@@ -1,6 +1,7 @@
 """Index of fixtures.
 
-database_url  a fresh database, once SQLite and once PostgreSQL (`postgres_url`: PostgreSQL alone)
+database_url  a fresh database, once SQLite and once PostgreSQL (`postgres_url`: PostgreSQL alone), with this release's schema
+empty_url     the same without anything in it, for the tests of migrations
 server        a real server on a port of its own (Hypercorn, the database above); see kit.serving.Running
 pg_server     the same on PostgreSQL alone, for what races
 terraform     the real Terraform 1.15.5 of the development set, as a program
@@ -10,6 +11,7 @@ site          `terrapod-server up` as processes: server over TLS and a listener;
 
 import asyncio
 import itertools
+import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -22,6 +24,8 @@ from kit.postgres import Postgres
 from kit.serving import Running, running
 from kit.site import Site
 from kit.site import terraform_program as make_terraform
+from terrapod_server import app
+from terrapod_server.kit import database
 
 _numbers = itertools.count(1)
 
@@ -32,17 +36,53 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
         yield started
 
 
+async def _migrate(url: str) -> None:
+    await database.open_(url, app.MODELS)
+    try:
+        await database.migrate()
+    finally:
+        await database.close()
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that was migrated once, to be copied: that is what tests would wait for longest."""
+    file = tmp_path_factory.mktemp("migrated") / "terrapod.sqlite3"
+    asyncio.run(_migrate(f"sqlite://{file}"))
+    return file
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres: Postgres) -> str:
+    """The same, as a database to be copied."""
+    asyncio.run(_made(postgres))
+    return "migrated"
+
+
+async def _made(postgres: Postgres) -> None:
+    await _migrate(await postgres.fresh("migrated"))
+
+
 @pytest.fixture
-async def postgres_url(postgres: Postgres) -> str:
-    return await postgres.fresh(f"t{next(_numbers)}")
+async def postgres_url(postgres: Postgres, migrated_postgres: str) -> str:
+    return await postgres.fresh(f"t{next(_numbers)}", migrated_postgres)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgres":
+        return str(request.getfixturevalue("postgres_url"))
+    file = tmp_path / "terrapod.sqlite3"
+    shutil.copyfile(request.getfixturevalue("migrated_sqlite"), file)
+    return f"sqlite://{file}"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
-        return f"sqlite://{tmp_path / 'terrapod.sqlite3'}"
-    started: Postgres = request.getfixturevalue("postgres")
-    return await started.fresh(f"t{next(_numbers)}")
+        return f"sqlite://{tmp_path / 'empty.sqlite3'}"
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return await postgres.fresh(f"t{next(_numbers)}")
 
 
 @pytest.fixture

@@ -316,16 +316,19 @@ class _Life:
         self._following = asyncio.create_task(self._services.authenticator.follow())
 
     async def stop(self) -> None:
-        await self._periodic.stop()
-        self._services.bus.close()
-        if self._following:
-            await self._following
-        if self._services.audit is not None:
-            await self._services.audit.stop()
-        await self._services.bus.stop()
-        await self._services.sign_in.close()
-        await self._services.store.close()
-        await database.close()
+        """Ends all parts, the last named first, each whatever became of the one before."""
+        services = self._services
+        async with contextlib.AsyncExitStack() as ending:
+            ending.push_async_callback(database.close)
+            ending.push_async_callback(services.store.close)
+            ending.push_async_callback(services.sign_in.close)
+            ending.push_async_callback(services.bus.stop)
+            if services.audit is not None:
+                ending.push_async_callback(services.audit.stop)
+            await self._periodic.stop()
+            services.bus.close()
+            if self._following:
+                await self._following
 
 
 @contextlib.asynccontextmanager

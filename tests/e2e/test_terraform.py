@@ -299,6 +299,9 @@ resource "terraform_data" "a" {{
     applied = plain(site.ok(folder, "apply", "-auto-approve"))
     numbers = re.findall(r"\): (\d{10}) x{90}$", applied, re.MULTILINE)
     assert len(applied) > 20 << 20
+    missing = sorted(set(range(1, lines + 1)) - {int(number) for number in numbers})
+    at = applied.find(f"{missing[0] - 1:010d} x") if missing else 0
+    assert not missing, f"{missing[:5]} are not there as they were written: {applied[at : at + 600]!r}"
     assert [int(number) for number in numbers] == list(range(1, lines + 1))
 
 

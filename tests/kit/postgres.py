@@ -100,12 +100,12 @@ class Postgres:
             self._process.wait(30)
         shutil.rmtree(self._root, ignore_errors=True)
 
-    async def fresh(self, name: str) -> str:
-        """The URL of an empty database."""
+    async def fresh(self, name: str, template: str = "template0") -> str:
+        """The URL of a new database, empty or a copy of another."""
         connection = await asyncpg.connect(f"{self.base}/postgres")
         try:
             await connection.execute(f'DROP DATABASE IF EXISTS "{name}"')
-            await connection.execute(f'CREATE DATABASE "{name}"')
+            await connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         finally:
             await connection.close()
         return f"{self.base}/{name}"

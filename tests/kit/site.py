@@ -149,7 +149,7 @@ class Site:
     def run(self, folder: Path, *argv: str, program: Path | None = None, **environment: str) -> Done:
         done = subprocess.run(
             [str(program or self.terraform), *argv], cwd=folder, env={**self.environment, **environment},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=90, check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=False,
         )  # fmt: skip
         return Done(done.returncode, done.stdout.decode("utf-8", "replace"))
 

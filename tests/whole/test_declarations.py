@@ -99,13 +99,13 @@ async def test_the_public_documents(server: Running) -> None:
     assert made.status_code == 422
 
 
-async def test_migrations_lead_to_what_the_models_ask_for(database_url: str) -> None:
-    await database.open_(database_url, app.MODELS)
+async def test_migrations_lead_to_what_the_models_ask_for(empty_url: str) -> None:
+    await database.open_(empty_url, app.MODELS)
     try:
         await database.migrate()
         await database.migrate()
         database.drop_descriptions()
-        config = database.settings(database_url, app.MODELS, 1)
+        config = database.settings(empty_url, app.MODELS, 1)
         apps = Tortoise._require_context().apps
         assert apps is not None
         assert await MigrationAutodetector(apps, config["apps"]).changes() == []
@@ -117,8 +117,8 @@ async def test_migrations_lead_to_what_the_models_ask_for(database_url: str) -> 
     assert any(table == wanted[0] and wanted[1] in columns and wanted[2] in columns for table, columns in migrated)
 
 
-async def test_administrators_and_labels_come_along_from_the_first_schema(database_url: str) -> None:
-    await database.open_(database_url, app.MODELS)
+async def test_administrators_and_labels_come_along_from_the_first_schema(empty_url: str) -> None:
+    await database.open_(empty_url, app.MODELS)
     try:
         await database.migrate("0001_initial")
         client = connections.get("default")

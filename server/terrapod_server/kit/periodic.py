@@ -1,7 +1,6 @@
 """Work that is done every so often, on one server process where it needs a leader."""
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
@@ -35,11 +34,11 @@ class Periodic:
         self._tasks = [asyncio.create_task(self._repeat(job), name=job.name) for job in self._jobs]
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        left = set(self._tasks)
+        while left:  # a cancellation may be lost in a library that waits with a time-out: it is said again
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=0.5)
 
     async def _repeat(self, job: Job) -> None:
         await asyncio.sleep(random.uniform(0, min(job.every_s, 1.0)))  # noqa: S311

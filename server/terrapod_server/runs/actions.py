@@ -368,7 +368,7 @@ async def confirm(services: Services, run_id: str, principal: Principal) -> Run:
     async with Change(services, run.workspace_id) as change:
         run = await get(run_id)
         repeated = run.confirmed_at is not None and run.confirmed_at > clock.now() - REPEAT
-        if repeated and run.confirmed_by_token == principal.token_id and run.status in states.LOCKING:
+        if repeated and run.confirmed_by_token == principal.token_id:
             return run
         states.after(run.status, Event.CONFIRM)
         if change.workspace.locked:

@@ -183,7 +183,7 @@ def tar(files: dict[str, bytes], form: int = tarfile.DEFAULT_FORMAT) -> bytes:
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    return gzip.compress(buffer.getvalue())
+    return gzip.compress(buffer.getvalue(), mtime=0)
 
 
 def state_bytes(serial: int = 1, lineage: str = "aaaa", outputs: DATA | None = None, resources: int = 0) -> bytes:

@@ -23,7 +23,7 @@ def archive(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
         for entry, content in entries:
             entry.size = len(content)
             out.addfile(entry, io.BytesIO(content))
-    return gzip.compress(buffer.getvalue())
+    return gzip.compress(buffer.getvalue(), mtime=0)
 
 
 def special(name: str, kind: bytes, link: str = "") -> tuple[tarfile.TarInfo, bytes]:

@@ -10,11 +10,13 @@ site          `terrapod-server up` as processes: server over TLS and a listener;
 """
 
 import asyncio
+import concurrent.futures
 import itertools
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +38,12 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
         yield started
 
 
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """In a thread of its own, since a test's loop may be running here."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
+
+
 async def _migrate(url: str) -> None:
     await database.open_(url, app.MODELS)
     try:
@@ -48,14 +56,14 @@ async def _migrate(url: str) -> None:
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file that was migrated once, to be copied: that is what tests would wait for longest."""
     file = tmp_path_factory.mktemp("migrated") / "terrapod.sqlite3"
-    asyncio.run(_migrate(f"sqlite://{file}"))
+    _run(_migrate(f"sqlite://{file}"))
     return file
 
 
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres: Postgres) -> str:
     """The same, as a database to be copied."""
-    asyncio.run(_made(postgres))
+    _run(_made(postgres))
     return "migrated"
 
 
@@ -71,7 +79,8 @@ async def postgres_url(postgres: Postgres, migrated_postgres: str) -> str:
 @pytest.fixture(params=["sqlite", "postgres"])
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "postgres":
-        return str(request.getfixturevalue("postgres_url"))
+        postgres: Postgres = request.getfixturevalue("postgres")
+        return await postgres.fresh(f"t{next(_numbers)}", request.getfixturevalue("migrated_postgres"))
     file = tmp_path / "terrapod.sqlite3"
     shutil.copyfile(request.getfixturevalue("migrated_sqlite"), file)
     return f"sqlite://{file}"

@@ -109,6 +109,10 @@ class FileStore(Store):
             os.rename(f"{folder}/", gone)  # noqa: PTH104  a Path has no slash at its end
         except (FileNotFoundError, NotADirectoryError):
             return
+        for _ in range(_TRIES):  # a put that had found its folder before it was moved may still come into it
+            with contextlib.suppress(OSError):
+                shutil.rmtree(gone)
+                return
         shutil.rmtree(gone)
 
     async def keys(self, prefix: str) -> list[str]:

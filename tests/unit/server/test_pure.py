@@ -280,5 +280,5 @@ def test_routes_know_slashes_and_methods() -> None:
 def test_the_names_that_configurations_may_give_the_server() -> None:
     assert config.load({}).hosts == ["localhost:8443", "127.0.0.1:8443"]
     assert config.Config(host="0.0.0.0", port=9).hosts == ["localhost:9", "127.0.0.1:9"]
-    assert config.load({}, host="tf.example.com").hosts == ["tf.example.com:8443"]
+    assert config.Config(host="tf.example.com").hosts == ["tf.example.com:8443"]
     assert config.load({}, public_url="https://tf.example.com/").hosts == ["tf.example.com"]

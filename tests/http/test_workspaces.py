@@ -87,8 +87,8 @@ async def test_locks_have_holders(server: Running) -> None:
 async def test_locks_of_others_and_of_runs(server: Running) -> None:
     made = await server.workspace()
     lock, unlock, force = (f"/workspaces/{made['id']}/actions/{verb}" for verb in ("lock", "unlock", "force-unlock"))
-    other = await identity.create_user("other@example.com", is_admin=True)
-    mine = {"Authorization": f"Bearer {(await identity.create_token(other.id, 'test')).text}"}
+    mine = {"Authorization": f"Bearer {await server.person('other@example.com', 'admin')}"}
+    other = await identity.user("other@example.com")
     assert (await server.api.post(force)).status_code == 409, "nothing to free"
     assert (await server.api.post(lock, headers=mine)).status_code == 200
     shown = (await server.api.get(f"/workspaces/{made['id']}?include=locked_by")).json()

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import sys
 import tarfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -172,6 +173,11 @@ async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterat
             yield Running(url, token, api, built[0].services, data)
     finally:
         stop.set()
+        await asyncio.wait({task}, timeout=4)
+        if not task.done():
+            for each in asyncio.all_tasks():
+                print("TASK", each.get_name(), each.get_coro())
+                each.print_stack(file=sys.stdout)
         await task
 
 

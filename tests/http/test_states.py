@@ -402,3 +402,36 @@ async def test_who_goes_away_at_the_commit_takes_no_bytes_along(server: Running)
     assert await server.services.store.size(row.key) == len(raw)
     assert (await put(server, version, raw)).status_code == 200
     assert len(files(server)) == 1
+
+
+async def test_a_state_names_no_run_of_another_workspace(server: Running) -> None:
+    engine = {"terraform-version": "1.15.5"}
+    await server.listener(server.folder / "one")
+    hidden = (await server.workspace(**engine))["id"]
+    open_ = (await server.workspace(**engine, labels={"team": "a"}))["id"]
+    await server.configuration(hidden)
+    run_id = (await server.run(hidden)).json()["data"]["id"]
+    await server.post("/roles", {"name": "dev", "workspace-permission": "write", "allow-labels": {"team": "a"}})
+    raw = state_bytes()
+    document = {
+        "serial": 1, "lineage": "aaaa", "md5": hashlib.md5(raw).hexdigest(),
+        "state": base64.b64encode(raw).decode(),
+    }  # fmt: skip
+    async with server.as_(await server.person("ann@example.org", "dev")) as ann:
+
+        async def announced(run: str) -> httpx.Response:
+            related = {"run": {"data": {"type": "runs", "id": run}}}
+            data = {"type": "state-versions", "attributes": document, "relationships": related}
+            return await ann.post(f"/workspaces/{open_}/state-versions?include=run.plan", json={"data": data})
+
+        assert (await ann.get(f"/runs/{run_id}")).status_code == 404
+        refused = await announced(run_id)
+        assert refused.status_code == 422, refused.text
+        assert "included" not in refused.json()
+        unknown = await announced("run-00000000000000000000000000")
+        assert unknown.json() == refused.json(), "nobody learns that there is such a run"
+        assert (await ann.get(f"/workspaces/{open_}/current-state-version")).status_code == 404
+        await server.configuration(open_)
+        own = (await server.run(open_)).json()["data"]["id"]
+        await server.api.post(f"/runs/{own}/actions/cancel")
+        assert (await announced(own)).status_code == 201

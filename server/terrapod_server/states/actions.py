@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from terrapod_server.kit import database
 from terrapod_server.kit.call import Call, Principal, Services
 from terrapod_server.kit.database import in_transaction, is_postgres
 from terrapod_server.states import intake, parse, rules
@@ -75,9 +76,7 @@ async def create(
             message = f"a state version needs {name}"
             raise Invalid(message, pointer=_AT + name)
     sent = _sent(values["serial"], values.get("lineage") or "", values["md5"].lower())
-    if (run_id := values.get("run_id")) and not _RUN.fullmatch(run_id):
-        message = "there is no such run"
-        raise Invalid(message, pointer="/data/relationships/run/data")
+    await _check_run(values.get("run_id"), workspace.id)
     holds_lock = workspace.locked and workspace.locked_by_id == principal.id
     force = bool(values.get("force")) or (is_admin and holds_lock)
     newest = await current(workspace.id)
@@ -109,6 +108,14 @@ async def create(
         await upload_json(services, row.id, once(inline_json))
         row = await get(row.id)
     return row
+
+
+async def _check_run(run_id: str | None, workspace_id: str) -> None:
+    """A state is of a run of its own workspace: whoever reads the state reads the run. Raises Invalid."""
+    asked = "SELECT 1 FROM run WHERE id = $1 AND workspace_id = $2"
+    if run_id and not (_RUN.fullmatch(run_id) and await database.rows(asked, [run_id, workspace_id])):
+        message = "there is no such run"
+        raise Invalid(message, pointer="/data/relationships/run/data")
 
 
 def _sent(serial: int, lineage: str, md5: str) -> rules.Mark:

@@ -296,6 +296,20 @@ async def session_of(server: Running, browser: Browser) -> str:
     return text
 
 
+async def test_a_session_of_a_session_ends_with_the_seven_days_of_the_first(server: Running, browser: Browser) -> None:
+    await account(server)
+    await browser.sign_in(ANN, PASSWORD)
+    signed_in = clock.now() - timedelta(days=6, hours=23)
+    await Session.all().update(created_at=signed_in)
+    text = await session_of(server, browser)
+    end = signed_in + sessions.LONGEST
+    made = await Session.get(hash=sessions.fingerprint(text))
+    assert made.expires_at == end
+    await Session.filter(id=made.id).update(last_used_at=clock.now() - timedelta(minutes=6))
+    await sessions.find(text)
+    assert (await Session.get(id=made.id)).expires_at == end, "and use does not prolong it"
+
+
 async def test_sessions_are_listed_and_ended(server: Running, browser: Browser) -> None:
     await account(server)
     text = await session_of(server, browser)

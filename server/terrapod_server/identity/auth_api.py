@@ -92,7 +92,7 @@ async def token(call: Call) -> Response:
     """Exchange the code of `auth/authorize` for a session of one's own."""
     grant, user, first = await exchange(call, "session")
     agent = call.request.headers.get("user-agent", "") or grant.ask.client.title
-    session, text = await sessions.begin(user, first.provider, first.roles, call.address, agent)
+    session, text = await sessions.begin(user, first.provider, first.roles, call.address, agent, since=first.created_at)
     roles = await access.roles_for(session.provider, user.email, session.roles)
     body = {
         "session_token": text,

@@ -14,6 +14,7 @@ import msgspec
 
 from terrapod_server.identity import onetime, rules
 from terrapod_server.identity.model import Session, User
+from terrapod_shared import clock
 from terrapod_shared.errors import BadRequest
 
 _CODE_S = 60.0
@@ -131,7 +132,8 @@ async def redeem(form: Mapping[str, str], gives: Literal["token", "session"]) ->
         and form.get("redirect_uri", grant.ask.redirect_uri) == grant.ask.redirect_uri
         and rules.proves(form["code_verifier"], grant.ask.challenge)
     )
-    session = await Session.get_or_none(id=grant.session_id, user_id=grant.user_id) if fits else None
+    live = Session.filter(id=grant.session_id, user_id=grant.user_id, expires_at__gt=clock.now())
+    session = await live.get_or_none() if fits else None
     user = await User.get_or_none(id=grant.user_id, is_active=True) if session else None
     if session is None or user is None:
         raise bad

@@ -7,7 +7,7 @@ deleting a row.
 import hashlib
 import secrets
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from terrapod_server.identity import onetime
 from terrapod_server.identity.model import Session, User
@@ -28,8 +28,20 @@ def fingerprint(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-async def begin(user: User, provider: str, roles: Sequence[str], address: str, user_agent: str) -> tuple[Session, str]:
-    """The row and the token's text, which is nowhere kept. `roles` are those that the provider's claims gave."""
+async def begin(
+    user: User,
+    provider: str,
+    roles: Sequence[str],
+    address: str,
+    user_agent: str,
+    *,
+    since: datetime | None = None,
+) -> tuple[Session, str]:
+    """The row and the token's text, which is nowhere kept. `roles` are those that the provider's claims gave.
+
+    `since` is when the person signed in, where an earlier session of theirs
+    made this one: it lasts no longer than that one may.
+    """
     text, now = PREFIX + secrets.token_urlsafe(32), clock.now()
     row = await Session.create(
         id=ids.make("ses"),
@@ -40,9 +52,9 @@ async def begin(user: User, provider: str, roles: Sequence[str], address: str, u
         roles=list(roles),
         address=address[:64],
         user_agent=user_agent.replace("\0", "")[:254],
-        created_at=now,
+        created_at=since or now,
         last_used_at=now,
-        expires_at=now + IDLE,
+        expires_at=min(now + IDLE, (since or now) + LONGEST),
     )
     await User.filter(id=user.id).update(last_login_at=now)
     return row, text

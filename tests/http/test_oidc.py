@@ -16,7 +16,7 @@ from joserfc import jwk, jws
 
 from kit.browser import Browser
 from kit.oidc import CLIENT, Provider, lying_provider, real_provider
-from kit.serving import Running, running
+from kit.serving import Running, running, until
 from terrapod_server.identity.model import ApiToken, OneTime, Session, User, UserIdentity
 from terrapod_server.identity.rules import challenge_of
 from terrapod_shared import clock
@@ -95,6 +95,19 @@ async def test_a_second_sign_in_is_the_same_user_whatever_the_address(site: Runn
     provider.claims |= {"sub": "2", "email": ANN}
     assert (await arrive(site)).url.path == "/account"
     assert await UserIdentity.filter(user_id=user.id).count() == 2, "the provider vouches for the address"
+
+
+async def test_who_signed_in_is_recorded(site: Running) -> None:
+    await arrive(site)
+
+    async def entry() -> Any:
+        rows = [row["attributes"] for row in (await site.api.get("/admin/audit-log")).json()["data"]]
+        return next((row for row in rows if row["path"] == "/api/v2/auth/callback"), None)
+
+    found = await until(entry)
+    user, session = await User.get(email=ANN), await Session.get()
+    assert (found["actor-id"], found["token-id"], found["status-code"]) == (user.id, session.id, 303)
+    assert (found["resource-type"], found["resource-id"]) == ("sessions", session.id)
 
 
 async def test_first_sign_ins_at_once_make_one_user(site: Running, provider: Provider) -> None:

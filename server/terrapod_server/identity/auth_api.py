@@ -14,7 +14,7 @@ from terrapod_server.identity.signin import CALLBACK, SignIn
 from terrapod_server.identity.web import begin_session, exchange, replace_password, rfc6749, shown
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.documents import encode
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Raw, Resource
+from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Raw, Recorded, Resource
 from terrapod_shared import clock
 from terrapod_shared.errors import Conflict, Invalid, NotFound
 
@@ -180,7 +180,7 @@ _AUTH = "/api/v2/auth"
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", f"{_AUTH}/providers", None, providers, Access.PUBLIC),
     Raw("GET", f"{_AUTH}/authorize", authorize, Access.PUBLIC),
-    Raw("GET", CALLBACK, callback, Access.PUBLIC),
+    Raw("GET", CALLBACK, callback, Access.PUBLIC, recorded=Recorded.READS),
     Raw("POST", CALLBACK, post_callback, Access.PUBLIC),
     Raw("GET", f"{_AUTH}/saml/{{provider}}/metadata", metadata, Access.PUBLIC),
     Raw("POST", f"{_AUTH}/token", token, Access.PUBLIC),

@@ -81,7 +81,13 @@ async def _chain(chain: str, keys: Keys, mark: _Mark, report: Report) -> None:
     head = report.heads.chains.get(chain)
     while True:
         if head is None and mark.number and mark.at <= report.heads.purged_until:
-            return  # retention has taken all of it, and says so in a signed checkpoint
+            # retention has taken all of it, and says so in a signed checkpoint
+            async for row in _rows(chain):
+                report.problems.append(
+                    f"chain {chain}: entry {row.number} ({row.id}) was put back: retention has removed it"
+                )
+                return
+            return
         walk = _Walk(chain, keys.macs, head or Head(), mark)
         async for row in _rows(chain):
             walk.step(row)
@@ -101,7 +107,7 @@ async def _chain(chain: str, keys: Keys, mark: _Mark, report: Report) -> None:
 
 
 async def _rows(chain: str) -> AsyncIterator[Entry]:
-    number = -1
+    number = -(1 << 63)  # a row that was put in may have any
     while True:
         sql = f"SELECT {_COLUMNS} FROM audit_entry WHERE chain = $1 AND number > $2 ORDER BY number LIMIT {_ROWS}"  # noqa: S608
         rows = await database.rows(sql, [chain, number])

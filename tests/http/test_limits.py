@@ -12,6 +12,7 @@ import pytest
 from kit.serving import Running, running, until
 from terrapod_server.config import load
 from terrapod_server.kit import brake, headers
+from terrapod_server.kit.limits import Limiter
 from terrapod_server.kit.model import Brake
 from terrapod_shared import wire
 from terrapod_shared.errors import TooManyRequests
@@ -166,6 +167,31 @@ async def test_limits_are_told_and_kept(database_url: str, tmp_path: Path) -> No
             assert set(codes) == {401, 429}
             assert (await stranger.get("/api/v2/logs/nonsense")).status_code == 404, "log reads are exempt"
             assert (await stranger.get("/ready")).status_code == 200
+
+
+async def test_no_stranger_fills_the_audit_log(database_url: str, tmp_path: Path) -> None:
+    limits = {"anonymous_per_s": 0.5, "burst_s": 8}
+    async with (
+        running(tmp_path / "data", database_url, rate_limits=limits) as server,
+        httpx.AsyncClient(base_url=f"{server.url}/api/v2") as stranger,
+    ):
+        listener = await server.listener(tmp_path / "one")
+        for method, path, refused in (
+            ("PUT", "/uploads/states/nonsense", 404),
+            ("PUT", "/uploads/configurations/nonsense", 404),
+            ("POST", "/listeners/listener-00000000000000000000000000/heartbeat", 426),
+            ("POST", "/organizations/other/workspaces", 404),
+            ("POST", "/organizations/default/workspaces?x=%00", 400),
+        ):
+            server.services.limits = Limiter(server.services.config.rate_limits)
+            assert (await server.api.get("/account/details")).status_code == 200  # known as good from now on
+            codes = [(await stranger.request(method, path)).status_code for _ in range(30)]
+            assert set(codes) == {refused, 429}, (path, codes)
+            assert codes.count(refused) <= 6, path
+        await listener.beat(wire.Beat(free_slots=1, capacity=1))  # at the same address
+        workspace_id = (await server.workspace())["id"]
+        version = await server.configuration(workspace_id)
+        assert version["id"]
 
 
 async def test_every_answer_has_the_headers(server: Running) -> None:

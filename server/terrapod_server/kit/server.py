@@ -154,8 +154,10 @@ class Server:
 
     async def _answer(self, endpoint: Endpoint | Raw, request: Request, path: dict[str, str]) -> Response:
         if path.get("org", "default") != "default":
+            self._charge(request)
             raise errors.NotFound
         if b"%00" in request.scope.get("query_string", b""):
+            self._charge(request)
             message = "a query parameter may not contain a NUL character"
             raise errors.BadRequest(message)
         try:
@@ -191,14 +193,31 @@ class Server:
             message = f"the body may not be compressed, and its Content-Encoding is {encoding[:40]!r}"
             raise errors.UnsupportedMedia(message)
         if isinstance(endpoint, Raw):
-            return await endpoint.do(call)
+            return await self._raw(endpoint, call)
         return await self._document(endpoint, call)
+
+    def _charge(self, request: Request) -> None:
+        """A refusal that is recorded costs its address, also where requests are not metered: else anybody could fill
+        the log. Raises TooManyRequests, of which many make one entry."""
+        self.services.limits.take(request, ANONYMOUS, self.services.addresses.of(request))
+
+    async def _raw(self, endpoint: Raw, call: Call) -> Response:
+        try:
+            return await endpoint.do(call)
+        except errors.NotFound:
+            if endpoint.unmetered and call.principal is ANONYMOUS and endpoint.method not in _SAFE:  # a forged URL
+                self._charge(call.request)
+            raise
 
     async def _admit(self, endpoint: Endpoint | Raw, request: Request, path: dict[str, str]) -> tuple[Principal, Level]:
         """Guard and rate limits. Raises what the guard raises, and TooManyRequests."""
         guard, limits = self.services.guard, self.services.limits
         if isinstance(endpoint, Raw) and endpoint.unmetered:
-            return await guard.admit(endpoint, request, path, self.services)
+            try:
+                return await guard.admit(endpoint, request, path, self.services)
+            except errors.TerrapodError:
+                self._charge(request)
+                raise
         address = self.services.addresses.of(request)
         limits.enter(request, address)
         try:

@@ -135,6 +135,21 @@ async def test_changes_and_refusals_are_recorded(server: Running) -> None:
     assert {e["path"] for e in reads} == {"/api/v2/admin/audit-log"}, "only reading the log itself is recorded"
 
 
+async def test_whose_rights_were_changed_and_which_module_went_is_recorded(server: Running) -> None:
+    attributes = {"provider-name": "local", "email": "Ann@example.org", "roles": ["admin"]}
+    assert (await server.api.put("/role-assignments", json={"data": {"attributes": attributes}})).status_code == 200
+    given = await entry(server, action="PUT", path="/api/v2/role-assignments")
+    assert (given["resource-type"], given["resource-id"]) == ("role-assignments", "local:ann@example.org")
+    assert (await server.api.delete("/role-assignments/local/ann@example.org/admin")).status_code == 204
+    taken = await entry(server, action="DELETE")
+    assert (taken["resource-type"], taken["resource-id"]) == ("role-assignments", "local:ann@example.org:admin")
+    module = (await server.post("/organizations/default/registry-modules", {"name": "net", "provider": "aws"})).json()[
+        "data"
+    ]["id"]
+    assert (await server.api.delete("/organizations/default/registry-modules/private/default/net/aws")).is_success
+    await entry(server, action="DELETE", resource_type="registry-modules", resource_id=module)
+
+
 async def test_rights_that_were_refused_are_recorded_with_who(server: Running) -> None:
     kept = await server.workspace("kept")
     eve = {"Authorization": f"Bearer {await server.person('eve@example.com')}"}

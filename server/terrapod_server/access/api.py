@@ -148,6 +148,7 @@ async def assign(call: Call) -> Page:
             message = f"{attribute} is needed"
             raise Invalid(message, pointer=f"/data/attributes/{attribute}")
     provider, email = sent.get("provider_name", "local"), sent["email"].lower()
+    call.about(ASSIGNMENT.type, f"{provider}:{email}")
     await actions.assign(provider, email, sent["roles"], call.principal, force=sent.get("force", False))
     await call.services.authenticator.changed()
     return Page(await RoleAssignment.filter(provider=provider, email=email).order_by("role"))
@@ -155,10 +156,9 @@ async def assign(call: Call) -> Page:
 
 async def unassign(call: Call) -> None:
     """Take one role from a person."""
-    path = call.path
-    await actions.unassign(
-        path["provider"], path["email"].lower(), path["role"], call.principal, force=call.flag("force")
-    )
+    provider, email, role = call.path["provider"], call.path["email"].lower(), call.path["role"]
+    call.about(ASSIGNMENT.type, f"{provider}:{email}:{role}")
+    await actions.unassign(provider, email, role, call.principal, force=call.flag("force"))
     await call.services.authenticator.changed()
 
 

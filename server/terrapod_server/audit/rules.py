@@ -79,7 +79,7 @@ def shape(path: str, of: str) -> Shape:
     if not places:
         return Shape(of or parts[2 if parts[0] == "api" else 0], "")
     last = places[-1]
-    kind = parts[last - 1] if last else ""
+    kind = next((part for part in reversed(parts[:last]) if not part.startswith("{")), "")
     rest = parts[last + 1 :]
     if rest and rest[0] not in {"actions", "relationships"} and of and of != kind:
         return Shape(of, "")

@@ -66,6 +66,7 @@ async def warm(call: Call) -> EngineFile:
 
 async def purge(call: Call) -> Response:
     """Remove a version from the cache; the answer says how many files went."""
+    call.about(ENGINE.type, f"{call.path['tool']} {call.path['version']}"[:128])
     count = await actions.purge(call.services, call.path["tool"], call.path["version"])
     if count == 0:
         raise NotFound

@@ -180,7 +180,9 @@ async def update(call: Call) -> Module:
 
 async def delete(call: Call) -> None:
     """Remove a module with all its versions."""
-    await actions.delete(call.services, [await _find(call)])
+    module = await _find(call)
+    call.about(MODULE.type, module.id)
+    await actions.delete(call.services, [module])
 
 
 async def delete_of_name(call: Call) -> None:
@@ -213,12 +215,16 @@ async def create_version(call: Call) -> ModuleVersion:
 
 async def delete_version(call: Call) -> None:
     """Remove one version."""
-    await actions.delete_version(call.services, await actions.version(await _find(call), call.path["version"]))
+    row = await actions.version(await _find(call), call.path["version"])
+    call.about(VERSION.type, row.id)
+    await actions.delete_version(call.services, row)
 
 
 async def upload(call: Call) -> Response:
     """PUT a version's archive, a gzip tar; the URL is the right to do so."""
-    await actions.upload(call.services, call.services.signer.check(_PURPOSE, call.path["token"]), call.stream())
+    version_id = call.services.signer.check(_PURPOSE, call.path["token"])
+    call.about(VERSION.type, version_id)
+    await actions.upload(call.services, version_id, call.stream())
     return Response(status_code=200)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kit.serving import DATA, Running, until
+from kit.serving import DATA, Running, tar, until
 from terrapod_server import app
 from terrapod_server.access import visible
 from terrapod_server.access.rules import Rights, Role
@@ -257,6 +257,38 @@ async def test_users_are_made_found_deactivated_and_removed(server: Running) -> 
         assert (await server.api.delete("/users/bea@example.org")).status_code == 204
         assert (await bea.get("/account/details")).status_code == 401
     assert (await server.api.get("/role-assignments?filter[email]=bea@example.org")).json()["data"] == []
+
+
+async def test_upload_urls_end_with_the_person_who_got_them(server: Running) -> None:
+    async with server.as_(await server.person("ann@example.org")) as ann:
+
+        async def made(path: str, kind: str, **attributes: Any) -> DATA:
+            answer = await ann.post(path, json={"data": {"type": kind, "attributes": attributes}})
+            assert answer.status_code == 201, answer.text
+            data: DATA = answer.json()["data"]
+            return data
+
+        workspace = (await made("/organizations/default/workspaces", "workspaces", name="hers"))["id"]
+        state = await made(
+            f"/workspaces/{workspace}/state-versions", "state-versions", serial=1, lineage="a", md5="0" * 32
+        )
+        version = await made(f"/workspaces/{workspace}/configuration-versions", "configuration-versions")
+        await made("/organizations/default/registry-modules", "registry-modules", name="net", provider="aws")
+        module = await made(
+            "/organizations/default/registry-modules/private/default/net/aws/versions",
+            "registry-module-versions",
+            version="1.0.0",
+        )
+    out = {"data": {"attributes": {"is-active": False}}}
+    assert (await server.api.patch("/users/ann@example.org", json=out)).status_code == 200
+    for url in (
+        state["attributes"]["hosted-state-upload-url"],
+        state["attributes"]["hosted-json-state-upload-url"],
+        version["attributes"]["upload-url"],
+        module["links"]["upload"],
+    ):
+        assert (await server.api.put(url, content=tar({"main.tf": b"# late"}))).status_code == 404, url
+    assert (await server.api.get(f"/workspaces/{workspace}/runs")).json()["data"] == []
 
 
 async def test_tokens_are_shown_once_limited_and_revoked(server: Running) -> None:

@@ -4,6 +4,7 @@ from starlette.responses import Response
 
 from terrapod_server.configs import actions
 from terrapod_server.configs.model import ConfigurationVersion
+from terrapod_server.identity import actions as identity
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, One, Page, Raw, Recorded, Resource, Thing
 from terrapod_server.workspaces import actions as workspaces
@@ -74,6 +75,7 @@ async def upload(call: Call) -> Response:
     """PUT the archive, a gzip tar; the URL is the right to do so."""
     version_id = call.services.signer.check(_PURPOSE, call.path["token"])
     call.about(CONFIGURATION.type, version_id)
+    await identity.check_still_in((await actions.get(version_id)).created_by_id)
     await actions.upload(call.services, version_id, call.stream())
     return Response(status_code=200)
 

@@ -42,6 +42,12 @@ async def user(key: str) -> User:
     return found
 
 
+async def check_still_in(user_id: str) -> None:
+    """For URLs that carry a person's right: raises NotFound once that person was deactivated or deleted."""
+    if user_id and not await User.exists(id=user_id, is_active=True):
+        raise NotFound
+
+
 async def users(user_ids: list[str]) -> list[User]:
     return await User.filter(id__in=user_ids)
 

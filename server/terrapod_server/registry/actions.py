@@ -6,6 +6,7 @@ from typing import Any
 from tortoise.exceptions import IntegrityError
 
 from terrapod_server.access import visible
+from terrapod_server.identity import actions as identity
 from terrapod_server.kit.call import Principal, Services
 from terrapod_server.kit.database import in_transaction
 from terrapod_server.kit.reads import Reader, Where, like
@@ -184,6 +185,7 @@ async def upload(services: Services, version_id: str, chunks: AsyncIterator[byte
     that were published; nothing is kept then.
     """
     row = await _by_id(version_id)
+    await identity.check_still_in(row.created_by_id)
     fresh = keys.module_version(row.module_id, row.id, ids.tail())
     stored = await services.store.put(fresh, checked(chunks, "module", UNPACKED_MOST))
     if await ModuleVersion.filter(id=row.id, status="pending").update(

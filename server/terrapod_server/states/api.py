@@ -5,6 +5,7 @@ from typing import Any
 
 from starlette.responses import RedirectResponse, Response
 
+from terrapod_server.identity import actions as identity
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import (
     Access,
@@ -249,6 +250,7 @@ async def upload(call: Call) -> Response:
     """PUT the raw bytes of an announced state; the URL is the right to do so."""
     version_id = call.services.signer.check("state upload", call.path["token"])
     call.about(STATE.type, version_id)
+    await identity.check_still_in((await actions.get(version_id)).created_by_id)
     await actions.upload(call.services, version_id, call.stream())
     return Response(status_code=200)
 
@@ -257,6 +259,7 @@ async def upload_json(call: Call) -> Response:
     """PUT the JSON form of an announced state; the URL is the right to do so."""
     version_id = call.services.signer.check("json state upload", call.path["token"])
     call.about(STATE.type, version_id)
+    await identity.check_still_in((await actions.get(version_id)).created_by_id)
     await actions.upload_json(call.services, version_id, call.stream())
     return Response(status_code=200)
 

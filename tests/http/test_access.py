@@ -259,6 +259,37 @@ async def test_users_are_made_found_deactivated_and_removed(server: Running) -> 
     assert (await server.api.get("/role-assignments?filter[email]=bea@example.org")).json()["data"] == []
 
 
+async def test_who_may_not_look_at_users_gets_their_names_only(server: Running) -> None:
+    workspace = (await server.workspace(labels={"access": "everyone"}))["id"]
+    assert (await server.api.post(f"/workspaces/{workspace}/actions/lock")).status_code == 200
+    private = ("is-active", "is-admin", "is-site-admin", "has-password", "last-login-at")
+
+    async def locker(client: httpx.AsyncClient) -> DATA:
+        found = (await client.get(f"/workspaces/{workspace}?include=locked_by")).json()["included"]
+        attributes: DATA = found[0]["attributes"]
+        return attributes
+
+    async with server.as_(await server.person("ann@example.org")) as ann:
+        assert (await ann.get("/users/admin@localhost")).status_code == 403
+        shown = await locker(ann)
+        assert shown["username"] == "admin@localhost"
+        assert [shown[name] for name in private] == [None] * 5
+        own = (await ann.get("/account/details")).json()["data"]["attributes"]
+        assert (own["is-admin"], own["is-active"], own["has-password"]) == (False, True, False)
+    async with server.as_(await server.person("bea@example.org", "audit")) as bea:
+        assert (await locker(bea))["is-admin"] is True
+
+
+async def test_an_include_is_followed_a_handful_of_times(server: Running) -> None:
+    workspace = (await server.workspace())["id"]
+    assert (await server.api.post(f"/workspaces/{workspace}/actions/lock")).status_code == 200
+    unknown = ",".join(f"locked_by.x{number}" for number in range(15))
+    some = (await server.api.get(f"/workspaces/{workspace}?include={unknown},project")).json()
+    assert {one["type"] for one in some["included"]} == {"users", "projects"}
+    many = (await server.api.get(f"/workspaces/{workspace}?include={unknown},locked_by.y,project")).json()
+    assert {one["type"] for one in many["included"]} == {"users"}
+
+
 async def test_upload_urls_end_with_the_person_who_got_them(server: Running) -> None:
     async with server.as_(await server.person("ann@example.org")) as ann:
 

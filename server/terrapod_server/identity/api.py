@@ -1,7 +1,8 @@
 """The caller's own account, users, and the tokens of both."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Any
 
 from terrapod_server.access import actions as access
 from terrapod_server.identity import actions, passwords
@@ -10,6 +11,17 @@ from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, One, Page, Raw, Resource
 from terrapod_shared.errors import Forbidden, Invalid, NotFound
 
+
+def _private(column: str) -> Callable[[User, Call], Any]:
+    """Shown to the person and to who may look at all users; null to those who get it by `include` of something else."""
+
+    def value(user: User, call: Call) -> Any:
+        is_shown = call.principal.is_auditor or call.principal.id == user.id
+        return getattr(user, column) if is_shown else None
+
+    return value
+
+
 USER = Resource(
     type="users",
     attributes=(
@@ -17,15 +29,20 @@ USER = Resource(
         Attr("email", str, "address, in lower case", write=True, minimum=3, maximum=254),
         Attr("display-name", str, "how the user wants to be called", write=True, maximum=254),
         Attr("avatar-url", str, "always empty", value=lambda *_: ""),
-        Attr("is-active", bool, "whether the user may come in", write=True),
-        Attr("is-admin", bool, "whether the user is a platform admin", value=lambda user, _: user.is_admin),
-        Attr("is-site-admin", bool, "the same, as go-tfe calls it", value=lambda user, _: user.is_admin),
+        Attr("is-active", bool, "whether the user may come in", write=True, value=_private("is_active")),
+        Attr("is-admin", bool, "whether the user is a platform admin", value=_private("is_admin")),
+        Attr("is-site-admin", bool, "the same, as go-tfe calls it", value=_private("is_admin")),
         Attr("is-service-account", bool, "whether this is a program", value=lambda *_: False),
         Attr("v2-only", bool, "always false", value=lambda *_: False),
         Attr("two-factor", dict, "not done here", value=lambda *_: {"enabled": False, "verified": False}),
-        Attr("has-password", bool, "whether it can sign in with a password of this server"),
+        Attr(
+            "has-password",
+            bool,
+            "whether it can sign in with a password of this server",
+            value=_private("has_password"),
+        ),
         Attr("password", str, "that password; set by admins, never shown", write=True, maximum=256, only_in="sent"),
-        Attr("last-login-at", str, "when it last signed in"),
+        Attr("last-login-at", str, "when it last signed in", value=_private("last_login_at")),
         Attr("created-at", str, "when it was made"),
         Attr("force", bool, "also where callers shut themselves out", write=True, only_in="sent"),
         Attr(

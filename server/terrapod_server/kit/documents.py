@@ -1,5 +1,6 @@
 """Rows -> JSON:API documents, with `include` and pagination."""
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from operator import attrgetter
@@ -15,6 +16,8 @@ from terrapod_server.kit.reads import Record
 Document = dict[str, Any]
 #: How deep `include=a.b.c` is followed.
 INCLUDE_DEPTH = 3
+#: How many paths of one `include` are followed: each costs reads of its own, and clients name a handful.
+INCLUDE_PATHS = 16
 
 
 class Remembered:
@@ -164,7 +167,7 @@ class Registry:
         if resource.prepare is not None:  # a remembered document was not rendered of these
             await resource.prepare(rows, call)
         included: dict[tuple[str, str], Any] = {}
-        for path in dict.fromkeys(wanted.replace("_", "-").split(",")):
+        for path in itertools.islice(dict.fromkeys(wanted.replace("_", "-").split(",")), INCLUDE_PATHS):
             level: list[tuple[Resource, Sequence[Row]]] = [(resource, rows)]
             for name in path.strip().split(".")[:INCLUDE_DEPTH]:
                 level = await self._step(level, name, call, included)

@@ -132,6 +132,7 @@ class Authenticator:
     lease_is_live: Callable[[str, str, int], Awaitable[bool]]
     bus: Bus
     _known: dict[str, tuple[float, Principal]] = field(default_factory=dict)
+    _forgotten: int = 0  #: how often
 
     async def bearer(self, token: str) -> Principal | None:
         """None for a token that is unknown, over, or of a user who may not come in."""
@@ -141,8 +142,9 @@ class Authenticator:
         known = self._known.get(key)
         if known and known[0] > time.monotonic():
             return known[1]
+        forgotten = self._forgotten
         principal = await (self._session(token) if token.startswith(sessions.PREFIX) else self._token(key))
-        if principal is not None:
+        if principal is not None and forgotten == self._forgotten:  # else it may have been read before the change
             if len(self._known) >= REMEMBERED_MOST:
                 self._known.clear()
             self._known[key] = (time.monotonic() + REMEMBERED_S, principal)
@@ -179,6 +181,7 @@ class Authenticator:
 
     def forget(self) -> None:
         self._known.clear()
+        self._forgotten += 1
 
     async def changed(self) -> None:
         """To be called after a token, user, role or assignment was changed or removed: all processes forget at once."""

@@ -153,8 +153,8 @@ def pairs(sent: Mapping[str, Any]) -> dict[str, list[str]]:
         for each in values:
             labels({key: each})
         found[key] = [each or "" for each in values]
-    if len(found) > LABELS_MOST:
-        message = f"there may be at most {LABELS_MOST} keys"
+    if len(found) > LABELS_MOST or sum(len(values) for values in found.values()) > _NAMES_MOST:
+        message = f"there may be at most {LABELS_MOST} keys and {_NAMES_MOST} values"
         raise ValueError(message)
     return found
 

@@ -19,7 +19,7 @@ from terrapod_server.identity.model import ApiToken
 from terrapod_server.kit import database
 from terrapod_server.kit.bus import Bus
 from terrapod_server.kit.jsonapi import Level
-from terrapod_server.runs import queue
+from terrapod_server.runs import events, queue
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock
@@ -56,6 +56,11 @@ async def test_roles_are_made_changed_shown_and_removed(server: Running) -> None
         {"workspace-permission": "read"},
         {"name": "x", "workspace-permission": "read", "allow-labels": {"a": 1}},
         {"name": "x", "workspace-permission": "read", "allow-names": [1]},
+        {
+            "name": "x",
+            "workspace-permission": "read",
+            "allow-labels": {f"k{key}": [f"v{value}" for value in range(501)] for key in range(2)},
+        },
     ):
         assert (await server.post("/roles", wrong)).status_code == 422, wrong
     changed = await server.api.patch("/roles/developer", json={"data": {"attributes": {"deny-names": []}}})
@@ -288,6 +293,42 @@ async def test_an_include_is_followed_a_handful_of_times(server: Running) -> Non
     assert {one["type"] for one in some["included"]} == {"users", "projects"}
     many = (await server.api.get(f"/workspaces/{workspace}?include={unknown},locked_by.y,project")).json()
     assert {one["type"] for one in many["included"]} == {"users"}
+
+
+async def test_what_was_read_before_a_change_is_not_remembered_after_it(server: Running) -> None:
+    token = await server.person("ann@example.org")
+    authenticator = identity.Authenticator(server.services.signer, queue.lease_is_live, server.services.bus)
+    asked = asyncio.create_task(authenticator.bearer(token))
+    await asyncio.sleep(0)  # it waits for the database now
+    assert not asked.done()
+    authenticator.forget()
+    assert await asked is not None
+    await ApiToken.all().delete()
+    assert await authenticator.bearer(token) is None
+
+
+async def test_a_stream_sends_nothing_more_once_rights_are_gone(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_RIGHTS_S", 0.0)
+    await server.listener(server.folder / "one")
+    workspace = (await server.workspace(labels={"access": "everyone"}, **{"terraform-version": "1.15.5"}))["id"]
+    await server.configuration(workspace)
+    async with (
+        server.as_(await server.person("ann@example.org")) as ann,
+        ann.stream("GET", f"/workspaces/{workspace}/runs/events") as stream,
+    ):
+        lines = stream.aiter_lines()
+        assert await anext(lines) == ": terrapod"
+        assert (await server.run(workspace)).status_code == 201
+        while not (await anext(lines)).startswith("event:"):
+            pass
+        gone = {"data": {"attributes": {"labels": {}}}}
+        assert (await server.api.patch(f"/workspaces/{workspace}", json=gone)).status_code == 200
+        while await anext(lines):  # the rest of that event
+            pass
+        second = (await server.run(workspace, message="second")).json()["data"]["id"]
+        assert second not in "".join([line async for line in lines])
 
 
 async def test_upload_urls_end_with_the_person_who_got_them(server: Running) -> None:

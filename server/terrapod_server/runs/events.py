@@ -40,6 +40,10 @@ async def _events(call: Call, workspace_id: str, after: int) -> AsyncIterator[by
     yield b": terrapod\n\n"
     async with bus.subscribe(f"workspace:{workspace_id}") as subscription:
         while not bus.is_closing:
+            if time.monotonic() - checked > _RIGHTS_S:
+                if not await _may_still(call, workspace_id):
+                    return
+                checked = time.monotonic()
             rows = await RunEvent.filter(workspace_id=workspace_id, id__gt=after).order_by("id").limit(_BATCH)
             for row in rows:
                 after = row.id
@@ -55,10 +59,6 @@ async def _events(call: Call, workspace_id: str, after: int) -> AsyncIterator[by
                 yield f"id: {row.id}\nevent: run_update\ndata: {body.decode()}\n\n".encode()
             if len(rows) == _BATCH:
                 continue
-            if time.monotonic() - checked > _RIGHTS_S:
-                if not await _may_still(call, workspace_id):
-                    return
-                checked = time.monotonic()
             if not await subscription.wait(_KEEPALIVE_S):
                 yield b": still here\n\n"
 

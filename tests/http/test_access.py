@@ -323,7 +323,7 @@ async def test_a_stream_sends_nothing_more_once_rights_are_gone(
         assert (await server.run(workspace)).status_code == 201
         while not (await anext(lines)).startswith("event:"):
             pass
-        gone = {"data": {"attributes": {"labels": {}}}}
+        gone: DATA = {"data": {"attributes": {"labels": {}}}}
         assert (await server.api.patch(f"/workspaces/{workspace}", json=gone)).status_code == 200
         while await anext(lines):  # the rest of that event
             pass

@@ -174,9 +174,8 @@ async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterat
     finally:
         stop.set()
         await asyncio.wait({task}, timeout=4)
-        if not task.done():
+        if not task.done():  # it does not stop: say where it waits
             for each in asyncio.all_tasks():
-                print("TASK", each.get_name(), each.get_coro())
                 each.print_stack(file=sys.stdout)
         await task
 

@@ -10,6 +10,8 @@ from terrapod_server.kit import database
 from terrapod_server.kit.call import Services
 
 log = logging.getLogger(__name__)
+#: How long a job that is at work may take to end by itself.
+_PATIENCE_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,25 @@ class Periodic:
         self._jobs = tuple(jobs)
         self._services = services
         self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = asyncio.Event()
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._repeat(job), name=job.name) for job in self._jobs]
 
     async def stop(self) -> None:
+        """Lets jobs that are at work end: one that is cancelled within a statement leaves its connection behind."""
+        self._stopping.set()
         left = set(self._tasks)
+        if left:
+            _, left = await asyncio.wait(left, timeout=_PATIENCE_S)
         while left:  # a cancellation may be lost in a library that waits with a time-out: it is said again
             for task in left:
                 task.cancel()
             _, left = await asyncio.wait(left, timeout=0.5)
 
     async def _repeat(self, job: Job) -> None:
-        await asyncio.sleep(random.uniform(0, min(job.every_s, 1.0)))  # noqa: S311
-        while True:
+        pause_s = random.uniform(0, min(job.every_s, 1.0))  # noqa: S311
+        while not await self._is_over(pause_s):
             try:
                 if job.leader:
                     async with database.leadership(job.name) as leads:
@@ -52,4 +59,13 @@ class Periodic:
                     await job.do(self._services)
             except Exception:
                 log.exception("job %s failed", job.name)
-            await asyncio.sleep(job.every_s)
+            pause_s = job.every_s
+
+    async def _is_over(self, pause_s: float) -> bool:
+        """Waits for the next turn; whether `stop` came first."""
+        try:
+            async with asyncio.timeout(pause_s):
+                await self._stopping.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -101,7 +101,7 @@ async def test_without_a_terminal_it_stops_behind_the_plan(cli: Cli, tmp_path: P
     assert "Plan: 1 to add" in followed.out
     assert "Apply complete! Resources: 1 added" in followed.out
     again = await cli("runs", "approve", run.group(1), "--json")
-    assert (again.code, "that is applied" in again.err) == (6, True)
+    assert again.code == 0, "within a minute it is a repeat"
     assert (await cli("runs", "discard", run.group(1))).code == 6
     planned = await cli.ok("runs", "start", "-w", name, "--plan-only", cwd=folder)
     assert (planned["status"], planned["has-changes"]) == ("planned_and_finished", False)

@@ -9,7 +9,6 @@ from terrapod_server.access import actions as access
 from terrapod_server.identity import actions, oauth, pages, rules, sessions
 from terrapod_server.identity.browser import SAML_BYTES, Visitor, form_of, single
 from terrapod_server.identity.model import Session
-from terrapod_server.identity.oidc import Oidc
 from terrapod_server.identity.signin import CALLBACK, SignIn
 from terrapod_server.identity.web import begin_session, exchange, replace_password, rfc6749, shown
 from terrapod_server.kit.call import Call
@@ -81,7 +80,7 @@ async def metadata(call: Call) -> Response:
     """Who this server is to a SAML provider."""
     service: SignIn = call.services.sign_in
     provider = service.known(call.path["provider"])
-    if isinstance(provider, Oidc):
+    if provider.kind == "oidc":
         raise NotFound
     entity_id = service.entity_id(provider.settings, call.base)
     return Response(provider.metadata(call.base + CALLBACK, entity_id), media_type="application/samlmetadata+xml")

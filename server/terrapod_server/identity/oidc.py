@@ -22,7 +22,7 @@ from joserfc.errors import JoseError
 
 from terrapod_server import config
 from terrapod_server.identity import rules
-from terrapod_server.identity.rules import Proof
+from terrapod_server.identity.rules import Proof, Secrets
 from terrapod_shared.errors import BadGateway, Forbidden
 
 #: Signatures that only the provider can make; never `none`, never a shared secret. Each with its kind of key.
@@ -37,14 +37,6 @@ _MOST_BYTES = 1 << 20
 #: An unknown key makes us ask again, but a flood of forged tokens must not become a flood upon the provider.
 _ASKS, _ASKS_S = 5, 60.0
 _ENDPOINTS = ("authorization_endpoint", "token_endpoint", "jwks_uri")
-
-
-@dataclass(frozen=True)
-class Secrets:
-    """What one sign-in keeps to itself until the person is back."""
-
-    nonce: str
-    verifier: str
 
 
 @dataclass

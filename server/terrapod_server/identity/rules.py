@@ -21,6 +21,14 @@ _PAGES = frozenset({"/account", "/oauth/authorize"})
 
 
 @dataclass(frozen=True)
+class Secrets:
+    """What one sign-in keeps to itself until the person is back."""
+
+    nonce: str
+    verifier: str
+
+
+@dataclass(frozen=True)
 class Proof:
     """What a provider says of the person that it let in. `is_vouched`: that the address is this person's."""
 

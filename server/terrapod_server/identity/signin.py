@@ -18,9 +18,8 @@ from tortoise.exceptions import IntegrityError
 from terrapod_server.config import Auth, SignInProvider
 from terrapod_server.identity import actions, onetime, rules
 from terrapod_server.identity.model import User, UserIdentity
-from terrapod_server.identity.oidc import Oidc, Secrets
 from terrapod_server.identity.passwords import Passwords
-from terrapod_server.identity.rules import Proof
+from terrapod_server.identity.rules import Proof, Secrets
 from terrapod_shared import clock
 from terrapod_shared.errors import BadRequest, Conflict, Forbidden, NotFound
 
@@ -82,9 +81,12 @@ class SignIn:
 
     def __post_init__(self) -> None:
         self.passwords = Passwords(self.settings)
-        self.providers = {each.name: Oidc(each) for each in self.settings.oidc}
+        # imported only when asked for: what they bring is a tenth of a small server's memory, and one is an extra
+        self.providers = {}
+        if self.settings.oidc:
+            module = importlib.import_module("terrapod_server.identity.oidc")
+            self.providers |= {each.name: module.Oidc(each) for each in self.settings.oidc}
         if self.settings.saml:
-            # imported only here, only when asked for: it is an extra, and brings an XML library
             module = importlib.import_module("terrapod_server.identity.saml")
             self.providers |= {each.name: module.Saml(each) for each in self.settings.saml}
 
@@ -98,7 +100,7 @@ class SignIn:
     async def close(self) -> None:
         self.passwords.close()
         for provider in self.providers.values():
-            if isinstance(provider, Oidc):
+            if provider.kind == "oidc":
                 await provider.close()
 
     async def by_password(self, email: str, password: str, attempt: Attempt) -> User | None:
@@ -119,7 +121,7 @@ class SignIn:
         provider = self.known(name)
         state, kept = secrets.token_urlsafe(32), Secrets(secrets.token_urlsafe(32), secrets.token_urlsafe(48))
         request_id, back = f"_{secrets.token_hex(20)}", base + CALLBACK
-        if isinstance(provider, Oidc):
+        if provider.kind == "oidc":
             url = await provider.start(state, kept, back)
         else:
             url = provider.start(request_id, state, back, self.entity_id(provider.settings, base))
@@ -133,7 +135,7 @@ class SignIn:
             "request": request_id,
         }
         await onetime.put(_STATE, state, _AWAY_S, data)
-        return url
+        return str(url)
 
     async def arrive(self, answer: Mapping[str, str], browser: str) -> Arrival:
         """By the redirect of an OIDC provider, or by the handle that `deliver` gave. Raises Forbidden, BadRequest."""
@@ -144,7 +146,7 @@ class SignIn:
         kept = await onetime.take(_STATE, answer.get("state", ""))
         data = self._check_browser(kept, browser)
         provider = self.known(data["provider"])
-        if not isinstance(provider, Oidc):
+        if provider.kind != "oidc":
             message = f"{provider.settings.shown} answers by POST"
             raise BadRequest(message)
         proof = await provider.finish(answer, Secrets(data["nonce"], data["verifier"]), data["base"] + CALLBACK)
@@ -158,7 +160,7 @@ class SignIn:
         state = form.get("RelayState", "")
         data = await onetime.look(_STATE, state) or _gone()
         provider = self.known(data["provider"])
-        if isinstance(provider, Oidc):
+        if provider.kind == "oidc":
             message = f"{provider.settings.shown} answers by a redirect"
             raise BadRequest(message)
         entity_id = self.entity_id(provider.settings, data["base"])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from terrapod_server.store.port import Store
 
 #: An object of the store that is no larger is read before its answer begins.
-_SMALL_OBJECT = 256 << 10
+_SMALL_OBJECT = 2 << 20
 #: How many rows' levels are remembered of one caller, who itself is remembered for seconds.
 _LEVELS_MOST = 4096
 PAGE_SIZE = 20

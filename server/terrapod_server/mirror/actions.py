@@ -2,14 +2,15 @@
 
 import asyncio
 import hashlib
+import importlib
 import time
 import zipfile
 import zlib
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import Any
 
 import aiofiles
-import httpx
 import msgspec
 from tortoise.exceptions import IntegrityError
 
@@ -23,7 +24,6 @@ from terrapod_shared.errors import BadGateway, Invalid, NotFound
 _INDEX_KEPT_S = 3600.0
 _INDEX_MOST = 64 << 20
 _SUMS_MOST = 1 << 20
-_ZIP_MOST = 1 << 30
 _BINARY_MOST = 2 << 30
 
 #: Released versions by tool and the site's address, with the time when they were read.
@@ -69,7 +69,7 @@ async def _released(engines: Engines, tool: str) -> list[str]:
     if failed and time.monotonic() - failed[0] < _UNREACHABLE_KEPT_S:
         raise BadGateway(failed[1])
     try:
-        raw = await _small(engines, url, _INDEX_MOST)
+        raw = await _site().small(engines, url, _INDEX_MOST)
     except (BadGateway, NotFound) as error:
         _unreachable[url] = (time.monotonic(), error.detail)
         raise BadGateway(error.detail) from None
@@ -85,32 +85,8 @@ async def _released(engines: Engines, tool: str) -> list[str]:
     return versions
 
 
-async def _small(engines: Engines, url: str, most: int) -> bytes:
-    async with httpx.AsyncClient(
-        timeout=httpx.Timeout(min(30.0, engines.timeout_s), connect=5.0), follow_redirects=True
-    ) as client:
-        try:
-            async with client.stream("GET", url) as answer:
-                _expect(answer, url)
-                body = bytearray()
-                async for chunk in answer.aiter_bytes():
-                    body += chunk
-                    if len(body) > most:
-                        message = f"{url} is larger than {most} bytes"
-                        raise BadGateway(message)
-                return bytes(body)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            message = f"{url} cannot be reached: {str(error) or type(error).__name__}"
-            raise BadGateway(message) from None
-
-
-def _expect(answer: httpx.Response, url: str) -> None:
-    if answer.status_code == 404:  # noqa: PLR2004
-        message = f"there is nothing at {url}"
-        raise NotFound(message)
-    if answer.status_code != 200:  # noqa: PLR2004
-        message = f"{url} answered {answer.status_code}"
-        raise BadGateway(message)
+def _site() -> Any:
+    return importlib.import_module("terrapod_server.mirror.site")
 
 
 def check_names(tool: str, version: str, system: str, arch: str) -> None:
@@ -152,29 +128,14 @@ async def _fetch(services: Services, tool: str, version: str, system: str, arch:
     engines = services.config.engines
     base = f"{engines.terraform_url}/{version}" if tool == "terraform" else f"{engines.tofu_url}/v{version}"
     file = rules.filename(tool, version, system, arch)
-    sums = await _small(engines, f"{base}/{tool}_{version}_SHA256SUMS", _SUMS_MOST)
+    sums = await _site().small(engines, f"{base}/{tool}_{version}_SHA256SUMS", _SUMS_MOST)
     wanted = rules.checksum(sums.decode("utf-8", "replace"), file)
     if wanted is None:
         message = f"the checksums of {tool} {version} list no {file}"
         raise NotFound(message)
-    return await _keep(services, (tool, version, system, arch), wanted, _download(engines, f"{base}/{file}"), "fetched")
-
-
-async def _download(engines: Engines, url: str) -> AsyncIterator[bytes]:
-    size = 0
-    async with httpx.AsyncClient(timeout=httpx.Timeout(30.0), follow_redirects=True) as client:
-        try:
-            async with asyncio.timeout(engines.timeout_s), client.stream("GET", url) as answer:
-                _expect(answer, url)
-                async for chunk in answer.aiter_bytes(256 << 10):
-                    size += len(chunk)
-                    if size > _ZIP_MOST:
-                        message = f"{url} is larger than {_ZIP_MOST} bytes"
-                        raise BadGateway(message)
-                    yield chunk
-        except (httpx.HTTPError, TimeoutError) as error:
-            message = f"{url} broke off after {size} bytes: {str(error) or type(error).__name__}"
-            raise BadGateway(message) from None
+    return await _keep(
+        services, (tool, version, system, arch), wanted, _site().download(engines, f"{base}/{file}"), "fetched"
+    )
 
 
 async def _keep(

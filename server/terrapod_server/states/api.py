@@ -234,14 +234,14 @@ async def json_download(call: Call) -> Response:
 
 async def raw(call: Call) -> Response:
     """The raw bytes; the URL is the right to have them."""
-    row = (await _read(call.services.signer.check("state download", call.path["token"]))).row
+    row = await _read(call.services.signer.check("state download", call.path["token"]))
     call.about(STATE.type, row.id, row.workspace_id)
     return await call.stored(row.key, "application/json", row.size)
 
 
 async def raw_json(call: Call) -> Response:
     """The JSON form; the URL is the right to have it."""
-    row = (await _read(call.services.signer.check("json state download", call.path["token"]))).row
+    row = await _read(call.services.signer.check("json state download", call.path["token"]))
     call.about(STATE.type, row.id, row.workspace_id)
     return await call.stored(keys.json_state(row.workspace_id, row.id), "application/json")
 

@@ -7,6 +7,7 @@ import subprocess
 import uuid
 from pathlib import Path
 
+import httpx
 import pexpect
 
 from kit.browser import Browser
@@ -53,9 +54,13 @@ async def test_terraform_login_then_init_and_plan(site: Site, tmp_path: Path) ->
         await browser.submit("allow")
         back = browser.left_to
         assert re.match(r"http://localhost:100\d\d/login\?code=", back)
-        answer = await browser.client.get(back)
-        assert answer.status_code == 200
-        assert "close" in answer.text.lower() or "success" in answer.text.lower()
+        try:
+            answer = await browser.client.get(back)
+        except httpx.RemoteProtocolError:
+            pass  # terraform takes the code, and may end its little server before it has answered
+        else:
+            assert answer.status_code == 200
+            assert "close" in answer.text.lower() or "success" in answer.text.lower()
         program.expect("Success!")
         program.expect(pexpect.EOF)
         program.close()

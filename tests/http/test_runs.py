@@ -284,9 +284,7 @@ async def test_join_tokens_and_locks_race_on_postgres(pg_server: Running, tmp_pa
             return False
         return True
 
-    assert (
-        sum(await asyncio.gather(*(attempt(number) for number in range(7)))) == 1
-    )  # the brake lets eight come at once
+    assert sum(await asyncio.gather(*(attempt(number) for number in range(8)))) == 1
     workspace = await pg_server.workspace()
     path = f"/workspaces/{workspace['id']}/actions/lock"
     locks = await asyncio.gather(*(pg_server.api.post(path) for _ in range(8)))

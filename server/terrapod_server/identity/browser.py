@@ -122,11 +122,6 @@ def device_of(request: Request, user: User, signer: Signer) -> str:
     return device if (user_id, mark) == (user.id, _password_mark(user)) else ""
 
 
-def device_is_known(request: Request, user: User, signer: Signer) -> bool:
-    """Whether the user signed in with this browser before."""
-    return bool(device_of(request, user, signer))
-
-
 def _password_mark(user: User) -> str:
     return hashlib.sha256(user.password_hash.encode()).hexdigest()[:16]
 

@@ -16,6 +16,7 @@ from tortoise.models import Model
 from kit.postgres import free_port
 from kit.serving import Running, until
 from terrapod_server.kit import database, generations
+from terrapod_server.kit.call import PageRequest
 from terrapod_server.kit.reads import Reader, Where
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.workspaces import actions
@@ -23,6 +24,12 @@ from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import ids
 
 LIST = "/organizations/default/workspaces"
+
+
+class PageCall:
+    """What a reader looks at of a call."""
+
+    page = PageRequest(number=1, size=20, asked=False)
 
 
 async def listed(api: httpx.AsyncClient, path: str = LIST, number: int = 1, size: int = 20) -> tuple[int, list[str]]:
@@ -70,6 +77,50 @@ async def test_a_count_is_that_of_commits_and_not_of_open_transactions(server: R
         seen = await database.rows("SELECT count(*) FROM workspace")
         assert seen[0][0] == 2, "a transaction reads its own writes"
     assert await listed(server.api) == (2, [first, late.id])
+
+
+async def described(api: httpx.AsyncClient) -> list[tuple[str, str]]:
+    """Names and descriptions of a page, in its order."""
+    answer = await api.get(LIST)
+    return [(item["attributes"]["name"], item["attributes"]["description"]) for item in answer.json()["data"]]
+
+
+async def test_a_page_shows_each_row_as_it_is_however_it_was_changed(server: Running) -> None:
+    """A page reads anew only those rows whose revision it has not seen."""
+    for name in "abc":
+        await server.workspace(name)
+    assert await described(server.api) == [("a", ""), ("b", ""), ("c", "")]
+    old = await Workspace.get(name="b")
+    await execute("UPDATE workspace SET description = 'by SQL' WHERE name = 'b'")
+    assert await described(server.api) == [("a", ""), ("b", "by SQL"), ("c", "")]
+    old.description = "by one who had read it before"
+    await old.save()  # and who writes the old revision with it
+    assert await described(server.api) == [("a", ""), ("b", old.description), ("c", "")]
+    with contextlib.suppress(ZeroDivisionError):
+        async with database.in_transaction():
+            await Workspace.filter(name="b").update(description="never")
+            page = await described(server.api)
+            assert page[1] == ("b", old.description)
+            where = Where('t."name" = $1', ("b",))
+            for _ in range(2):
+                found = await actions.READER.page(PageCall(), where, 't."name"')  # type: ignore[arg-type]
+                assert [record.description for record in found.rows] == ["never"], "its own writes are seen inside"
+            raise ZeroDivisionError
+    await Workspace.filter(name="b").update(description="the same revision as the one that never was")
+    page = await described(server.api)
+    assert page == [("a", ""), ("b", "the same revision as the one that never was"), ("c", "")]
+    await execute("UPDATE workspace SET name = 'd' WHERE name = 'a'")
+    assert [name for name, _ in await described(server.api)] == ["b", "c", "d"]
+    await execute("UPDATE workspace SET revision = 0")
+    assert [row[0] for row in await database.rows("SELECT revision FROM workspace WHERE revision = 0")] == []
+
+
+async def test_a_changed_order_of_the_same_rows_is_seen(server: Running) -> None:
+    for name in ("m", "a", "z", "k"):
+        await server.workspace(name)
+    for order, wanted in (("name", "akmz"), ("-name", "zmka"), ("name", "akmz"), ("-name", "zmka")):
+        answer = await server.api.get(LIST, params={"sort": order})
+        assert "".join(item["attributes"]["name"] for item in answer.json()["data"]) == wanted
 
 
 async def test_runs_are_counted_by_workspace(server: Running, tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ class Pool(Model):
     owner_id = fields.CharField(max_length=40, default="")
     created_at = fields.DatetimeField(auto_now_add=True)
 
+    #: Raised by the database at each change; see `kit.generations`.
+    revision = fields.BigIntField(default=0, db_default=0)
+
     #: Columns by which lists are filtered; see `kit.generations`.
     counted = ("name", "labels", "owner_id")
 

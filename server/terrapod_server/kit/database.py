@@ -188,12 +188,17 @@ async def rows(sql: str, values: Sequence[Any] = ()) -> Sequence[Sequence[Any]]:
     """
     sql, values = _spoken(sql, values)
     client = connections.get("default")
-    if is_postgres() or isinstance(client, TransactionalDBClient):
+    if is_postgres() or is_in_transaction():
         found: Sequence[Sequence[Any]] = (await client.execute_query(sql, values))[1]
         return found
     if not _readers:
         _readers["default"] = Readers(_opened["file"], _BUSY_MS)
     return await _readers["default"].rows(sql, values)
+
+
+def is_in_transaction() -> bool:
+    """Whether whoever asks is inside a transaction of its own."""
+    return isinstance(connections.get("default"), TransactionalDBClient)
 
 
 def _spoken(sql: str, values: Sequence[Any]) -> tuple[str, list[Any]]:

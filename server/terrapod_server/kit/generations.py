@@ -7,6 +7,10 @@ each transaction that adds or removes rows, or sets a column of the model's
 can forget it. On PostgreSQL a transaction holds the numbers from its commit's
 beginning to its end, so they rise in the order of the commits, and a snapshot
 that shows the same number shows the same rows to each server process.
+
+A row's `revision` is the same for one row: each UPDATE raises it, whatever the
+statement itself says of it. So a row whose id and revision were seen before is
+as it was.
 """
 
 import hashlib
@@ -27,6 +31,15 @@ BEGIN
   RETURN NULL;
 END $$
 """
+_REVISE = """
+CREATE OR REPLACE FUNCTION raise_revision() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  NEW.revision := OLD.revision + 1;
+  RETURN NEW;
+END $$
+"""
+#: What the names of our triggers begin with.
+_KINDS = ("counted_", "revised_")
 
 
 def counted(model: type[Model]) -> tuple[str, ...]:
@@ -66,12 +79,12 @@ async def install(connection: Any, models: Iterable[type[Model]]) -> None:
         table = model._meta.db_table  # noqa: SLF001
         wanted = _triggers(table, counted(model), is_postgres=is_postgres)
         found = {row["name"] for row in await connection.execute_query_dict(names, [table])}
-        found = {name for name in found if name.startswith("counted_")}
+        found = {name for name in found if name.startswith(_KINDS)}
         if found == wanted.keys():
             continue
         statements = [
             *(f"DROP TRIGGER {name}" + (f' ON "{table}"' if is_postgres else "") for name in found - wanted.keys()),
-            *([_FUNCTION] if is_postgres else []),
+            *([_FUNCTION, _REVISE] if is_postgres else []),
             f"INSERT INTO generation (topic, number) VALUES ('{table}', 0) ON CONFLICT DO NOTHING",  # noqa: S608
             *(wanted[name] for name in wanted.keys() - found),
         ]
@@ -86,10 +99,18 @@ def _triggers(table: str, columns: tuple[str, ...], *, is_postgres: bool) -> dic
     if is_postgres:
         calls = f"DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION raise_generation('{table}')"
         bodies = [f'AFTER {" OR ".join(events)} ON "{table}" {calls}']
+        revise = f'BEFORE UPDATE ON "{table}" FOR EACH ROW EXECUTE FUNCTION raise_revision()'
     else:
         raised = f"UPDATE generation SET number = number + 1 WHERE topic = '{table}'"  # noqa: S608
         bodies = [f'AFTER {event} ON "{table}" BEGIN {raised}; END' for event in events]
+        # triggers do not call themselves on SQLite, unless a connection asks for it
+        revised = f'UPDATE "{table}" SET revision = OLD.revision + 1 WHERE id = NEW.id'  # noqa: S608
+        revise = f'AFTER UPDATE ON "{table}" BEGIN {revised}; END'
     kind = "CONSTRAINT TRIGGER" if is_postgres else "TRIGGER"
-    digests = [hashlib.sha256((body + _FUNCTION).encode()).hexdigest()[:12] for body in bodies]
-    names = [f"counted_{table}_{digest}" for digest in digests]
-    return {name: f"CREATE {kind} {name} {body}" for name, body in zip(names, bodies, strict=True)}
+    made = {f"counted_{table}_{_digest(body + _FUNCTION)}": (kind, body) for body in bodies}
+    made[f"revised_{table}_{_digest(revise + _REVISE)}"] = ("TRIGGER", revise)
+    return {name: f"CREATE {kind} {name} {body}" for name, (kind, body) in made.items()}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -7,7 +7,8 @@ What came also stands for all that an answer shows of the row, so `documents`
 remembers what it once rendered of it: a changed row is another key.
 
 PostgreSQL gives a tuple; SQLite the row as the text of a JSON array, since
-making forty values of each row would cost more than finding it.
+making forty values of each row would cost more than finding it. A long page
+asks for ids and revisions first, and then for the rows that it has not seen.
 """
 
 import functools
@@ -31,6 +32,8 @@ _NAMED = re.compile(r't\."(\w+)"')
 #: How many conditions' counts are remembered by one reader.
 _COUNTS = 4096
 _PAGES = 1024
+#: How many rows are remembered by one reader: about 1.5 KiB each.
+_ROWS = 2048
 
 
 class Record(Generic[M]):
@@ -144,6 +147,8 @@ class Reader(Generic[M]):
         self._counts: OrderedDict[Where, tuple[int, int]] = OrderedDict()
         #: By condition, order and place: the ids that were there in that generation.
         self._pages: dict[tuple[Where, str, int, int], tuple[str, ...]] = {}
+        #: Rows as they were read, by id and revision; the oldest go first.
+        self._seen: OrderedDict[str, str | tuple[Any, ...]] = OrderedDict()
 
     async def one(self, where: str, *values: Any, joined: str = "") -> Record[M] | None:
         """The only row, or None. `joined` are further tables, with their conditions."""
@@ -168,10 +173,10 @@ class Reader(Generic[M]):
         if known := self._counts.get(where):
             ids = self._pages.get(asked, ())
             marks = ", ".join(f"${place}" for place in range(1, len(ids) + 1))
-            again = f'WHERE t."id" IN ({marks}) ORDER BY {order}' if ids else rest
-            records, beside = await self._records(f", {generation}", again, ids or where.values)
-            if records and beside[0] == known[0]:
-                return Page(records, known[1])
+            again = f'WHERE t."id" IN ({marks}) ORDER BY {order} LIMIT {page.size}' if ids else rest
+            found = await self._seen_before(generation, again, ids or where.values)
+            if found and found[1] == known[0]:
+                return Page(found[0], known[1])
         count = f"{generation}, (SELECT count(*) FROM {self._table} {condition})"  # noqa: S608  our own words
         records, beside = await self._records(f", {count}", rest, where.values)
         if not records and page.offset:  # past the end, where no row carries the count
@@ -180,6 +185,7 @@ class Reader(Generic[M]):
             return Page([], 0)
         self._forget(where, beside[0])
         self._counts[where] = (beside[0], beside[1])
+        self._remember(records)
         if "SELECT" in where.sql and self._may_remember(Where(order)):
             self._pages[asked] = tuple(record.id for record in records)
         return Page(records, beside[1])
@@ -208,6 +214,38 @@ class Reader(Generic[M]):
             self._counts.popitem(last=False)
         if len(self._pages) >= _PAGES:
             self._pages.clear()
+
+    async def _seen_before(self, generation: str, rest: str, values: Any) -> tuple[list[Record[M]], int] | None:
+        """The records and the generation, of which only changed rows are read; None where that cannot be said."""
+        # one text, since each row that SQLite gives costs its thread a turn at the interpreter's lock
+        seen = f"""SELECT t."id" || ':' || t."revision" AS k FROM {self._table} {rest}"""  # noqa: S608
+        if database.is_postgres():
+            keyed = f"SELECT array_to_string(ARRAY({seen}), ','), {generation}"
+        else:  # it takes them in the order of the inner statement, which it may not drop where there is a LIMIT
+            keyed = f"SELECT group_concat(k, ','), {generation} FROM ({seen})"  # noqa: S608
+        text, number = (await database.rows(keyed, values))[0]
+        if not text:
+            return None
+        keys = text.split(",")
+        rows = [self._seen.get(key) for key in keys]
+        if None in rows:
+            missing = tuple(key.partition(":")[0] for key, row in zip(keys, rows, strict=True) if row is None)
+            marks = ", ".join(f"${place}" for place in range(1, len(missing) + 1))
+            changed, _ = await self._records("", f'WHERE t."id" IN ({marks})', missing)
+            self._remember(changed)
+            rows = [self._seen.get(key) for key in keys]
+            if None in rows:  # changed or gone between the two statements
+                return None
+        return [Record(self.model, row) for row in rows if row is not None], number
+
+    def _remember(self, records: Sequence[Record[M]]) -> None:
+        """Not inside a transaction: what it wrote may never come to be, and another may give that revision again."""
+        if database.is_in_transaction():
+            return
+        for record in records:
+            self._seen[f"{record.id}:{record.revision}"] = record.as_read
+        while len(self._seen) > _ROWS:
+            self._seen.popitem(last=False)
 
     async def _records(self, more: str, rest: str, values: tuple[Any, ...]) -> tuple[list[Record[M]], tuple[Any, ...]]:
         """The records, and what is selected beside the first: the same beside each."""

@@ -19,6 +19,9 @@ class Module(Model):
     created_at = fields.DatetimeField(auto_now_add=True)
     updated_at = fields.DatetimeField(auto_now=True)
 
+    #: Raised by the database at each change; see `kit.generations`.
+    revision = fields.BigIntField(default=0, db_default=0)
+
     #: Columns by which lists are filtered; see `kit.generations`.
     counted = ("name", "provider", "address", "labels", "owner_id")
 

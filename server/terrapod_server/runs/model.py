@@ -57,6 +57,9 @@ class Run(Model):
     confirmed_at: datetime | None = fields.DatetimeField(null=True)
     created_at = fields.DatetimeField(auto_now_add=True)
 
+    #: Raised by the database at each change; see `kit.generations`.
+    revision = fields.BigIntField(default=0, db_default=0)
+
     #: Which runs a list that is not filtered holds depends on this alone.
     counted = ("workspace_id",)
 

@@ -54,6 +54,9 @@ class Workspace(Model):
     created_at = fields.DatetimeField(auto_now_add=True)
     updated_at = fields.DatetimeField(auto_now=True)
 
+    #: Raised by the database at each change; see `kit.generations`.
+    revision = fields.BigIntField(default=0, db_default=0)
+
     #: Which workspaces a caller's list holds depends on these alone.
     counted = ("name", "labels", "owner_id")
 

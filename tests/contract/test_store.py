@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from terrapod_server.config import Storage
 from terrapod_server.store.cipher import EncryptedStore, KeyRing
 from terrapod_server.store.files import FileStore
-from terrapod_server.store.port import CHUNK, Span, Store, once, whole
+from terrapod_server.store.port import CHUNK, Span, Store, once
 from terrapod_server.store.s3 import S3Store
 from terrapod_shared.errors import NotFound, Unavailable
 
@@ -105,9 +105,35 @@ async def test_what_was_put_is_read(store: Store, size: int, durable: bool) -> N
 async def test_digests_only_where_asked_for(store: Store) -> None:
     stored = await store.put("a/b", once(b"abc"), digests=False)
     assert (stored.size, stored.sha256, stored.md5) == (3, "", "")
-    assert await whole(store, "a/b", 3) == b"abc"
+    assert await store.whole("a/b", 3) == b"abc"
     with pytest.raises(ValueError, match="larger than 2 bytes"):
-        await whole(store, "a/b", 2)
+        await store.whole("a/b", 2)
+
+
+@pytest.mark.parametrize("size", [0, 1, 10_000, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 3])
+async def test_an_object_is_read_whole(store: Store, size: int) -> None:
+    content = data(size)
+    await store.put("a/b", stream(content))
+    for version in ("", "one", "one"):
+        assert await store.whole("a/b", size, version=version) == content
+        assert await store.whole("a/b", size, lambda raw: raw[:5], version=version) == content[:5]
+        if size:
+            with pytest.raises(ValueError, match=f"larger than {size - 1} bytes"):
+                await store.whole("a/b", size - 1, version=version)
+    for key in ("a/c", "a", "a/b/c"):
+        with pytest.raises(NotFound):
+            await store.whole(key, 100, version="one")
+
+
+async def test_another_version_is_never_what_was_remembered(store: Store) -> None:
+    for name in ("one", "two", "three"):
+        await store.put("a/b", once(name.encode()))
+        for _ in range(2):
+            assert await store.whole("a/b", 100, version=name) == name.encode()
+        assert await store.whole("a/b", 100) == name.encode()
+    await store.delete("a/b")
+    with pytest.raises(NotFound):
+        await store.whole("a/b", 100)
 
 
 near_borders = st.builds(

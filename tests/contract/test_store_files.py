@@ -220,3 +220,33 @@ def test_the_s3_client_is_loaded_only_where_s3_is_set(tmp_path: Path) -> None:
     for kind, expected in (("files", "FileStore False False"), ("s3", "S3Store True True")):
         command = [sys.executable, "-c", program, str(tmp_path), kind]
         assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == expected
+
+
+async def test_what_is_remembered_is_sealed_and_bounded(encrypted: EncryptedStore) -> None:
+    store = encrypted
+    content = {f"a/{number}": os.urandom(1 << 20) for number in range(12)}
+    for key, raw in content.items():
+        await store.put(key, once(raw))
+    await store.put("a/large", once(bytes(2 << 20)))
+    for _ in range(2):
+        for key, raw in content.items():
+            assert await store.whole(key, 2 << 20, version="one") == raw
+        assert await store.whole("a/large", 2 << 20, version="one") == bytes(2 << 20)
+    kept = store._lately._sealed
+    assert 4 < len(kept) < 12
+    assert sum(map(len, kept.values())) == store._lately._bytes <= 8 << 20
+    assert not any(content[key][:64] in sealed for (key, _), sealed in kept.items()), "nothing is remembered in clear"
+    assert ("a/large", "one") not in kept
+
+
+async def test_a_damaged_object_is_an_error_and_is_not_remembered(root: Path, encrypted: EncryptedStore) -> None:
+    store = encrypted
+    await store.put("a/b", once(b"x" * 1000))
+    file = root / "a/b"
+    good = file.read_bytes()
+    for bad in (good[:-1] + bytes([good[-1] ^ 1]), good[:-1], good[:10], b"", b"TPE0" + good[4:]):
+        file.write_bytes(bad)
+        with pytest.raises(Damaged):
+            await store.whole("a/b", 1000, version="one")
+    file.write_bytes(good)
+    assert await store.whole("a/b", 1000, version="one") == b"x" * 1000

@@ -13,7 +13,6 @@ from kit.serving import Running, state_bytes, tar, until
 from terrapod_listener.client import Server as ListenerClient
 from terrapod_server.runs import logs, queue, states
 from terrapod_server.runs.model import Phase, Run
-from terrapod_server.store.port import whole
 from terrapod_shared import clock, errors, wire
 
 
@@ -504,7 +503,7 @@ async def test_a_log_that_two_processes_take_in_turn(server: Running, tmp_path: 
 
     await until(is_sealed)
     key = f"workspaces/{workspace['id']}/runs/{run}/plan.log"
-    assert await whole(services.store, key, 100) == b"aabbccddeeffgg"
+    assert await services.store.whole(key, 100) == b"aabbccddeeffgg"
     assert (await server.api.get(shown)).content == b"\x02aabbccddeeffgg\x03"
     await other.seal(services, phase.id)
     assert (await server.api.get(shown)).content == b"\x02aabbccddeeffgg\x03"

@@ -14,7 +14,7 @@ from terrapod_server.runs import actions as runs
 from terrapod_server.runs import logs, queue
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.states import actions as states
-from terrapod_server.store.port import once, whole
+from terrapod_server.store.port import once
 from terrapod_server.variables import actions as variables
 from terrapod_server.variables.rules import Resolved, resolve
 from terrapod_server.workspaces import actions as workspaces
@@ -123,7 +123,7 @@ async def _resolved(services: Services, run: Run, phase: Phase) -> list[Resolved
         return now
     try:
         key = queue.artifact_key(await Phase.get(id=run.plan_id), _FIXED)
-        fixed = msgspec.json.decode(await whole(services.store, key, _FIXED_MOST), type=list[Resolved])
+        fixed = msgspec.json.decode(await services.store.whole(key, _FIXED_MOST), type=list[Resolved])
     except NotFound:
         fixed = []
     return [*(each for each in now if each.category == "env"), *fixed]

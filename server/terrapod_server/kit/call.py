@@ -251,13 +251,21 @@ class Call:
         return f"{self.request.scope['scheme']}://{host}" if host else config.url
 
     async def stored(
-        self, key: str, media: str, size: int | None = None, headers: Mapping[str, str] | None = None
+        self,
+        key: str,
+        media: str,
+        size: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        version: str = "",
     ) -> Response:
-        """An object of the store as the answer; `size` where it is known. A small one that is damaged is an error."""
+        """An object of the store as the answer; `size` where it is known, `version` as `Store.whole` has it.
+
+        A small one that is damaged is an error.
+        """
         store = self.services.store
         size = await store.size(key) if size is None else size
         if size <= _SMALL_OBJECT:
-            return Response(b"".join([chunk async for chunk in store.get(key)]), media_type=media, headers=headers)
+            return Response(await store.whole(key, _SMALL_OBJECT, version=version), media_type=media, headers=headers)
         return StreamingResponse(
             store.get(key), media_type=media, headers={"Content-Length": str(size), **(headers or {})}
         )

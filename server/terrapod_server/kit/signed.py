@@ -4,10 +4,13 @@ import base64
 import hashlib
 import hmac
 import time
+from collections import OrderedDict
 
 from terrapod_shared.errors import NotFound
 
 _MAC_BYTES = 16
+#: How many good tokens are remembered.
+_GOOD_MOST = 1024
 
 
 class Signer:
@@ -15,6 +18,8 @@ class Signer:
 
     def __init__(self, key: bytes, older: tuple[bytes, ...] = ()) -> None:
         self._keys = (key, *older)
+        #: What was found to be good lately, by purpose and token: a URL is often asked for again.
+        self._good: OrderedDict[tuple[str, str], tuple[int, str]] = OrderedDict()
 
     def sign(self, purpose: str, subject: str, expires_s: float) -> str:
         """A token of letters, digits, `-` and `_`, good for `expires_s` seconds."""
@@ -23,6 +28,18 @@ class Signer:
 
     def check(self, purpose: str, token: str) -> str:
         """The subject. Raises NotFound for a token that is forged, for another purpose, or over."""
+        known = self._good.get((purpose, token))
+        until, subject = known or self._claimed(purpose, token)
+        if until < time.time():
+            raise NotFound
+        if known is None:
+            self._good[purpose, token] = until, subject
+            if len(self._good) > _GOOD_MOST:
+                self._good.popitem(last=False)
+        return subject
+
+    def _claimed(self, purpose: str, token: str) -> tuple[int, str]:
+        """When it ends, and the subject. Raises NotFound for a token that is forged."""
         try:
             raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
         except ValueError:
@@ -31,9 +48,7 @@ class Signer:
         if _text(raw) != token or not any(hmac.compare_digest(mac, _mac(key, purpose, claim)) for key in self._keys):
             raise NotFound
         until, _, subject = claim.decode().partition(".")
-        if int(until, 16) < time.time():
-            raise NotFound
-        return subject
+        return int(until, 16), subject
 
 
 def _mac(key: bytes, purpose: str, claim: bytes) -> bytes:

@@ -26,7 +26,7 @@ from terrapod_server.runs import actions, events, logs, redact, states
 from terrapod_server.runs import queue as queue_
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
-from terrapod_server.store.port import once, whole
+from terrapod_server.store.port import once
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock
 from terrapod_shared.errors import Conflict, Invalid, NotFound
@@ -418,12 +418,12 @@ async def json_output_redacted(call: Call) -> Response:
     store = call.services.store
     key = queue_.artifact_key(plan, "redacted")
     try:
-        body = await whole(store, key, _PLAN_JSON_MOST)
+        body = await store.whole(key, _PLAN_JSON_MOST)
     except NotFound:
         parts = [b"", b""]
         for place, name in enumerate(("plan-json", "schemas")):
             if name in plan.digests:
-                parts[place] = await whole(store, queue_.artifact_key(plan, name), _PLAN_JSON_MOST)
+                parts[place] = await store.whole(queue_.artifact_key(plan, name), _PLAN_JSON_MOST)
         body = await asyncio.to_thread(redact.compose, *parts)
         await store.put(key, once(body), durable=False)
     return Response(body, media_type="application/json")

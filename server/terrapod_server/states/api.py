@@ -236,7 +236,7 @@ async def raw(call: Call) -> Response:
     """The raw bytes; the URL is the right to have them."""
     row = await _read(call.services.signer.check("state download", call.path["token"]))
     call.about(STATE.type, row.id, row.workspace_id)
-    return await call.stored(row.key, "application/json", row.size)
+    return await call.stored(row.key, "application/json", row.size, version=row.sha256)
 
 
 async def raw_json(call: Call) -> Response:

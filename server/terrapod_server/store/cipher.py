@@ -18,6 +18,8 @@ import contextlib
 import fcntl
 import os
 import secrets
+import threading
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -27,7 +29,18 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from terrapod_server.store.port import EVERYTHING, Opened, Span, Store, Stored, Tally, checked, gathered
+from terrapod_server.store.port import (
+    EVERYTHING,
+    Larger,
+    Made,
+    Opened,
+    Span,
+    Store,
+    Stored,
+    Tally,
+    checked,
+    gathered,
+)
 from terrapod_server.store.threads import Threads
 from terrapod_shared.errors import Internal
 
@@ -39,6 +52,8 @@ PLAIN = 256 << 10
 _SEALED = PLAIN + _TAG
 #: Below this it is quicker to count here than to ask a thread.
 _INLINE = 64 << 10
+#: What is remembered of sealed objects: in all, and at most of one.
+_LATELY_BYTES, _LATELY_EACH = 8 << 20, (1 << 20) + (64 << 10)
 
 
 class Damaged(Internal):
@@ -180,7 +195,7 @@ class _Cipher:
     def seal(self, index: int, chunk: bytes, *, last: bool) -> bytes:
         return self._aead.encrypt(_nonce(index, last=last), chunk, self._key.encode())
 
-    def open(self, index: int, sealed: bytes, *, last: bool) -> bytes:
+    def open(self, index: int, sealed: bytes | memoryview, *, last: bool) -> bytes:
         try:
             return self._aead.decrypt(_nonce(index, last=last), sealed, self._key.encode())
         except InvalidTag:
@@ -192,12 +207,38 @@ def _nonce(index: int, *, last: bool) -> bytes:
     return index.to_bytes(_NONCE - 1, "big") + bytes([last])
 
 
+class _Lately:
+    """Small objects as they lie in the store, sealed: those that were read last. Used by several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sealed: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: str, version: str) -> bytes | None:
+        with self._lock:
+            found = self._sealed.get((key, version)) if version else None
+            if found is not None:
+                self._sealed.move_to_end((key, version))
+            return found
+
+    def put(self, key: str, version: str, sealed: bytes) -> None:
+        if len(sealed) > _LATELY_EACH:
+            return
+        with self._lock:
+            self._bytes += len(sealed) - len(self._sealed.pop((key, version), b""))
+            self._sealed[key, version] = sealed
+            while self._bytes > _LATELY_BYTES:
+                self._bytes -= len(self._sealed.popitem(last=False)[1])
+
+
 class EncryptedStore(Store):
     """Any store, with nothing in clear in it. Sizes and digests are those of the plain bytes."""
 
     def __init__(self, store: Store, ring: KeyRing) -> None:
         self._store, self._ring = store, ring
         self._threads = Threads("digest", 2)
+        self._lately = _Lately()
 
     async def put(
         self, key: str, chunks: AsyncIterator[bytes], *, durable: bool = True, digests: bool = True
@@ -232,12 +273,45 @@ class EncryptedStore(Store):
     @contextlib.asynccontextmanager
     async def opened(self, key: str, *spans: Span) -> AsyncIterator["_Open"]:
         async with self._source(checked(key), spans or (EVERYTHING,)) as source:
-            header = await source.read(0, HEADER)
-            if len(header) != HEADER or not header.startswith(_MAGIC):
-                message = f"{key} is damaged at its head"
-                raise Damaged(message)
-            identity, salt = header[len(_MAGIC) : -_SALT], header[-_SALT:]
-            yield _Open(source, _Cipher(self._ring, identity, salt, key), key)
+            yield _Open(source, self._cipher(key, await source.read(0, HEADER)), key)
+
+    async def whole(self, key: str, most: int, made: Made = bytes, *, version: str = "") -> bytes:
+        """The whole object is opened by the thread that has read it; a small one that was read lately, here and now."""
+        known = self._lately.get(key, version)
+        if known is not None:
+            found = self._opened_all(key, known)
+        else:
+            sealed_most = HEADER + most + (most // PLAIN + 1) * _TAG
+            try:
+                found = await self._store.whole(checked(key), sealed_most, lambda raw: self._read(key, version, raw))
+            except Larger:
+                raise Larger(key, most) from None
+        if len(found) > most:
+            raise Larger(key, most)
+        return made(found)
+
+    def _read(self, key: str, version: str, sealed: bytes) -> bytes:
+        found = self._opened_all(key, sealed)
+        if version:
+            self._lately.put(key, version, sealed)
+        return found
+
+    def _opened_all(self, key: str, sealed: bytes) -> bytes:
+        _, last = _shape(key, len(sealed))
+        cipher = self._cipher(key, sealed[:HEADER])
+        chunks = memoryview(sealed)[HEADER:]
+        return b"".join(
+            [
+                cipher.open(index, chunks[index * _SEALED : (index + 1) * _SEALED], last=index == last)
+                for index in range(last + 1)
+            ]
+        )
+
+    def _cipher(self, key: str, header: bytes) -> _Cipher:
+        if len(header) != HEADER or not header.startswith(_MAGIC):
+            message = f"{key} is damaged at its head"
+            raise Damaged(message)
+        return _Cipher(self._ring, header[len(_MAGIC) : -_SALT], header[-_SALT:], key)
 
     def _source(self, key: str, spans: tuple[Span, ...]) -> AbstractAsyncContextManager[Opened]:
         below = [_below(span) for span in spans]

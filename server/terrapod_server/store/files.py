@@ -15,7 +15,18 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from terrapod_server.store.port import CHUNK, EVERYTHING, Span, Store, Stored, Tally, checked, checked_prefix
+from terrapod_server.store.port import (
+    CHUNK,
+    EVERYTHING,
+    Larger,
+    Made,
+    Span,
+    Store,
+    Stored,
+    Tally,
+    checked,
+    checked_prefix,
+)
 from terrapod_server.store.threads import Threads
 from terrapod_shared.errors import NotFound, Unavailable
 
@@ -92,6 +103,10 @@ class FileStore(Store):
         finally:
             if file.is_open:
                 self._threads.later(file.close)  # in a thread: the last close of a deleted file frees its blocks
+
+    async def whole(self, key: str, most: int, made: Made = bytes, *, version: str = "") -> bytes:
+        del version
+        return await self._threads.run(lambda: made(_all(self._path(key), key, most)))
 
     async def size(self, key: str) -> int:
         return await self._threads.run(_size, self._path(key))
@@ -251,6 +266,25 @@ def _room() -> Iterator[None]:
             message = "the store is full"
             raise Unavailable(message) from error
         raise
+
+
+def _all(path: Path, key: str, most: int) -> bytes:
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except _ABSENT:
+        raise NotFound from None
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotFound
+        if status.st_size > most:
+            raise Larger(key, most)
+        found = os.read(handle, status.st_size)
+        while len(found) < status.st_size and (more := os.read(handle, status.st_size - len(found))):
+            found += more
+        return found
+    finally:
+        os.close(handle)
 
 
 def _size(path: Path) -> int:

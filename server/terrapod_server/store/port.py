@@ -2,14 +2,14 @@
 
     put(key, chunks, *, durable=True, digests=True) -> Stored(size, sha256, md5)
     get(key, *, offset=0, limit=None) -> async iterator of bytes
+    whole(key, most) -> bytes
     opened(key, *spans) -> async context manager of Opened(size, read(offset, size))
     size(key) -> int                exists(key) -> bool
     delete(key)                     delete_prefix("a/b/")
     keys("a/b/") -> list of keys
     healthy() -> bool               close()
 
-Also here: `once` and `gathered` make streams for `put`, `whole` reads a small
-object. `files.FileStore` and `s3.S3Store` keep the promise, and so does
+Also here: `once` and `gathered` make streams for `put`. `files.FileStore` and `s3.S3Store` keep the promise, and so does
 `cipher.EncryptedStore` over either, which is the one that the rooms get.
 
 A key is segments of `[A-Za-z0-9._+-]` between slashes, and no key is the folder
@@ -18,9 +18,10 @@ goes on reading the old one. All sizes are bytes. `NotFound` is raised before
 the first chunk of a read, `Unavailable` where the place is full or silent.
 """
 
+import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,6 +38,8 @@ _TRIES = 5
 #: From, and up to but not including; None is the end of the object.
 Span = tuple[int, int | None]
 EVERYTHING: Span = (0, None)
+#: Makes an object's bytes of what lies there.
+Made = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,21 @@ class Store(Protocol):
                 if at > offset or not left:
                     raise
 
+    async def whole(self, key: str, most: int, made: Made = bytes, *, version: str = "") -> bytes:
+        """All of an object at once: what `made`, which is called in a thread, makes of its bytes.
+
+        Where the caller names a `version`, which no other bytes under that key
+        have, the store may remember the object for the next time. Raises NotFound, and ValueError where the object is larger than `most`.
+        """
+        del version
+        parts, size = [], 0
+        async for chunk in self.get(key):
+            size += len(chunk)
+            if size > most:
+                raise Larger(key, most)
+            parts.append(chunk)
+        return await asyncio.to_thread(lambda: made(b"".join(parts)))
+
     async def size(self, key: str) -> int:
         """Raises NotFound."""
         ...
@@ -137,6 +155,13 @@ class Store(Protocol):
     async def close(self) -> None:
         """Lets go of connections and threads."""
         ...
+
+
+class Larger(ValueError):
+    """An object is larger than its reader takes."""
+
+    def __init__(self, key: str, most: int) -> None:
+        super().__init__(f"{key} is larger than {most} bytes")
 
 
 class Tally:
@@ -176,19 +201,6 @@ def checked_prefix(prefix: str) -> str:
 async def once(data: bytes) -> AsyncIterator[bytes]:
     """Bytes that are in memory, as the stream that `put` takes."""
     yield data
-
-
-async def whole(store: Store, key: str, most: int) -> bytes:
-    """An object that is known to be small. Raises ValueError where it is larger than `most`."""
-    parts = []
-    size = 0
-    async for chunk in store.get(key):
-        size += len(chunk)
-        if size > most:
-            message = f"{key} is larger than {most} bytes"
-            raise ValueError(message)
-        parts.append(chunk)
-    return b"".join(parts)
 
 
 async def gathered(chunks: AsyncIterator[bytes], size: int = CHUNK) -> AsyncIterator[bytes]:

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+import time
 
 import pytest
 from hypothesis import given
@@ -224,6 +225,20 @@ def test_signed_urls_are_for_one_purpose_and_end() -> None:
     ):
         with pytest.raises(errors.NotFound):
             signer.check(purpose, text)
+
+
+def test_a_signed_url_that_was_good_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    signer = Signer(b"k" * 32)
+    tokens = [signer.sign("log", f"plan-{number}", 60) for number in range(1030)]
+    for _ in range(2):
+        assert [signer.check("log", token) for token in tokens] == [f"plan-{number}" for number in range(1030)]
+    with pytest.raises(errors.NotFound):
+        signer.check("state", tokens[-1])
+    at = time.time()
+    monkeypatch.setattr(time, "time", lambda: at + 61)
+    for token in tokens:
+        with pytest.raises(errors.NotFound):
+            signer.check("log", token)
 
 
 def test_ids_are_ordered_and_recognised() -> None:

@@ -3,48 +3,27 @@
 import asyncio
 import contextlib
 import logging
-import os
 import platform
 import zipfile
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote, urlsplit
-
-import msgspec
 
 from terrapod_listener import __version__, kept, schemas, terraform, workdir
-from terrapod_listener.client import Server, digest_of
+from terrapod_listener.client import Server
 from terrapod_listener.config import Config
+from terrapod_listener.delivery import Delivery
 from terrapod_listener.install import Engines
 from terrapod_listener.logs import Spool
+from terrapod_listener.outcomes import Canceled, Failed, Refused, Undelivered
+from terrapod_listener.preparation import Preparation, Prepared
 from terrapod_listener.process import Process
-from terrapod_shared import errors, signing, wire
-from terrapod_shared.files import write_private
+from terrapod_shared import errors, wire
 
 log = logging.getLogger(__name__)
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PREPARE_S = 1800.0
 _SHOW_S = 600.0
 #: Of an offer's time, how much its engine may take; one that takes longer is waited for under the lease.
 _ENGINE_PART = 0.6
-
-
-class Failed(Exception):
-    """The phase has ended, and not well; the text is for the run's page."""
-
-
-class Undelivered(Failed):
-    """The state is on this host alone."""
-
-
-class Refused(Exception):
-    """The phase cannot begin on this listener; another may be able to take it."""
-
-
-class Canceled(Exception):
-    """Somebody canceled the run."""
-
-
 #: What may stand in the way of an engine.
 _NO_ENGINE = (errors.TerrapodError, OSError, zipfile.BadZipFile)
 
@@ -62,17 +41,14 @@ class Job:
         self._readers: list[Process] = []  # `show` and the like: they change nothing and are killed outright
         self._cancel: Literal["", "cancel", "force-cancel"] = ""
         self._is_lost = False
-        self._keep_folder = False
         self.decided = asyncio.Event()  #: the offer was accepted, or given back
         self.is_accepted = self.is_refused = False
         self._engine: asyncio.Task[Path]
         self._schemas = schemas.Schemas(home / "schemas")
-        self._var_file: str | None = None
-        self._selected = work.workspace_name  #: what terraform calls the workspace
+        self._delivery = Delivery(server, work, self._spools)
         self._log: Spool
         self._binary = Path()
-        self._env: dict[str, str] = {}
-        self._digests: dict[str, str] = {}
+        self._ready: Prepared
 
     @property
     def held(self) -> wire.HeldLease:
@@ -88,7 +64,7 @@ class Job:
     @property
     def is_spooled(self) -> bool:
         """Whether the state that it left is on this host alone."""
-        return self._state_word == "spooled"
+        return self._delivery.state == "spooled"
 
     def cancel(self, how: Literal["cancel", "force-cancel"]) -> None:
         """Interrupts once; `force-cancel` kills."""
@@ -164,7 +140,9 @@ class Job:
             return
         self._log = Spool(self.folder / "log", self._server, work)
         try:
-            await self._deliver(await self._report())
+            report = await self._report()
+            self.step = "report"
+            await self._delivery.end(report, self._log)
         except Refused as refusal:
             with contextlib.suppress(errors.TerrapodError):
                 await self._log.finish()
@@ -178,7 +156,7 @@ class Job:
             await self._log.abandon()
         finally:
             self._log.close()
-            if not self._config.keep_work and not self._keep_folder:
+            if not self._config.keep_work and not self._delivery.is_folder_needed:
                 await asyncio.to_thread(workdir.remove, self.folder)
 
     def _fresh_folder(self) -> None:
@@ -195,10 +173,10 @@ class Job:
         try:
             return await (self._plan() if phase == "plan" else self._apply())
         except Canceled:
-            return wire.Report(phase=phase, status="canceled", state=self._state_word)
+            return wire.Report(phase=phase, status="canceled", state=self._delivery.state)
         except Undelivered as error:
             self._log.line(f"\nError: {error}")
-            return wire.Report(phase=phase, status="errored", error_message=str(error), state=self._state_word)
+            return wire.Report(phase=phase, status="errored", error_message=str(error), state=self._delivery.state)
         except (Failed, workdir.Hostile, schemas.NotWhole) as error:
             text = str(error)
         except (errors.LeaseEnded, errors.NotFound, Refused):
@@ -211,38 +189,12 @@ class Job:
             log.exception("%s %s", phase, self.work.run_id)
             text = f"the listener failed: {type(error).__name__}: {error}"
         if self._cancel:
-            return wire.Report(phase=phase, status="canceled", state=self._state_word)
+            return wire.Report(phase=phase, status="canceled", state=self._delivery.state)
         self._log.line(f"\nError: {text}")
-        return wire.Report(phase=phase, status="errored", error_message=text, state=self._state_word)
+        return wire.Report(phase=phase, status="errored", error_message=text, state=self._delivery.state)
 
-    _state_word: Literal["unchanged", "uploaded", "spooled"] = "unchanged"
-
-    async def _deliver(self, report: wire.Report) -> None:
-        """Artifacts are here already; then the log, then the word that ends the phase."""
-        self.step = "report"
-        await self._log.finish()
-        words = {"digests": self._digests, "log_bytes": self._log.end}
-        full = wire.Report(**{**{name: getattr(report, name) for name in report.__struct_fields__}, **words})
-        while True:
-            try:
-                await self._server.report(self.work.run_id, full, self.work.lease.number)
-            except errors.LeaseEnded:
-                raise
-            except errors.Conflict as error:
-                if full.status == "errored":
-                    raise
-                full = wire.Report(
-                    phase=self.work.phase,
-                    status="errored",
-                    error_message=error.detail,
-                    log_bytes=self._log.end,
-                    state=self._state_word,
-                )
-                continue
-            break
-
-    async def _prepare(self) -> Path:
-        """The root module's folder, initialised."""
+    async def _prepare(self) -> Preparation:
+        """The root module's folder is initialised; `self._ready` says where all is."""
         work = self.work
         if self._cancel:
             raise Canceled
@@ -250,39 +202,17 @@ class Job:
         machine = f"{platform.system().lower()}/{platform.machine()}"
         for line in terraform.header(name, __version__, work.engine, machine):
             self._log.line(line)
-        variables = self._unsealed()
-        if why := terraform.refused(variables):
-            raise Failed(why)
+        preparation = Preparation(self.folder, self._server, self._config, work)
+        variables = preparation.variables()
         self.step = "fetch"
         self._binary = await self._engine_here()
-        root = self.folder / "config"
-        archive = self.folder / "configuration.tar.gz"
-        link = work.links["configuration"]
-        await self._server.download(link.path, archive, lease=work.lease.number, sha256=link.sha256)
-        await asyncio.to_thread(workdir.unpack, archive, root, work.limits)
-        archive.unlink()
-        module = workdir.module_folder(root, work.working_directory)
-        names, self._selected = await asyncio.to_thread(_read, module, work.workspace_name)
-        await self._seed_state()
-        if work.phase == "apply" and "lock-file" in work.links:
-            link = work.links["lock-file"]
-            await self._server.download(
-                link.path, module / ".terraform.lock.hcl", lease=work.lease.number, sha256=link.sha256
-            )
-        workdir.write_override(module, self._states)
-        given = terraform.given(variables, names, work.phase)
-        if text := terraform.var_file(given, names):
-            (self.folder / terraform.VAR_FILE).write_text(text, encoding="utf-8")
-            self._var_file = str(self.folder / terraform.VAR_FILE)
-        self._env = terraform.environment(
-            msgspec.structs.replace(work, variables=given), names, self._base(), self._selected
-        )
+        self._ready = await preparation.fetch(variables)
         self.step = "init"
         argv = terraform.init_argv(readonly_lock=work.phase == "apply" and "lock-file" in work.links)
-        if await self._terraform(argv, module, _PREPARE_S):
+        if await self._terraform(argv, _PREPARE_S):
             raise Failed(f"{work.engine.tool} init failed")
-        workdir.check_backend(module, self._states)
-        return module
+        workdir.check_backend(self._ready.module, self._ready.states)
+        return preparation
 
     async def _engine_here(self) -> Path:
         """The program, which may still be on its way. Raises Refused where the plan can be given back."""
@@ -294,61 +224,7 @@ class Job:
             why = self._no_engine(error)
             raise (Refused(why) if self.work.phase == "plan" else Failed(why)) from None
 
-    def _unsealed(self) -> list[wire.Variable]:
-        work, opened = self.work, []
-        for each in work.variables:
-            value = each.value
-            if each.sealed:
-                info = wire.seal_info(work.run_id, work.phase, work.lease.number, each.category, each.key)
-                value = signing.unseal(self._server.identity.sealing_key, info, each.sealed).decode()
-            opened.append(
-                wire.Variable(
-                    key=each.key,
-                    category=each.category,
-                    value=value,
-                    hcl=each.hcl,
-                    sensitive=each.sensitive,
-                    from_run=each.from_run,
-                )
-            )
-        return opened
-
-    def _base(self) -> dict[str, str]:
-        """What a run's environment has before the user's variables: nothing of the listener's but what is named."""
-        mine = self._server.identity.kept
-        env = {name: os.environ[name] for name in self._config.pass_environment if name in os.environ}
-        env |= {
-            "PATH": _PATH,
-            "HOME": str(self.folder / "home"),
-            "TMPDIR": str(self.folder / "tmp"),
-            "LANG": "C.UTF-8",
-            "TF_CLI_CONFIG_FILE": str(self.folder / "terraform.rc"),
-        }
-        hosts = [urlsplit(mine.server).netloc, *self.work.hosts]
-        write_private(self.folder / "terraform.rc", terraform.credentials(hosts, self.work.run_token).encode())
-        if mine.ca:
-            bundle = Path("/etc/ssl/certs/ca-certificates.crt")
-            system = bundle.read_text() if bundle.exists() else ""
-            (self.folder / "ca.pem").write_text(f"{system}\n{mine.ca}")
-            env["SSL_CERT_FILE"] = str(self.folder / "ca.pem")
-        return env
-
-    @property
-    def _states(self) -> Path:
-        return self.folder / "states"
-
-    @property
-    def _state(self) -> Path:
-        return self._states / self._selected / "terraform.tfstate"
-
-    async def _seed_state(self) -> None:
-        link = self.work.links.get("state")
-        if link is None:
-            return
-        self._state.parent.mkdir(mode=0o700)
-        await self._server.download(link.path, self._state, lease=self.work.lease.number, sha256=link.sha256)
-
-    async def _terraform(self, argv: list[str], module: Path, timeout_s: float, to_file: Path | None = None) -> int:
+    async def _terraform(self, argv: list[str], timeout_s: float, to_file: Path | None = None) -> int:
         if self._cancel:
             raise Canceled
         if self._is_lost and self.work.phase == "plan":
@@ -359,8 +235,8 @@ class Job:
             self._readers.append(process)
         code = await process.run(
             [str(self._binary), *argv],
-            cwd=module,
-            env=self._env,
+            cwd=self._ready.module,
+            env=self._ready.env,
             on_output=self._log.write,
             to_file=to_file,
             timeout_s=timeout_s,
@@ -373,12 +249,12 @@ class Job:
         return code
 
     async def _plan(self) -> wire.Report:
-        module = await self._prepare()
+        await self._prepare()
         self.step = "plan"
-        plan_file = self.folder / "plan"
+        plan_file, module = self.folder / "plan", self._ready.module
         generated = module / "generated.tf"
-        argv = terraform.plan_argv(self.work.options, str(plan_file), self._var_file, str(generated))
-        code = await self._terraform(argv, module, self.work.limits.plan_s)
+        argv = terraform.plan_argv(self.work.options, str(plan_file), self._ready.var_file, str(generated))
+        code = await self._terraform(argv, self.work.limits.plan_s)
         if code:
             raise Failed(f"{self.work.engine.tool} plan failed with exit code {code}")
         self.step = "show"
@@ -386,9 +262,9 @@ class Job:
         shown, answer, cut = (self.folder / name for name in ("plan.json", "answer.json", "schemas.json"))
         kept_answer = await asyncio.to_thread(self._schemas.place, self.work, lock)
         is_known = await asyncio.to_thread(kept_answer.is_file)
-        reads = [self._terraform(["show", "-json", str(plan_file)], module, _SHOW_S, shown)]
+        reads = [self._terraform(["show", "-json", str(plan_file)], _SHOW_S, shown)]
         if not is_known:
-            reads.append(self._terraform(["providers", "schema", "-json"], module, _SHOW_S, answer))
+            reads.append(self._terraform(["providers", "schema", "-json"], _SHOW_S, answer))
         if any(await asyncio.gather(*reads)):
             raise Failed("the plan could not be read back")
         counts = await asyncio.to_thread(schemas.digest, shown, kept_answer if is_known else answer, cut)
@@ -399,7 +275,7 @@ class Job:
         if lock.is_file() and not lock.is_symlink():
             uploads["lock-file"] = lock
         for name, path in uploads.items():
-            await self._upload(name, path)
+            await self._delivery.artifact(name, path)
         return wire.Report(
             phase="plan",
             status="planned",
@@ -412,69 +288,23 @@ class Job:
             generated_configuration=counts.generated,
         )
 
-    async def _upload(self, name: str, path: Path) -> None:
-        digest = (await digest_of(path)).hex()
-        target = f"{self._server.base}/runs/{self.work.run_id}/{name}"
-        await self._server.persist("PUT", target, file=path, lease=self.work.lease.number, timeout_s=600.0)
-        self._digests[name] = digest
-
     async def _apply(self) -> wire.Report:
-        module = await self._prepare()
-        work = self.work
-        plan_file = self.folder / "plan"
-        link = work.links["plan"]
-        await self._server.download(link.path, plan_file, lease=work.lease.number, sha256=link.sha256)
-        before = await asyncio.to_thread(workdir.state_mark, self._state)
-        await asyncio.to_thread(kept.note, self.folder, work, self._state, module, before)
+        preparation = await self._prepare()
+        work, ready = self.work, self._ready
+        plan_file = await preparation.plan_file()
+        before = await asyncio.to_thread(workdir.state_mark, ready.state)
+        await asyncio.to_thread(kept.note, self.folder, work, ready.state, ready.module, before)
         self.step = "apply"
-        self._keep_folder = True  # until its state is known to be elsewhere, or unchanged
+        self._delivery.is_folder_needed = True  # until its state is known to be elsewhere, or unchanged
         try:
             code = await self._terraform(
-                terraform.apply_argv(work.options, str(plan_file), self._var_file), module, work.limits.apply_s
+                terraform.apply_argv(work.options, str(plan_file), ready.var_file), work.limits.apply_s
             )
         finally:
             self.step = "state"
-            await self._deliver_state(module, before)
+            await self._delivery.left_state(ready.module, ready.state, before, self._log)
         if code and self._cancel:
             raise Canceled
         if code:
             raise Failed(f"{work.engine.tool} apply failed with exit code {code}")
-        return wire.Report(phase="apply", status="applied", exit_code=code, state=self._state_word)
-
-    async def _deliver_state(self, module: Path, before: wire.StateRef | None) -> None:
-        """The state that terraform left, also when it failed: kept on disk until the server has it."""
-        errored = module / "errored.tfstate"
-        state = errored if errored.is_file() else self._state
-        mark = await asyncio.to_thread(workdir.state_mark, state)
-        if mark is None or mark == before:
-            self._keep_folder = False
-            return
-        self._state_word = "spooled"
-        try:
-            kept_ = await asyncio.to_thread(
-                kept.keep, state, self._spools, self.work.run_id, self.work.lease.number, mark
-            )
-            self._keep_folder = False
-        except OSError as error:
-            self._log.line(f"\nThe state could not be copied to the spool ({error}); it stays in the work folder.")
-            kept_ = state
-        try:
-            await self._push_state(kept_, mark)
-        except errors.TerrapodError as error:
-            place = state if self._keep_folder else kept_
-            message = f"the server did not take the state ({error.detail}); it is kept on the listener at {place}"
-            raise Undelivered(message) from None
-        self._state_word, self._keep_folder = "uploaded", False
-        if kept_ != state:
-            await asyncio.to_thread(kept.drop, kept_)
-
-    async def _push_state(self, path: Path, mark: wire.StateRef) -> None:
-        query = f"serial={mark.serial}&lineage={quote(mark.lineage, safe='')}&md5={mark.md5}"
-        target = f"{self._server.base}/runs/{self.work.run_id}/state?{query}"
-        await self._server.persist("PUT", target, file=path, lease=self.work.lease.number, timeout_s=600.0)
-
-
-def _read(module: Path, workspace: str) -> tuple[dict[str, bool], str]:
-    """Of the root module: its variables, and what it calls the workspace. To be called in a thread."""
-    sources = workdir.sources(module)
-    return terraform.declared(sources), terraform.selected(workspace, sources)
+        return wire.Report(phase="apply", status="applied", exit_code=code, state=self._delivery.state)

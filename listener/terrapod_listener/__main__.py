@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from terrapod_listener import config as settings
-from terrapod_listener import identity, joining, loop
+from terrapod_listener import identity, joining, kept, loop
 from terrapod_shared.errors import TerrapodError
 
 _HOME = click.option(
@@ -49,8 +49,8 @@ def join(server: str, token: str, name: str, ca: Path | None, home: Path) -> Non
         joined = asyncio.run(joining.join(home.resolve(), server, token, name, ca))
     except TerrapodError as error:
         raise click.ClickException(error.detail) from None
-    kept = joined.kept
-    click.echo(f"joined pool {kept.pool_id} as {kept.name} ({kept.listener_id}); certificate until {joined.expires()}")
+    me = joined.kept
+    click.echo(f"joined pool {me.pool_id} as {me.name} ({me.listener_id}); certificate until {joined.expires()}")
 
 
 def _opened(home: Path) -> identity.Identity:
@@ -86,15 +86,17 @@ def run(home: Path) -> None:
 def status(home: Path) -> None:
     """Say who this listener is, and what it could not deliver yet."""
     found = _opened(home.resolve())
-    kept = found.kept
-    click.echo(f"listener:    {kept.name} ({kept.listener_id})")
-    click.echo(f"server:      {kept.server}")
-    click.echo(f"pool:        {kept.pool_id}")
+    who = found.kept
+    click.echo(f"listener:    {who.name} ({who.listener_id})")
+    click.echo(f"server:      {who.server}")
+    click.echo(f"pool:        {who.pool_id}")
     click.echo(f"certificate: until {found.expires()}{' (over)' if found.is_over() else ''}")
-    waiting = loop.spooled(home)
+    waiting = kept.spooled(home.resolve())
     click.echo(f"spool:       {len(waiting)} states not delivered")
     for facts in waiting:
-        click.echo(f"  {facts['run_id']}: serial {facts['serial']}, lineage {facts['lineage']}")
+        click.echo(
+            f"  {facts['run_id']}: serial {facts['serial']}, lineage {facts['lineage']}{': ' * bool(facts['reason'])}{facts['reason']}"
+        )
 
 
 if __name__ == "__main__":

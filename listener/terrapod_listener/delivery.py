@@ -1,19 +1,31 @@
 """What a phase has made, on its way to the server: artifacts, state, log, and the word that ends it."""
 
 import asyncio
+import contextlib
+import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 import msgspec
 
-from terrapod_listener import kept, workdir
+from terrapod_listener import kept, statefile
 from terrapod_listener.client import Server, digest_of
+from terrapod_listener.journal import Record, Step
 from terrapod_listener.logs import Spool
 from terrapod_listener.outcomes import Undelivered
 from terrapod_shared import errors, wire
 
+log = logging.getLogger(__name__)
 _UPLOAD_S = 600.0
+
+
+async def _noted(record: Record, step: Step) -> None:
+    """After the apply a full disk must not stand in the way of the state: without the note a step is done twice."""
+    try:
+        await asyncio.to_thread(record.write, step)
+    except OSError as error:
+        log.error("the journal of %s stays at %s: %s", record.folder.name, record.facts.step, error)  # noqa: TRY400
 
 
 async def push(server: Server, run_id: str, number: int, path: Path, mark: wire.StateRef) -> None:
@@ -23,14 +35,39 @@ async def push(server: Server, run_id: str, number: int, path: Path, mark: wire.
     await server.persist("PUT", target, file=path, lease=number, timeout_s=_UPLOAD_S)
 
 
+async def send(server: Server, home: Path, facts: dict[str, Any]) -> bool:
+    """One state of the spool, if the server answers now; whether it is there. The spool is freed then, and only then."""
+    run_id, number = facts["run_id"], facts["number"]
+    state = kept.place(home, run_id, number)
+    query = f"serial={facts['serial']}&lineage={quote(facts['lineage'], safe='')}&md5={facts['md5']}"
+    path = f"{server.base}/runs/{run_id}/state?{query}"
+    try:
+        await server.call("PUT", path, file=state, lease=number, timeout_s=_UPLOAD_S)
+    except (errors.TerrapodError, OSError) as error:
+        reason = str(getattr(error, "detail", error))
+        log.error("the state of %s stays in the spool: %s", run_id, reason)  # noqa: TRY400
+        await asyncio.to_thread(kept.blame, state, reason)
+        return False
+    await asyncio.to_thread(kept.drop, state)
+    report = wire.Report(
+        phase="apply",
+        status="errored",
+        state="uploaded",
+        error_message="the listener was restarted while it applied; the state that it left is here",
+    )
+    with contextlib.suppress(errors.TerrapodError):  # most often the phase is over
+        await server.report(run_id, report, number)
+    return True
+
+
 class Delivery:
     """Of one phase. `state` is the word for the report; `is_folder_needed` says that the state is nowhere else."""
 
-    def __init__(self, server: Server, work: wire.Work, spools: Path) -> None:
+    def __init__(self, server: Server, work: wire.Work, home: Path) -> None:
         self.state: Literal["unchanged", "uploaded", "spooled"] = "unchanged"
         self.is_folder_needed = False
         self._digests: dict[str, str] = {}
-        self._server, self._work, self._spools = server, work, spools
+        self._server, self._work, self._home = server, work, home
 
     async def artifact(self, name: str, path: Path) -> None:
         digest = (await digest_of(path)).hex()
@@ -38,30 +75,44 @@ class Delivery:
         await self._server.persist("PUT", target, file=path, lease=self._work.lease.number, timeout_s=_UPLOAD_S)
         self._digests[name] = digest
 
-    async def left_state(self, module: Path, state: Path, before: wire.StateRef | None, log: Spool) -> None:
+    async def left_state(self, record: Record, log: Spool, folder: Path) -> None:
         """The state that terraform left, also when it failed: kept on disk until the server has it. Raises Undelivered."""
-        errored = module / "errored.tfstate"
-        state = errored if errored.is_file() else state
-        mark = await asyncio.to_thread(workdir.state_mark, state)
-        if mark is None or mark == before:
-            self.is_folder_needed = False
+        facts = record.facts
+        target = kept.place(self._home, self._work.run_id, self._work.lease.number)
+        candidates = [*(Path(path) for path in facts.states), target]
+        found, whole = await asyncio.to_thread(statefile.newest, folder, candidates), True
+        if found is None:  # what terraform, or its death, made of it is the server's to judge
+            found, whole = await asyncio.to_thread(statefile.newest, folder, candidates, whole=False), False
+        if found is None or wire.StateRef(**found[1]) == facts.before:
+            is_torn = found is None and any(path.exists() for path in candidates)
+            self.is_folder_needed = is_torn
+            if is_torn:
+                self.state = "spooled"
+                message = f"the state that was left is not whole; it is kept on the listener in {folder}"
+                raise Undelivered(message)
+            await _noted(record, "acknowledged")
             return
         self.state = "spooled"
-        run_id, number = self._work.run_id, self._work.lease.number
+        state, mark = found[0], wire.StateRef(**found[1])
+        if state != target:
+            try:
+                await asyncio.to_thread(statefile.keep, folder, state, target, whole=whole)
+            except OSError as error:
+                log.line(f"\nThe state could not be copied to the spool ({error}); it stays in the work folder.")
+        kept_ = target if target.exists() else state
+        self.is_folder_needed = kept_ == state
+        if kept_ == target:
+            await _noted(record, "spooled")
         try:
-            kept_ = await asyncio.to_thread(kept.keep, state, self._spools, run_id, number, mark)
-            self.is_folder_needed = False
-        except OSError as error:
-            log.line(f"\nThe state could not be copied to the spool ({error}); it stays in the work folder.")
-            kept_ = state
-        try:
-            await push(self._server, run_id, number, kept_, mark)
+            await push(self._server, self._work.run_id, self._work.lease.number, kept_, mark)
         except errors.TerrapodError as error:
+            if kept_ == target:
+                await asyncio.to_thread(kept.blame, target, error.detail)
             message = f"the server did not take the state ({error.detail}); it is kept on the listener at {kept_}"
             raise Undelivered(message) from None
         self.state, self.is_folder_needed = "uploaded", False
-        if kept_ != state:
-            await asyncio.to_thread(kept.drop, kept_)
+        await _noted(record, "acknowledged")
+        await asyncio.to_thread(kept.drop, target)
 
     async def end(self, report: wire.Report, log: Spool) -> None:
         """The rest of the log, then the word that ends the phase; artifacts are there already."""

@@ -21,15 +21,19 @@ GATHER_S = 0.08
 
 
 class Spool:
-    """The log's file and its sender. `base` is what an earlier listener has sent of the phase's log."""
+    """The log's file and its sender. `base` is what an earlier listener has sent of the phase's log.
 
-    def __init__(self, path: Path, server: Server, work: wire.Work) -> None:
-        self._file = path.open("w+b", buffering=0)
+    `resume`: an earlier life of this listener began the file; the server is asked where it is.
+    """
+
+    def __init__(self, path: Path, server: Server, work: wire.Work, *, resume: bool = False) -> None:
+        self._file = path.open("a+b" if resume else "w+b", buffering=0)
         self._server, self._work = server, work
         self._base = work.log_offset
         self._most = max(0, work.limits.log_bytes - self._base)
-        self._written = 0
+        self._written = os.fstat(self._file.fileno()).st_size
         self._sent = 0
+        self._ask = resume
         self._is_full = False
         self._is_broken = False
         self._fresh = asyncio.Event()
@@ -58,6 +62,14 @@ class Spool:
             return
         self._fresh.set()
 
+    def look(self) -> None:
+        """Takes note of what a keeper has appended, which keeps to the limit itself."""
+        size = os.fstat(self._file.fileno()).st_size
+        if size > self._written:
+            self._written = size
+            self._is_full = size > self._most
+            self._fresh.set()
+
     def line(self, text: str) -> None:
         self.write(f"{text}\n".encode())
 
@@ -79,7 +91,7 @@ class Spool:
     async def _send(self) -> None:
         attempt = 0
         while True:
-            if self._sent == self._written:
+            if self._sent == self._written and not self._ask:
                 if self._over:
                     return
                 await self._fresh.wait()
@@ -96,7 +108,10 @@ class Spool:
                 attempt += 1
 
     async def _chunk(self) -> None:
+        if self._ask:  # an empty chunk at the end changes nothing, and is told where to go on
+            self._sent = self._written
         chunk = await asyncio.to_thread(os.pread, self._file.fileno(), CHUNK, self._sent)
+        chunk = chunk[: self._written - self._sent]
         work, offset = self._work, self._base + self._sent
         path = f"{self._server.base}/runs/{work.run_id}/{work.phase}/log?offset={offset}"
         try:
@@ -105,6 +120,9 @@ class Spool:
             expected = error.meta.get("expected")
             if isinstance(error, errors.LeaseEnded) or not isinstance(expected, int) or expected < self._base:
                 raise
-            self._sent = expected - self._base
+            self._sent, self._ask = expected - self._base, False
             return
-        self._sent = msgspec.json.decode(answer.content, type=wire.LogAnswer).next_offset - self._base
+        following = msgspec.json.decode(answer.content, type=wire.LogAnswer).next_offset
+        if self._ask and following > offset:  # a power cut took the end of the file, which the server has
+            self._base += following - offset
+        self._ask, self._sent = False, following - self._base

@@ -2,24 +2,30 @@
 
 import asyncio
 import contextlib
-import json
 import logging
 import platform
+import random
 import signal
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from terrapod_listener import __version__, identity, joining, kept
+from terrapod_listener import __version__, identity, joining, journal, kept, workdir
 from terrapod_listener.client import Server, pause_s
 from terrapod_listener.config import Config
+from terrapod_listener.delivery import send
 from terrapod_listener.install import Engines, announced
 from terrapod_listener.lease import Lease
 from terrapod_listener.phases import Job
 from terrapod_shared import errors, wire
 
 log = logging.getLogger("terrapod.listener")
+#: How long an answer that may carry work is waited for while the listener drains.
+_CROSSING_S = 0.4
+#: How often what the server refused is offered to it again.
+_AGAIN_S = 60.0
+#: After a third signal: how long a killed terraform's state may take to reach the disk.
+_FORCED_S = 10.0
 _ARCHES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
 
@@ -35,8 +41,10 @@ class Daemon:
         self._changed = asyncio.Event()
         self._draining = asyncio.Event()
         self._renew_asked = asyncio.Event()
+        self._rejoined = asyncio.Event()
         self._telling: asyncio.Task[None] | None = None
         self._signals = 0
+        self._forced = asyncio.Event()
 
     async def run(self) -> None:
         """Works until SIGTERM: the first drains, the second interrupts, the third kills."""
@@ -52,28 +60,73 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal)
+        loop.add_signal_handler(signal.SIGUSR1, self.drain)
         known = await announced(self._config.engines)
         self._told = [told for told, _ in known.values()]
         engines = Engines(self._home / "engines", self._server, known)
-        await asyncio.to_thread(kept.recover_all, self._home)
+        left = await asyncio.to_thread(journal.records, self._home)
+        await asyncio.to_thread(self._tidy, left)
+        for record in left:
+            log.info("%s %s was left at %s", record.facts.work.phase, record.folder.name, record.facts.step)
+            self._go_on(record, engines)
         beating = asyncio.create_task(self._beats())
         renewing = asyncio.create_task(self._renewals())
+        delivering: asyncio.Task[None] | None = None
         try:
             await self._until_draining(self._announce())
-            await self._until_draining(self._deliver_spool())
+            await self._until_draining(self._deliver_left())
+            delivering = asyncio.create_task(self._deliveries(engines))
             await self._take(engines)
-            while self._jobs:
-                await asyncio.wait(self._jobs)
+            await self._all_done()
         finally:
-            for task in filter(None, (beating, renewing, self._telling)):
+            for task in filter(None, (beating, renewing, self._telling, delivering)):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
             await self._server.close()
 
+    def _tidy(self, left: list[journal.Record]) -> None:
+        """Folders of runs that the journal does not know hold nothing that is needed. To be called in a thread."""
+        known = {record.folder.name for record in left}
+        for folder in (self._home / "work").glob("*"):
+            if folder.name not in known:
+                workdir.remove(folder)
+
+    def _go_on(self, record: journal.Record, engines: Engines) -> None:
+        work = record.facts.work
+        self._start(Job(self._home, self._server, engines, self._config, work, record), time.monotonic())
+
+    async def _all_done(self) -> None:
+        """Until no work is left; after a third signal until terraform is gone, since the journal has the rest."""
+        while self._jobs:
+            await asyncio.wait(
+                [*self._jobs, forced := asyncio.ensure_future(self._forced.wait())], return_when=asyncio.FIRST_COMPLETED
+            )
+            forced.cancel()
+            if self._forced.is_set():
+                await asyncio.wait(
+                    [asyncio.create_task(_within(job.settled, _FORCED_S)) for job in self._jobs.values()]
+                    or [asyncio.create_task(asyncio.sleep(0))]
+                )
+                for task in list(self._jobs):
+                    task.cancel()
+                if self._jobs:
+                    await asyncio.wait(list(self._jobs))
+                return
+
+    def drain(self) -> None:
+        """Takes no more work; however often it is called."""
+        if not self._draining.is_set():
+            log.info("this listener drains: it takes no more work, and %d runs go on", len(self._jobs))
+            self._draining.set()
+            if self._jobs:
+                self._tell()
+
     def _signal(self) -> None:
         self._signals += 1
-        self._draining.set()
+        if self._signals > 2:  # noqa: PLR2004
+            self._forced.set()
+        self.drain()
         for job in self._jobs.values():
             if self._signals > 1:
                 job.cancel("cancel" if self._signals == 2 else "force-cancel")  # noqa: PLR2004
@@ -89,7 +142,7 @@ class Daemon:
             return await task
         return None
 
-    def _beat(self) -> wire.Beat:
+    async def _beat(self) -> wire.Beat:
         system = platform.system().lower()
         return wire.Beat(
             leases=[job.held for job in self._jobs.values() if job.is_accepted],
@@ -100,7 +153,7 @@ class Daemon:
             os=system,
             arch=_ARCHES.get(platform.machine(), platform.machine()),
             draining=self._draining.is_set(),
-            spooled=self._spooled(),
+            spooled=await asyncio.to_thread(self._spooled),
         )
 
     async def _announce(self) -> None:
@@ -108,7 +161,7 @@ class Daemon:
         while True:
             asked = time.monotonic()
             try:
-                self._obey(await self._server.beat(self._beat()), asked)
+                self._obey(await self._server.beat(await self._beat()), asked)
             except errors.TerrapodError as error:
                 log.warning("the server does not take this listener yet: %s", error.detail)
                 self._look_again(error)
@@ -133,7 +186,7 @@ class Daemon:
                 continue
             asked = time.monotonic()
             try:
-                work = await self._until_draining(self._server.next_work(self._config.poll_s))
+                work = await self._offer()
                 attempt = 0
             except errors.TerrapodError as error:
                 log.warning("no work: %s", error.detail)
@@ -141,13 +194,37 @@ class Daemon:
                 await self._until_draining(asyncio.sleep(pause_s(attempt)))
                 attempt += 1
                 continue
-            if work is not None:
+            if work is not None and self._draining.is_set():
+                await self._give_back(work)
+            elif work is not None:
                 job = Job(self._home, self._server, engines, self._config, work)
                 self._start(job, asked)
                 await self._until_draining(_within(job.decided, work.lease.offer_seconds))
                 refused = refused + 1 if job.is_refused else 0
                 if refused:  # another listener may be able to take what this one cannot: it is to come first
                     await self._until_draining(asyncio.sleep(pause_s(min(refused, 4) - 1)))
+
+    async def _offer(self) -> wire.Work | None:
+        """Work, or None. An answer that crosses a drain is not thrown away: it may carry an offer."""
+        poll = asyncio.ensure_future(self._server.next_work(self._config.poll_s))
+        stop = asyncio.ensure_future(self._draining.wait())
+        await asyncio.wait({poll, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not poll.done():
+            self._tell()
+            await asyncio.wait({poll}, timeout=_CROSSING_S)
+        if not poll.done():
+            poll.cancel()
+            with contextlib.suppress(asyncio.CancelledError, errors.TerrapodError):
+                return await poll
+            return None
+        return await poll
+
+    async def _give_back(self, work: wire.Work) -> None:
+        refusal = wire.Report(phase=work.phase, status="refused", reason="the listener takes no more work")
+        with contextlib.suppress(errors.TerrapodError, TimeoutError):
+            async with asyncio.timeout(_CROSSING_S):
+                await self._server.report(work.run_id, refusal, work.lease.number)
 
     def _start(self, job: Job, asked: float) -> None:
         work = job.work
@@ -178,7 +255,7 @@ class Daemon:
                 continue
             asked = time.monotonic()
             try:
-                pulse = await self._server.beat(self._beat(), wire.BEAT_S)
+                pulse = await self._server.beat(await self._beat(), wire.BEAT_S)
             except errors.TerrapodError as error:
                 log.warning("no heartbeat: %s", error.detail)
                 self._look_again(error)
@@ -204,7 +281,7 @@ class Daemon:
             if run_id in jobs:
                 jobs[run_id].cancel(how)
         if pulse.drain:
-            self._draining.set()
+            self.drain()
         if pulse.renew:
             self._renew_asked.set()
 
@@ -217,6 +294,7 @@ class Daemon:
             return
         log.warning("this listener joined again: it is %s from now on", found.kept.listener_id)
         self._server.identity = found
+        self._rejoined.set()
         self._tell()
 
     async def _renewals(self) -> None:
@@ -236,29 +314,32 @@ class Daemon:
                 await asyncio.sleep(30)
 
     def _spooled(self) -> list[dict[str, Any]]:
-        return spooled(self._home)
+        """What waits in the spool; an apply that goes on keeps its copy there too."""
+        live = {job.work.run_id for job in self._jobs.values() if not job.settled.is_set()}
+        return [facts for facts in kept.spooled(self._home) if facts["run_id"] not in live]
+
+    async def _deliver_left(self) -> None:
+        """What an earlier life of this listener could not deliver, once, before any new work; keepers go on meanwhile."""
+        ended = [job for job in self._jobs.values() if not job.is_under_keeper]
+        await asyncio.gather(*(job.settled.wait() for job in ended))
+        await self._deliver_spool()
+
+    async def _deliveries(self, engines: Engines) -> None:
+        """The same again and again, for as long as something is left: a server is repaired, a listener joins again."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._rejoined.wait(), _AGAIN_S * random.uniform(0.5, 1.0))  # noqa: S311
+            self._rejoined.clear()
+            live = {job.work.run_id for job in self._jobs.values()}
+            for record in await asyncio.to_thread(journal.records, self._home):
+                if record.folder.name not in live and record.facts.step != "offered":
+                    self._go_on(record, engines)
+            await self._deliver_spool()
 
     async def _deliver_spool(self) -> None:
-        """States that an earlier life of this listener could not deliver; before any new work."""
-        for facts in self._spooled():
-            state = self._home / "spool" / facts["run_id"] / f"state-{facts['number']}"
-            query = f"serial={facts['serial']}&lineage={quote(facts['lineage'], safe='')}&md5={facts['md5']}"
-            path = f"{self._server.base}/runs/{facts['run_id']}/state?{query}"
-            try:
-                await self._server.persist("PUT", path, file=state, lease=facts["number"], timeout_s=600.0)
-                report = wire.Report(
-                    phase="apply",
-                    status="errored",
-                    state="uploaded",
-                    error_message="the listener was restarted while it applied; the state that it left is here",
-                )
-                with contextlib.suppress(errors.LeaseEnded, errors.NotFound):
-                    await self._server.report(facts["run_id"], report, facts["number"])
-            except errors.TerrapodError as error:
-                log.error("the state of %s stays in the spool: %s", facts["run_id"], error.detail)  # noqa: TRY400
-                continue
-            await asyncio.to_thread(kept.drop, state)
-            self._tell()
+        for facts in await asyncio.to_thread(self._spooled):
+            if await send(self._server, self._home, facts):
+                self._tell()
 
 
 async def _within(event: asyncio.Event, seconds: float) -> None:
@@ -274,12 +355,3 @@ async def _after(before: list[asyncio.Task[None]], job: Job) -> None:
     if before:
         await asyncio.wait(before)
     await job.run()
-
-
-def spooled(home: Path) -> list[dict[str, Any]]:
-    """What is in the spool."""
-    found = []
-    for about in sorted((home / "spool").glob("*/state-*.json")):
-        with contextlib.suppress(OSError, ValueError):
-            found.append(json.loads(about.read_text()))
-    return found

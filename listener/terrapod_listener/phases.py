@@ -6,13 +6,16 @@ import logging
 import platform
 import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from terrapod_listener import __version__, kept, schemas, terraform, workdir
+from terrapod_listener import __version__, schemas, terraform, workdir
+from terrapod_listener.applying import Apply
 from terrapod_listener.client import Server
 from terrapod_listener.config import Config
 from terrapod_listener.delivery import Delivery
 from terrapod_listener.install import Engines
+from terrapod_listener.journal import Record
+from terrapod_listener.keeping import Keeper
 from terrapod_listener.logs import Spool
 from terrapod_listener.outcomes import Canceled, Failed, Refused, Undelivered
 from terrapod_listener.preparation import Preparation, Prepared
@@ -29,26 +32,42 @@ _NO_ENGINE = (errors.TerrapodError, OSError, zipfile.BadZipFile)
 
 
 class Job:
-    """The work on one phase. `home` is the listener's; the run's folder is the same path in plan and apply."""
+    """The work on one phase. `home` is the listener's; the run's folder is the same path in plan and apply.
 
-    def __init__(self, home: Path, server: Server, engines: Engines, config: Config, work: wire.Work) -> None:
+    `left`: an earlier life of this listener began it.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        server: Server,
+        engines: Engines,
+        config: Config,
+        work: wire.Work,
+        left: Record | None = None,
+    ) -> None:
         self.work = work
+        self._left = left
+        self._record = left or Record.of(home, work)
         self.step = "begin"
         self.folder = home / "work" / work.run_id
-        self._spools = home / "spool"
+        self._home = home
+        self._apply_: Apply | None = None
         self._server, self._engines, self._config = server, engines, config
         self._process = Process()
         self._readers: list[Process] = []  # `show` and the like: they change nothing and are killed outright
         self._cancel: Literal["", "cancel", "force-cancel"] = ""
         self._is_lost = False
         self.decided = asyncio.Event()  #: the offer was accepted, or given back
-        self.is_accepted = self.is_refused = False
+        self.settled = asyncio.Event()  #: what its apply left is where it can be, or the server has been asked in vain
+        self.is_accepted, self.is_refused = left is not None, False
         self._engine: asyncio.Task[Path]
         self._schemas = schemas.Schemas(home / "schemas")
-        self._delivery = Delivery(server, work, self._spools)
+        self._delivery = Delivery(server, work, home)
         self._log: Spool
         self._binary = Path()
         self._ready: Prepared
+        self._secrets: list[str] = []
 
     @property
     def held(self) -> wire.HeldLease:
@@ -66,6 +85,11 @@ class Job:
         """Whether the state that it left is on this host alone."""
         return self._delivery.state == "spooled"
 
+    @property
+    def is_under_keeper(self) -> bool:
+        """Whether terraform goes on under a keeper that an earlier life of this listener began."""
+        return self._left is not None and Keeper.find(self._left.facts) is not None
+
     def cancel(self, how: Literal["cancel", "force-cancel"]) -> None:
         """Interrupts once; `force-cancel` kills."""
         if how == self._cancel:
@@ -74,8 +98,12 @@ class Job:
         self._kill_readers()
         if how == "force-cancel":
             self._process.kill()
+            if self._apply_:
+                self._apply_.kill()
         else:  # an apply ends by itself, or by a person's `force-cancel`: what it is making would be lost with it
-            self._process.interrupt(None if self.step == "apply" else self.work.limits.cancel_grace_s)
+            self._process.interrupt(self.work.limits.cancel_grace_s)
+            if self._apply_:
+                self._apply_.interrupt()
 
     def lose(self) -> None:
         """The lease is gone. A plan is stopped; an apply goes on, since its state is still to be delivered."""
@@ -90,6 +118,13 @@ class Job:
 
     async def run(self) -> None:
         """Does all of it. Raises nothing but what ends the listener."""
+        if self._left is not None:
+            try:
+                await self._resume()
+            finally:
+                self.decided.set()
+                self.settled.set()
+            return
         self._engine = asyncio.create_task(self._engines.path(self.work))
         try:
             if await self._accepted():
@@ -97,6 +132,7 @@ class Job:
                 await self._do()
         finally:
             self.decided.set()
+            self.settled.set()
             self._engine.cancel()
             with contextlib.suppress(asyncio.CancelledError, *_NO_ENGINE):
                 await self._engine
@@ -111,9 +147,15 @@ class Job:
             if isinstance(error, _NO_ENGINE):
                 await self._refuse(self._no_engine(error))
             else:
+                await asyncio.to_thread(self._record.write, "offered")  # an apply that is ours has no other listener
                 await self._server.report(work.run_id, wire.Report(phase=work.phase, status=status), work.lease.number)
         except errors.TerrapodError as refusal:
             log.warning("%s %s was not accepted: %s", work.phase, work.run_id, refusal.detail)
+            await asyncio.to_thread(self._record.remove)
+            return False
+        except OSError as full:
+            with contextlib.suppress(errors.TerrapodError):
+                await self._refuse(f"the listener's host: {full}")
             return False
         self.is_accepted = not self.is_refused
         return self.is_accepted
@@ -138,10 +180,48 @@ class Job:
             with contextlib.suppress(errors.TerrapodError):
                 await self._server.report(work.run_id, failed, work.lease.number)
             return
-        self._log = Spool(self.folder / "log", self._server, work)
+        self._log = Spool(self._record.folder / "log", self._server, work)
+        await self._to_the_end()
+
+    async def _resume(self) -> None:
+        """Goes on with what an earlier life of this listener began."""
+        step, work = self._record.facts.step, self.work
+        if work.phase == "plan" or step in ("offered", "accepted"):
+            await self._disown(step)
+            return
+        self.step = "apply"
+        self._delivery.is_folder_needed = True
+        self._log = Spool(self._record.folder / "log", self._server, work, resume=True)
+        await self._to_the_end()
+
+    async def _disown(self, step: str) -> None:
+        """Nothing was changed: a plan is given back, and so is an apply that was not accepted yet."""
+        why = f"the listener was restarted before the {self.work.phase} had begun to change anything"
+        failed = wire.Report(phase=self.work.phase, status="errored", error_message=why, state="unchanged")
+        try:
+            if self.work.phase == "plan" or step == "offered":
+                try:
+                    await self._refuse(why)
+                except (errors.LeaseEnded, errors.NotFound):
+                    raise
+                except errors.Conflict:  # it had been accepted
+                    await self._server.report(self.work.run_id, failed, self.work.lease.number)
+            else:
+                await self._server.report(self.work.run_id, failed, self.work.lease.number)
+        except errors.Unauthorized as error:
+            log.warning("%s %s waits: %s", self.work.phase, self.work.run_id, error.detail)
+            return
+        except errors.TerrapodError as error:
+            log.warning("%s %s is no longer ours: %s", self.work.phase, self.work.run_id, error.detail)
+        await asyncio.to_thread(workdir.remove, self.folder)
+        await asyncio.to_thread(self._record.remove)
+
+    async def _to_the_end(self) -> None:
+        work, is_over = self.work, True
         try:
             report = await self._report()
             self.step = "report"
+            self.settled.set()
             await self._delivery.end(report, self._log)
         except Refused as refusal:
             with contextlib.suppress(errors.TerrapodError):
@@ -154,23 +234,33 @@ class Job:
         except errors.TerrapodError as error:
             log.error("%s %s could not be ended: %s", work.phase, work.run_id, error.detail)  # noqa: TRY400
             await self._log.abandon()
+            is_over = work.phase == "plan" or not isinstance(error, errors.Unauthorized)
+        except asyncio.CancelledError:
+            is_over = work.phase == "plan"
+            raise
         finally:
             self._log.close()
-            if not self._config.keep_work and not self._delivery.is_folder_needed:
-                await asyncio.to_thread(workdir.remove, self.folder)
+            await asyncio.shield(asyncio.to_thread(self._clean, is_over))
+
+    def _clean(self, is_over: bool) -> None:
+        """The folder goes once the state is elsewhere, the journal once there is nothing left to do."""
+        is_needed = self._delivery.is_folder_needed or not is_over
+        if not is_needed and not self._config.keep_work:
+            workdir.remove(self.folder)
+        if not is_needed:
+            self._record.remove()
 
     def _fresh_folder(self) -> None:
-        if not kept.recover(self.folder, self._spools):
-            message = "the folder of this run holds a state that cannot be kept"
-            raise OSError(message)
         workdir.remove(self.folder)
         for name in ("home", "tmp", "states"):
             (self.folder / name).mkdir(parents=True, mode=0o700)
-        kept.note(self.folder, self.work)
+        self._record.write("accepted")
 
     async def _report(self) -> wire.Report:
         phase = self.work.phase
         try:
+            if self._left is not None:
+                return await self._applied()
             return await (self._plan() if phase == "plan" else self._apply())
         except Canceled:
             return wire.Report(phase=phase, status="canceled", state=self._delivery.state)
@@ -204,6 +294,7 @@ class Job:
             self._log.line(line)
         preparation = Preparation(self.folder, self._server, self._config, work)
         variables = preparation.variables()
+        self._secrets = [each.value for each in variables if each.sensitive] + [work.run_token]
         self.step = "fetch"
         self._binary = await self._engine_here()
         self._ready = await preparation.fetch(variables)
@@ -240,7 +331,7 @@ class Job:
             on_output=self._log.write,
             to_file=to_file,
             timeout_s=timeout_s,
-            grace_s=None if self.step == "apply" else 30.0,
+            grace_s=30.0,
         )
         if self._is_lost and self.work.phase == "plan":
             raise errors.LeaseEnded("the lease has ended")
@@ -293,18 +384,29 @@ class Job:
         work, ready = self.work, self._ready
         plan_file = await preparation.plan_file()
         before = await asyncio.to_thread(workdir.state_mark, ready.state)
-        await asyncio.to_thread(kept.note, self.folder, work, ready.state, ready.module, before)
+        states = [str(ready.module / "errored.tfstate"), str(ready.state)]
+        await asyncio.to_thread(self._record.write, "accepted", states=states, before=before)
+        argv = [str(self._binary), *terraform.apply_argv(work.options, str(plan_file), ready.var_file)]
+        job = {"argv": argv, "cwd": str(ready.module), "env": ready.env, "root": str(self.folder)}
+        if self._cancel:
+            raise Canceled
         self.step = "apply"
         self._delivery.is_folder_needed = True  # until its state is known to be elsewhere, or unchanged
+        return await self._applied(job)
+
+    async def _applied(self, job: dict[str, Any] | None = None) -> wire.Report:
+        """Waits for terraform, which is begun with `job`, or was begun by an earlier life; then for its state's delivery."""
+        self._apply_ = apply = Apply(self._home, self._server, self._record, self._log)
         try:
-            code = await self._terraform(
-                terraform.apply_argv(work.options, str(plan_file), ready.var_file), work.limits.apply_s
-            )
+            if self._cancel:
+                (apply.kill if self._cancel == "force-cancel" else apply.interrupt)()
+            found = await (apply.start(job, self._secrets) if job else apply.again())
         finally:
             self.step = "state"
-            await self._delivery.left_state(ready.module, ready.state, before, self._log)
-        if code and self._cancel:
+            await self._delivery.left_state(self._record, self._log, self.folder)
+        tool = self.work.engine.tool
+        if found["code"] and self._cancel:
             raise Canceled
-        if code:
-            raise Failed(f"{work.engine.tool} apply failed with exit code {code}")
-        return wire.Report(phase="apply", status="applied", exit_code=code, state=self._delivery.state)
+        if found["code"]:
+            raise Failed(f"{tool} apply failed with exit code {found['code']}")
+        return wire.Report(phase="apply", status="applied", exit_code=found["code"], state=self._delivery.state)

@@ -1,6 +1,5 @@
 """A run's folder: configuration unpacked safely, stray state gone, the user's backend overridden by ours."""
 
-import hashlib
 import json
 import os
 import re
@@ -8,8 +7,8 @@ import shutil
 import stat
 import tarfile
 from pathlib import Path
-from typing import IO
 
+from terrapod_listener import statefile
 from terrapod_shared import wire
 from terrapod_shared.errors import Conflict
 
@@ -133,24 +132,9 @@ def state_mark(path: Path) -> wire.StateRef | None:
     """Serial, lineage and md5 of a state file; None where there is none. To be called in a thread."""
     try:
         with path.open("rb") as file:
-            head = file.read(8192)
-            file.seek(0)
-            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-            serial, lineage = _head(head, file)
+            return wire.StateRef(**statefile.mark(file))
     except FileNotFoundError:
         return None
-    return wire.StateRef(serial=serial, lineage=lineage, md5=md5)
-
-
-def _head(head: bytes, file: IO[bytes]) -> tuple[int, str]:
-    """terraform writes serial and lineage first; another writer's file is read whole."""
-    serial = re.search(rb'^\s*"serial":\s*(\d+)', head, re.MULTILINE)
-    lineage = re.search(rb'^\s*"lineage":\s*"([^"\\]*)"', head, re.MULTILINE)
-    if serial and lineage and head.find(b'"outputs"') > max(serial.end(), lineage.end()):
-        return int(serial[1]), lineage[1].decode()
-    file.seek(0)
-    document = json.load(file)
-    return int(document["serial"]), str(document["lineage"])
 
 
 def remove(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import cast
 import msgspec
 import pytest
 
-from terrapod_listener import kept, loop, terraform
+from terrapod_listener import kept, loop, statefile, terraform
 from terrapod_listener.config import Config
 from terrapod_listener.identity import Identity, Kept
 from terrapod_listener.phases import Job
@@ -24,34 +24,56 @@ WORK = wire.Work(
     workspace_name="net",
     engine=wire.Engine(tool="terraform", version="1.9.8", sha256=""),
 )
-SEED = wire.StateRef(serial=1, lineage="line", md5="0")
 
 
 def left(home: Path) -> Path:
     folder = home / "work" / "run-a"
     (folder / "states" / "net").mkdir(parents=True)
-    (folder / "config").mkdir()
     (folder / "states" / "net" / "terraform.tfstate").write_text(json.dumps({"serial": 2, "lineage": "line"}))
-    kept.note(folder, WORK, folder / "states" / "net" / "terraform.tfstate", folder / "config", SEED)
     return folder
 
 
-def test_a_left_state_goes_to_the_spool_and_its_folder_after_it(tmp_path: Path) -> None:
+def test_a_state_is_copied_and_known_by_its_bytes(tmp_path: Path) -> None:
     folder = left(tmp_path)
-    kept.recover_all(tmp_path)
-    state = tmp_path / "spool" / "run-a" / "state-3"
-    assert json.loads(state.read_text())["serial"] == 2
-    assert json.loads(state.with_suffix(".json").read_text())["number"] == 3
-    assert not folder.exists()
-    kept.drop(state)
-    assert not state.parent.exists()
+    target = kept.place(tmp_path, "run-a", 3)
+    statefile.keep(folder, folder / "states" / "net" / "terraform.tfstate", target)
+    assert json.loads(target.read_text())["serial"] == 2
+    assert target.stat().st_mode & 0o777 == 0o600
+    [facts] = kept.spooled(tmp_path)
+    assert (facts["run_id"], facts["number"], facts["serial"], facts["reason"]) == ("run-a", 3, 2, "")
+    kept.blame(target, "no room")
+    assert kept.spooled(tmp_path)[0]["reason"] == "no room"
+    kept.drop(target)
+    assert not target.parent.exists()
 
 
-def test_a_state_that_cannot_be_copied_stays_where_it_is(tmp_path: Path) -> None:
+def test_a_state_that_is_torn_or_a_link_is_not_taken(tmp_path: Path) -> None:
+    """What the run can write is not followed, and half a state is none."""
     folder = left(tmp_path)
-    (tmp_path / "spool").write_text("in the way")
-    kept.recover_all(tmp_path)
-    assert (folder / "states" / "net" / "terraform.tfstate").exists()
+    state, target = folder / "states" / "net" / "terraform.tfstate", kept.place(tmp_path, "run-a", 3)
+    errored = folder / "errored.tfstate"
+    errored.write_text('{\n  "serial": 9,\n  "lineage": "line",\n  "outputs": {')
+    found = statefile.newest(folder, [errored, state])
+    assert found is not None
+    assert found[0] == state, "the other one is torn"
+    errored.write_text(json.dumps({"serial": 3, "lineage": "line"}))
+    found = statefile.newest(folder, [errored, state])
+    assert found is not None
+    assert found[0] == errored
+    other = tmp_path / "other"
+    other.write_text(state.read_text())
+    state.unlink()
+    state.symlink_to(other)
+    with pytest.raises(OSError):
+        statefile.keep(folder, state, target)
+    state.unlink()
+    state.parent.rmdir()
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "terraform.tfstate").write_text("{}")
+    state.parent.symlink_to(tmp_path / "net")
+    with pytest.raises(OSError):
+        statefile.keep(folder, state, target)
+    assert not target.exists()
 
 
 def test_a_home_is_for_one_listener(tmp_path: Path) -> None:
@@ -84,6 +106,7 @@ class Busy:
     """A job that ends when it is told to, as far as the daemon looks at one."""
 
     is_spooled = False
+    settled = asyncio.Event()
 
     def __init__(self, work: wire.Work, order: list[str]) -> None:
         self.work, self._order = work, order

@@ -1,0 +1,69 @@
+"""What this listener is about to do and has done with each run, on disk before it does it; no run can reach it.
+
+A folder a run below HOME/journal: `journal.json`, the phase's log, and what the
+keeper of an apply leaves there. The steps, in order: `offered`, `accepted`,
+`apply` (terraform may have begun), `ended` (it is gone), `spooled`,
+`acknowledged` (the server has the state, or there is none), `reported`.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from terrapod_listener import statefile
+from terrapod_shared import wire
+from terrapod_shared.files import write_private
+
+log = logging.getLogger(__name__)
+_FILE = "journal.json"
+Step = Literal["offered", "accepted", "apply", "ended", "spooled", "acknowledged", "reported"]
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a later life of the listener needs to go on with a phase."""
+
+    work: wire.Work  #: without anything secret
+    step: Step = "offered"
+    states: list[str] = []  #: where terraform may have left its state; what comes first wins over its equal
+    before: wire.StateRef | None = None
+    keeper: int = 0  #: pid
+    keeper_started: str = ""
+    boot: str = ""  #: of which boot pid and start are
+
+
+class Record:
+    """The journal of one run."""
+
+    def __init__(self, home: Path, facts: Facts) -> None:
+        self.folder = home / "journal" / facts.work.run_id
+        self.facts = facts
+
+    @classmethod
+    def of(cls, home: Path, work: wire.Work) -> "Record":
+        """A new one; nothing is written yet."""
+        return cls(home, Facts(work=msgspec.structs.replace(work, variables=[], run_token="", links={})))
+
+    def write(self, step: Step, **more: Any) -> None:
+        """On the disk when it returns. To be called in a thread. Raises OSError."""
+        self.facts = msgspec.structs.replace(self.facts, step=step, **more)
+        write_private(self.folder / _FILE, msgspec.json.encode(self.facts))
+        statefile.sync(self.folder.parent)
+
+    def remove(self) -> None:
+        """To be called in a thread."""
+        (self.folder / _FILE).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def records(home: Path) -> list[Record]:
+    """All that an earlier life of this listener left. To be called in a thread."""
+    found = []
+    for path in sorted((home / "journal").glob(f"*/{_FILE}")):
+        try:
+            found.append(Record(home, msgspec.json.decode(path.read_bytes(), type=Facts)))
+        except (OSError, msgspec.MsgspecError) as error:
+            log.error("%s cannot be read: %s", path, error)  # noqa: TRY400
+    return found

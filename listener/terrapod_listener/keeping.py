@@ -1,0 +1,139 @@
+"""The listener's end of a keeper: started, found again after a restart, waited for, told to interrupt or to kill."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from terrapod_listener import keeper
+from terrapod_listener.journal import Facts, Record
+
+_PROGRAM = Path(keeper.__file__)
+#: How long an engine whose keeper is gone may take to save its state before it is killed.
+_ORPHAN_S = 60.0
+
+
+def boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class Keeper:
+    """A running keeper, held by a descriptor that never means another process."""
+
+    def __init__(self, pidfd: int, child: subprocess.Popen[bytes] | None = None) -> None:
+        self._pidfd, self._child = pidfd, child
+
+    @classmethod
+    def start(cls, record: Record) -> "Keeper":
+        """It waits for `go`; until then it has begun nothing. The journal names it when this returns. Raises OSError."""
+        with (record.folder / "keeper.err").open("wb") as errors:
+            signal.pthread_sigmask(signal.SIG_BLOCK, keeper.SIGNALS)  # what comes early waits for its handlers
+            try:
+                child = subprocess.Popen(  # noqa: S603  our own program
+                    [sys.executable, "-I", "-S", str(_PROGRAM)],
+                    cwd="/",
+                    env={},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    start_new_session=True,
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, keeper.SIGNALS)
+        found = cls(os.pidfd_open(child.pid), child)
+        try:
+            record.write("apply", keeper=child.pid, keeper_started=keeper.started(child.pid), boot=boot())
+        except BaseException:
+            found.kill_keeper()
+            raise
+        return found
+
+    def go(self, job: dict[str, Any]) -> None:
+        """Says what to do. To be called in a thread."""
+        if self._child and self._child.stdin:
+            with contextlib.suppress(BrokenPipeError), self._child.stdin as pipe:
+                pipe.write(json.dumps(job).encode())
+
+    @classmethod
+    def find(cls, facts: Facts) -> "Keeper | None":
+        """The one that the journal names, if it still runs."""
+        if not facts.keeper or facts.boot != boot():
+            return None
+        try:
+            pidfd = os.pidfd_open(facts.keeper)
+        except OSError:
+            return None
+        try:
+            if keeper.started(facts.keeper) == facts.keeper_started:
+                return cls(pidfd)
+        except (OSError, IndexError):
+            pass
+        os.close(pidfd)
+        return None
+
+    async def wait(self) -> None:
+        """Until it has ended."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._pidfd, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self._pidfd)
+        if self._child:
+            self._child.wait()
+
+    def interrupt(self) -> None:
+        self._send(signal.SIGINT)
+
+    def kill(self) -> None:
+        """Kills the program; the keeper still writes what came of it."""
+        self._send(signal.SIGUSR1)
+
+    def kill_keeper(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+
+def outcome(folder: Path) -> dict[str, Any] | None:
+    """What a keeper wrote at its end; None where it was killed before."""
+    try:
+        found: dict[str, Any] = json.loads((folder / "exit.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+async def orphans_gone(folder: Path, same_boot: bool) -> None:
+    """Waits for an engine whose keeper was killed: the kernel has interrupted it. Killed where it does not end."""
+    try:
+        child = json.loads((folder / "child.json").read_bytes())
+    except (OSError, ValueError):
+        return
+    pid, until = child["pid"], asyncio.get_running_loop().time() + _ORPHAN_S
+    while same_boot and (left := await asyncio.to_thread(_session, pid, child["started"])):
+        if asyncio.get_running_loop().time() > until or pid not in left:
+            for each in left:
+                with contextlib.suppress(OSError):
+                    os.kill(each, signal.SIGKILL)
+        await asyncio.sleep(0.1)
+
+
+def _session(leader: int, started: str) -> list[int]:
+    """Who still runs in the session that the engine began."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError, IndexError):
+                about = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
+                pid = int(entry.name)
+                if about[3] == str(leader) and about[0] != "Z" and (pid != leader or about[19] == started):
+                    found.append(pid)
+    return found

@@ -1,0 +1,119 @@
+"""State files that a run can write to: opened without following its links, judged, copied to the spool.
+
+Standard library alone, without a module of ours: the keeper of an apply loads
+it by its path, in a bare interpreter.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any, cast
+
+_HEAD = 8192
+_CHUNK = 1 << 20
+
+
+class Torn(ValueError):
+    """The file is no whole state: its writer was killed, or still writes."""
+
+
+def open_below(root: Path, path: Path) -> IO[bytes]:
+    """A regular file below a folder that a run may write to; no link on the way is followed. Raises OSError."""
+    *folders, name = path.relative_to(root).parts
+    at = os.open(root, os.O_PATH | os.O_DIRECTORY)
+    try:
+        for part in folders:
+            inner = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+            os.close(at)
+            at = inner
+        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+    finally:
+        os.close(at)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def mark(file: IO[bytes], *, whole: bool = True) -> dict[str, Any]:
+    """Serial, lineage and md5 of an open state file; of half a one too unless `whole`. Raises Torn, OSError."""
+    file.seek(0)
+    head = file.read(_HEAD)
+    file.seek(0)
+    md5 = hashlib.file_digest(cast(Any, file), lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    try:
+        serial, lineage = _facts(head, file, whole)
+    except (ValueError, KeyError, TypeError) as error:
+        raise Torn(str(error)) from None
+    return {"serial": serial, "lineage": lineage, "md5": md5}
+
+
+def _facts(head: bytes, file: IO[bytes], whole: bool) -> tuple[int, str]:
+    """terraform writes serial and lineage first, and ends with a brace at the margin; another writer's file is read whole."""
+    serial = re.search(rb'^\s*"serial":\s*(\d+)', head, re.MULTILINE)
+    lineage = re.search(rb'^\s*"lineage":\s*"([^"\\]*)"', head, re.MULTILINE)
+    file.seek(-min(3, file.seek(0, os.SEEK_END)), os.SEEK_END)
+    is_whole = file.read() == b"\n}\n" or not whole
+    if is_whole and serial and lineage and head.find(b'"outputs"') > max(serial.end(), lineage.end()):
+        return int(serial[1]), lineage[1].decode()
+    file.seek(0)
+    document = json.load(file)
+    return int(document["serial"]), str(document["lineage"])
+
+
+def newest(root: Path, candidates: Iterable[Path], *, whole: bool = True) -> tuple[Path, dict[str, Any]] | None:
+    """Of several files, the whole one with the highest serial; of equals the first. None where there is none."""
+    best: tuple[Path, dict[str, Any]] | None = None
+    for path in candidates:
+        try:
+            with open_below(root if path.is_relative_to(root) else path.parent, path) as file:
+                found = mark(file, whole=whole)
+        except (OSError, Torn):
+            continue
+        if best is None or (found["lineage"] == best[1]["lineage"] and found["serial"] > best[1]["serial"]):
+            best = path, found
+    return best
+
+
+def keep(root: Path, state: Path, target: Path, *, whole: bool = True) -> dict[str, Any]:
+    """Copies a whole state, so that it is on the disk when this returns; its mark. Raises OSError, Torn.
+
+    A file that changes while it is copied is Torn.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open_below(root, state) as source:
+            before = os.fstat(source.fileno())
+            handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(handle, "w+b") as file:
+                while chunk := source.read(_CHUNK):
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+                found = mark(file, whole=whole)
+            after = os.fstat(source.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            message = "it changed meanwhile"
+            raise Torn(message)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    for folder in (target.parent, target.parent.parent):
+        sync(folder)
+    return found
+
+
+def sync(folder: Path) -> None:
+    """A folder's entries are on the disk when this returns."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,15 +1,18 @@
-"""`terrapod-listener`: join, run, status."""
+"""`terrapod-listener`: join, run, status, drain, rescue."""
 
 import asyncio
 import logging
 import os
+import sys
 from pathlib import Path
 
 import click
 
 from terrapod_listener import config as settings
-from terrapod_listener import identity, joining, kept, loop
+from terrapod_listener import identity, joining, loop
+from terrapod_listener import rescue as rescue_
 from terrapod_shared.errors import TerrapodError
+from terrapod_shared.files import write_private
 
 _HOME = click.option(
     "--home",
@@ -85,18 +88,53 @@ def run(home: Path) -> None:
 @_HOME
 def status(home: Path) -> None:
     """Say who this listener is, and what it could not deliver yet."""
-    found = _opened(home.resolve())
-    who = found.kept
-    click.echo(f"listener:    {who.name} ({who.listener_id})")
-    click.echo(f"server:      {who.server}")
-    click.echo(f"pool:        {who.pool_id}")
-    click.echo(f"certificate: until {found.expires()}{' (over)' if found.is_over() else ''}")
-    waiting = kept.spooled(home.resolve())
-    click.echo(f"spool:       {len(waiting)} states not delivered")
-    for facts in waiting:
-        click.echo(
-            f"  {facts['run_id']}: serial {facts['serial']}, lineage {facts['lineage']}{': ' * bool(facts['reason'])}{facts['reason']}"
-        )
+    home = home.resolve()
+    for line in rescue_.lines(home, _opened(home)):
+        click.echo(line)
+
+
+@main.command()
+@click.option("--wait", is_flag=True, help="Return when it has left.")
+@_HOME
+def drain(wait: bool, home: Path) -> None:
+    """Tell the running listener to take no more work; it leaves when its runs are over."""
+    home = home.resolve()
+    if not rescue_.drain(home) and not wait:
+        message = f"no listener runs with {home}"
+        raise click.ClickException(message)
+    if wait:
+        rescue_.wait_until_gone(home)
+
+
+@main.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write it to, mode 0600.")
+@click.option("--push", is_flag=True, help="Send it to the server, and say what came of it.")
+@_HOME
+def rescue(run_id: str, output: Path | None, push: bool, home: Path) -> None:
+    """Print the state that this host has of RUN, or push it to the server."""
+    home = home.resolve()
+    found = rescue_.find(home, run_id)
+    if found is None:
+        message = f"this host has no state of {run_id}"
+        raise click.ClickException(message)
+    if push:
+        if rescue_.is_under_way(home, run_id):
+            message = f"{run_id} is still applied: its state is delivered when it is over"
+            raise click.ClickException(message)
+        try:
+            click.echo(asyncio.run(rescue_.push(home, _opened(home), run_id)))
+        except TerrapodError as error:
+            message = f"the server did not take it: {error.detail}"
+            raise click.ClickException(message) from None
+        return
+    path, _, mark = found
+    raw = path.read_bytes()
+    if output is None:
+        sys.stdout.buffer.write(raw)
+    else:
+        write_private(output, raw)
+    click.echo(f"{run_id}: serial {mark['serial']}, lineage {mark['lineage']}, from {path}", err=True)
 
 
 if __name__ == "__main__":

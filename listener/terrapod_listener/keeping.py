@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -69,7 +70,8 @@ class Keeper:
         except OSError:
             return None
         try:
-            if keeper.started(facts.keeper) == facts.keeper_started:
+            is_over = bool(select.select([pidfd], [], [], 0)[0])  # it may be dead and waited for by nobody
+            if not is_over and keeper.started(facts.keeper) == facts.keeper_started:
                 return cls(pidfd)
         except (OSError, IndexError):
             pass

@@ -4,24 +4,61 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from typing import IO, Any
 
 from terrapod_listener import statefile
 from terrapod_shared.files import write_private
 
+_TRIES = 10
+_TOLD = "running.json"
+
 
 def lock(home: Path) -> IO[bytes]:
     """Holds the home for one process, as long as the file is open; the pid is in it. Raises BlockingIOError."""
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     file = (home / "lock").open("r+b" if (home / "lock").exists() else "w+b", buffering=0)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise
+    for attempt in range(_TRIES):  # somebody who only asks who holds it does so for an instant
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if attempt == _TRIES - 1:
+                file.close()
+                raise
+            time.sleep(0.02)
+        else:
+            break
     os.pwrite(file.fileno(), b"%-20d\n" % os.getpid(), 0)
     return file
+
+
+def holder(home: Path) -> int | None:
+    """The pid of the listener that runs with this home; None where none does."""
+    try:
+        with (home / "lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        text = (home / "lock").read_text().strip()
+        return int(text) if text.isdecimal() else None
+    return None
+
+
+def tell(home: Path, **facts: Any) -> None:
+    """What `status` is to say of the running listener; a full disk costs only that."""
+    with contextlib.suppress(OSError):
+        write_private(home / _TOLD, json.dumps(facts).encode())
+
+
+def told(home: Path) -> dict[str, Any]:
+    """What was told last."""
+    try:
+        found: dict[str, Any] = json.loads((home / _TOLD).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def place(home: Path, run_id: str, number: int) -> Path:

@@ -61,6 +61,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal)
         loop.add_signal_handler(signal.SIGUSR1, self.drain)
+        kept.tell(self._home, draining=False, isolation="none")
         known = await announced(self._config.engines)
         self._told = [told for told, _ in known.values()]
         engines = Engines(self._home / "engines", self._server, known)
@@ -119,6 +120,7 @@ class Daemon:
         if not self._draining.is_set():
             log.info("this listener drains: it takes no more work, and %d runs go on", len(self._jobs))
             self._draining.set()
+            kept.tell(self._home, draining=True, isolation="none")
             if self._jobs:
                 self._tell()
 

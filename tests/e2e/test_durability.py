@@ -237,3 +237,130 @@ def test_the_second_signal_interrupts_and_the_state_arrives(host: Host) -> None:
     assert "first" in host.names()
     assert host.process.wait(30) == 0
     assert "last" not in host.made.read_text()
+
+
+def test_a_drain_lets_the_run_finish(host: Host) -> None:
+    run = host.begin()
+    told = host.call("status")
+    assert host.process
+    assert f"process:     {host.process.pid}\n" in told
+    assert f"{run}: apply, apply, kept by process {host.keeper(run)}" in told
+    host.call("drain")
+    host.call("drain")
+    assert f"process:     {host.process.pid}, draining\n" in host.call("status")
+    assert host.remote.run(run)["status"] == "applying"
+    host.go.touch()
+    host.call("drain", "--wait")
+    assert host.process.wait(10) == 0
+    host.remote.until(run, "applied")
+    assert "process:     none" in host.call("status")
+
+
+def test_a_state_is_rescued_from_a_host_whose_listener_is_gone(host: Host) -> None:
+    run = host.begin()
+    keeper = host.keeper(run)
+    host.kill()
+    with pytest.raises(AssertionError, match="still applied"):
+        host.call("rescue", run, "--push")
+    host.go.touch()
+    wait_for(lambda: not is_alive(keeper))
+    printed = json.loads(host.call("rescue", run))
+    assert sorted(each["name"] for each in printed["resources"]) == ["first", "last", "slow"]
+    target = host.home.parent / "rescued"
+    host.call("rescue", run, "--output", str(target))
+    assert json.loads(target.read_text()) == printed
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert "it is current" in host.call("rescue", run, "--push")
+    assert host.state() == printed
+    host.start()
+    host.remote.until(run, "applied")
+    assert host.state() == printed
+
+
+def test_a_server_that_is_away_for_the_whole_end_of_an_apply(host: Host, site: Site) -> None:
+    run = host.begin()
+    keeper = host.keeper(run)
+    site.signal_server(signal.SIGSTOP)
+    try:
+        host.go.touch()
+        wait_for(lambda: not is_alive(keeper))
+        wait_for(lambda: host.journal(run).get("step") == "spooled")
+        host.kill()  # and the listener once more on top of it
+        host.start()
+        wait_for(lambda: "was left at spooled" in host.log.read_text())
+    finally:
+        site.signal_server(signal.SIGCONT)
+    host.remote.until(run, "applied")
+    assert host.names() == ["first", "last", "slow"]
+    assert host.remote.log(run, "apply").count("Apply complete!") == 1
+
+
+def test_a_full_spool_costs_no_state(host: Host, tmp_path: Path) -> None:
+    """The spool is a file system of its own with no room left; the state stays in the work folder until it is there."""
+    spool = host.home / "spool"
+    spool.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", spool], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        with contextlib.suppress(OSError), (spool / "filler").open("wb", buffering=0) as file:
+            while file.write(b"x" * 4096):
+                pass
+        run = host.begin()
+        host.go.touch()
+        host.remote.until(run, "applied")
+        assert host.names() == ["first", "last", "slow"]
+        assert "could not be copied to the spool" in host.remote.log(run, "apply")
+        wait_for(lambda: not host.journal(run))
+    finally:
+        subprocess.run(["umount", "-l", spool], check=True)
+
+
+def test_nobody_is_left_behind_by_an_apply(host: Host) -> None:
+    """A grandchild in a session of its own, whose parents are gone, too."""
+    pid = host.home.parent / "daemon"
+    command = f"setsid sh -c 'sleep 600 & echo $! > {pid}' & until [ -s {pid} ]; do sleep 0.02; done"
+    host.remote.upload(
+        main_tf=f'resource "terraform_data" "a" {{\n provisioner "local-exec" {{ command = {json.dumps(command)} }}\n}}\n'
+    )
+    run = host.remote.begin()
+    host.remote.until(run, "applied")
+    assert not is_alive(int(pid.read_text()))
+
+
+@pytest.mark.parametrize("step", ["accepted", "ended", "spooled", "acknowledged"])
+def test_a_listener_is_killed_at_each_step(host: Host, step: str) -> None:
+    """Stopped as soon as its journal says that step, then killed."""
+    host.go.touch()
+    assert host.process
+    host.remote.upload(main_tf=CONFIG.format(made=host.made, go=host.go))
+    run = host.remote.begin()
+    found: dict[str, Any] = {}
+
+    def is_there() -> bool:
+        nonlocal found
+        found = host.journal(run)
+        return found.get("work", {}).get("phase") == "apply" and (
+            found["step"] == step or (step == "ended" and (host.home / "journal" / run / "exit.json").exists())
+        )
+
+    end = time.monotonic() + 60
+    while not is_there() and time.monotonic() < end:  # in a tight loop: a step is over in milliseconds
+        if "work" not in found and (host.home / "journal" / run).exists() is False and host.made.exists():
+            break  # it was over before it was seen
+    os.kill(host.process.pid, signal.SIGSTOP)
+    host.kill()
+    host.start()
+    shown = host.remote.until(run, "applied", "errored")
+    made = host.made.read_text().split() if host.made.exists() else []
+    assert len(made) == len(set(made)), "nothing is made twice"
+    if shown["status"] == "applied":
+        assert made == ["first", "slow", "last"]
+    if made:
+        assert host.names() == sorted(made)
+    if step == "accepted":
+        assert shown["status"] == "errored" or made
+    wait_for(lambda: not host.journal(run))
+    assert not list((host.home / "spool").glob("*"))

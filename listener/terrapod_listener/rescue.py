@@ -1,0 +1,121 @@
+"""What a person does with a listener's host at hand: its state in words, a drain, a state taken out or pushed."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from terrapod_listener import journal, kept, statefile
+from terrapod_listener.client import Server
+from terrapod_listener.identity import Identity
+from terrapod_listener.keeping import Keeper
+from terrapod_shared import errors
+
+_LOOK_S = 0.1
+_PUSH_S = 600.0
+
+
+def find(home: Path, run_id: str) -> tuple[Path, int, dict[str, Any]] | None:
+    """The newest state that this host has of a run, the number of its lease, serial, lineage and md5."""
+    for record in journal.records(home):
+        if record.folder.name == run_id and record.facts.states:
+            number = record.facts.work.lease.number
+            places = [*(Path(path) for path in record.facts.states), kept.place(home, run_id, number)]
+            if found := statefile.newest(home / "work" / run_id, places):
+                return found[0], number, found[1]
+    waiting = [facts for facts in kept.spooled(home) if facts["run_id"] == run_id]
+    if not waiting:
+        return None
+    facts = max(waiting, key=lambda each: int(each["number"]))
+    return kept.place(home, run_id, facts["number"]), facts["number"], facts
+
+
+def is_under_way(home: Path, run_id: str) -> bool:
+    """Whether terraform may still write the run's state."""
+    return any(record.folder.name == run_id and Keeper.find(record.facts) for record in journal.records(home))
+
+
+async def push(home: Path, who: Identity, run_id: str) -> str:
+    """Sends a state to the server; what came of it. The spool is freed where the server has it. Raises the server's refusal."""
+    found = find(home, run_id)
+    if found is None:
+        message = f"this host has no state of {run_id}"
+        raise errors.NotFound(message)
+    path, number, mark = found
+    query = f"serial={mark['serial']}&lineage={quote(mark['lineage'], safe='')}&md5={mark['md5']}"
+    server = Server(who)
+    try:
+        target = f"{server.base}/runs/{run_id}/state?{query}"
+        answer = await server.call("PUT", target, file=path, lease=number, timeout_s=_PUSH_S)
+    except errors.TerrapodError as error:
+        spooled = kept.place(home, run_id, number)
+        if path == spooled:
+            kept.blame(spooled, error.detail)
+        raise
+    finally:
+        await server.close()
+    if path == kept.place(home, run_id, number):
+        await asyncio.to_thread(kept.drop, path)
+    aside = answer.status_code == 202  # noqa: PLR2004
+    return (
+        "the lease is over: the server keeps the state aside, for an administrator to adopt or drop"
+        if aside
+        else "the server has the state, and it is current"
+    )
+
+
+def drain(home: Path) -> bool:
+    """Tells the running listener to take no more work; whether there is one."""
+    pid = kept.holder(home)
+    if pid is None:
+        return False
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if kept.holder(home) != pid:  # it has ended meanwhile: the number may be another's
+            return False
+        signal.pidfd_send_signal(handle, signal.SIGUSR1)
+    finally:
+        os.close(handle)
+    return True
+
+
+def wait_until_gone(home: Path) -> None:
+    """Until the listener has left."""
+    while kept.holder(home) is not None:
+        time.sleep(_LOOK_S)
+
+
+def lines(home: Path, who: Identity) -> Iterator[str]:
+    """What `status` says."""
+    mine, pid = who.kept, kept.holder(home)
+    about = kept.told(home) if pid else {}
+    yield f"listener:    {mine.name} ({mine.listener_id})"
+    yield f"server:      {mine.server}"
+    yield f"pool:        {mine.pool_id}"
+    yield f"certificate: until {who.expires()}{' (over)' if who.is_over() else ''}"
+    yield f"process:     {pid}{', draining' * bool(about.get('draining'))}" if pid else "process:     none"
+    if about.get("isolation"):
+        yield f"isolation:   {about['isolation']}"
+    sizes = [path.stat().st_size for path in (home / "engines").glob("*/*") if path.is_file()]
+    yield f"engines:     {sum(sizes) / 1e6:.1f} MB"
+    left = journal.records(home)
+    yield f"runs:        {len(left)} under way"
+    live = set()
+    for record in left:
+        work, step = record.facts.work, record.facts.step
+        keeper = Keeper.find(record.facts)
+        if keeper:
+            live.add(work.run_id)
+        yield f"  {work.run_id}: {work.phase}, {step}" + (f", kept by process {record.facts.keeper}" if keeper else "")
+    waiting = [facts for facts in kept.spooled(home) if facts["run_id"] not in live]
+    yield f"spool:       {len(waiting)} states not delivered"
+    for facts in waiting:
+        why = f": {facts['reason']}" if facts["reason"] else ""
+        yield f"  {facts['run_id']}: serial {facts['serial']}, lineage {facts['lineage']}{why}"

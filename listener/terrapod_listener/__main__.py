@@ -97,7 +97,10 @@ def status(home: Path) -> None:
 @click.option("--wait", is_flag=True, help="Return when it has left.")
 @_HOME
 def drain(wait: bool, home: Path) -> None:
-    """Tell the running listener to take no more work; it leaves when its runs are over."""
+    """Tell the running listener to take no more work.
+
+    It leaves when its runs are over.
+    """
     home = home.resolve()
     if not rescue_.drain(home) and not wait:
         message = f"no listener runs with {home}"
@@ -112,7 +115,10 @@ def drain(wait: bool, home: Path) -> None:
 @click.option("--push", is_flag=True, help="Send it to the server, and say what came of it.")
 @_HOME
 def rescue(run_id: str, output: Path | None, push: bool, home: Path) -> None:
-    """Print the state that this host has of RUN, or push it to the server."""
+    """Print or push the state of a run.
+
+    The newest whole one that this host has of RUN: in the spool, or in the work folder.
+    """
     home = home.resolve()
     found = rescue_.find(home, run_id)
     if found is None:

@@ -2,8 +2,8 @@
 
 A folder a run below HOME/journal: `journal.json`, the phase's log, and what the
 keeper of an apply leaves there. The steps, in order: `offered`, `accepted`,
-`apply` (terraform may have begun), `ended` (it is gone), `spooled`,
-`acknowledged` (the server has the state, or there is none), `reported`.
+`apply` (terraform may have begun), `spooled`,
+`acknowledged` (the server has the state, or there is none).
 """
 
 import logging
@@ -19,7 +19,7 @@ from terrapod_shared.files import write_private
 
 log = logging.getLogger(__name__)
 _FILE = "journal.json"
-Step = Literal["offered", "accepted", "apply", "ended", "spooled", "acknowledged", "reported"]
+Step = Literal["offered", "accepted", "apply", "spooled", "acknowledged"]
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):

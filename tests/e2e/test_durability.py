@@ -295,7 +295,7 @@ def test_a_server_that_is_away_for_the_whole_end_of_an_apply(host: Host, site: S
     assert host.remote.log(run, "apply").count("Apply complete!") == 1
 
 
-def test_a_full_spool_costs_no_state(host: Host, tmp_path: Path) -> None:
+def test_a_full_spool_costs_no_state(host: Host) -> None:
     """The spool is a file system of its own with no room left; the state stays in the work folder until it is there."""
     spool = host.home / "spool"
     spool.mkdir()
@@ -321,7 +321,7 @@ def test_a_full_spool_costs_no_state(host: Host, tmp_path: Path) -> None:
 def test_nobody_is_left_behind_by_an_apply(host: Host) -> None:
     """A grandchild in a session of its own, whose parents are gone, too."""
     pid = host.home.parent / "daemon"
-    command = f"setsid sh -c 'sleep 600 & echo $! > {pid}' & until [ -s {pid} ]; do sleep 0.02; done"
+    command = f"setsid sh -c 'sleep 600 >/dev/null 2>&1 & echo $! > {pid}' >/dev/null 2>&1 & until [ -s {pid} ]; do sleep 0.02; done"
     host.remote.upload(
         main_tf=f'resource "terraform_data" "a" {{\n provisioner "local-exec" {{ command = {json.dumps(command)} }}\n}}\n'
     )
@@ -330,7 +330,7 @@ def test_nobody_is_left_behind_by_an_apply(host: Host) -> None:
     assert not is_alive(int(pid.read_text()))
 
 
-@pytest.mark.parametrize("step", ["accepted", "ended", "spooled", "acknowledged"])
+@pytest.mark.parametrize("step", ["accepted", "apply", "ended", "spooled", "acknowledged"])
 def test_a_listener_is_killed_at_each_step(host: Host, step: str) -> None:
     """Stopped as soon as its journal says that step, then killed."""
     host.go.touch()

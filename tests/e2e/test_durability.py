@@ -14,7 +14,9 @@ import httpx
 import pytest
 import terraform_shim
 
+from kit import scripted
 from kit.remote import Remote, wait_for
+from kit.serving import state_bytes
 from kit.site import BIN, Site
 
 #: Each creation leaves a line in `made`; `slow` waits for `go`.
@@ -44,6 +46,8 @@ class Host:
         (self.home / "listener.toml").write_text(
             f'poll_s = 5.0\n[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
             f'path = "{terraform}"\nfiles = {files}\n'
+            f'[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\n'
+            f'path = "{scripted.program(folder / "bin")}"\n'
         )
         made = api.post("organizations/default/agent-pools", json={"data": {"attributes": {"name": folder.name}}})
         assert made.status_code == 201, made.text
@@ -237,6 +241,42 @@ def test_the_second_signal_interrupts_and_the_state_arrives(host: Host) -> None:
     assert "first" in host.names()
     assert host.process.wait(30) == 0
     assert "last" not in host.made.read_text()
+
+
+def test_an_idle_listener_leaves_within_a_second_of_a_server_that_does_not_answer(host: Host, site: Site) -> None:
+    site.signal_server(signal.SIGSTOP)
+    try:
+        assert host.stop() < 1.5
+    finally:
+        site.signal_server(signal.SIGCONT)
+
+
+def test_the_third_signal_kills_and_the_state_is_not_lost(host: Host) -> None:
+    """An engine that does not heed an interrupt."""
+    remote = Remote(host.remote.api, **{"execution-mode": "agent", "agent-pool-id": host.pool})
+    hangs = f"""trap 'echo heard' INT; mkdir -p "$(dirname "$STATE")"; cat > "$STATE" <<'END'
+{state_bytes(1, "line").decode()}
+END
+echo hangs; until [ -e {host.go} ]; do sleep 0.05; done"""
+    remote.upload(apply_sh=hangs)
+    run = remote.begin()
+    remote.until_logged(run, "apply", "hangs")
+    engine = host.engine(run)
+    assert host.process
+    host.process.terminate()
+    wait_for(lambda: "takes no more work" in host.log.read_text())
+    host.process.terminate()
+    remote.until_logged(run, "apply", "heard")
+    assert is_alive(engine)
+    host.process.terminate()
+    assert host.process.wait(30) == 0
+    assert not is_alive(engine)
+    if host.journal(run):  # it left before the server had answered
+        host.start()
+    remote.until(run, "canceled", "errored")
+    current = remote.api.get(f"workspaces/{remote.id}/current-state-version").json()["data"]["attributes"]
+    assert current["serial"] == 1
+    wait_for(lambda: not list((host.home / "spool").glob("*")))
 
 
 def test_a_drain_lets_the_run_finish(host: Host) -> None:

@@ -237,7 +237,7 @@ async def _finalize(
             check_lock(await workspaces.get(row.workspace_id), row.created_by_id)
         newest = await current(row.workspace_id)
         sent = rules.Mark(row.serial, row.lineage, row.md5)
-        verdict, reason = rules.judge(_mark(newest), sent, force=row.forced)
+        verdict, reason = rules.judge(_mark(newest), sent, force=row.forced, grows=_grows(newest, row.run_id))
         if verdict is rules.Verdict.REPEAT and newest is not None:
             return newest
         if verdict is rules.Verdict.CONFLICT:
@@ -270,6 +270,11 @@ async def _finalize(
             current_state_version_id=row.id, resource_count=summary.resource_count
         )
         return await get(row.id)
+
+
+def _grows(newest: StateVersion | None, run_id: str | None) -> bool:
+    """Whether the current state is an intermediate one of this run."""
+    return newest is not None and newest.intermediate and bool(run_id) and newest.run_id == run_id
 
 
 def _replaced(newest: StateVersion | None, sent: rules.Mark) -> dict[str, Any] | None:
@@ -318,12 +323,14 @@ async def accept_from_run(
     """
     newest = await current(workspace_id)
     sent = _sent(serial, lineage, md5)
-    verdict, reason = rules.judge(_mark(newest), sent)
+    verdict, reason = rules.judge(_mark(newest), sent, grows=_grows(newest, run_id))
     if verdict is rules.Verdict.CONFLICT:
         raise Conflict(reason)
     if verdict is rules.Verdict.REPEAT and newest is not None:
         async for _ in chunks:
             pass
+        if newest.run_id == run_id and not intermediate:
+            await StateVersion.filter(id=newest.id).update(intermediate=False)
         return newest
     row = await StateVersion.create(
         id=ids.make("sv"),

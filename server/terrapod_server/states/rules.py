@@ -21,11 +21,13 @@ class Mark:
     md5: str
 
 
-def judge(current: Mark | None, sent: Mark, *, force: bool = False) -> tuple[Verdict, str]:
+def judge(current: Mark | None, sent: Mark, *, force: bool = False, grows: bool = False) -> tuple[Verdict, str]:
     """The verdict and, for a conflict, the reason. `force` lets go of serial and lineage.
 
     Equal serial and md5 is a repeat, so that an upload whose answer was lost
-    can be sent again; it is one even with `force`.
+    can be sent again; it is one even with `force`. `grows`: the current one is
+    an intermediate state of the run that sends this one; terraform counts from
+    what it had read, and may come back to a serial.
     """
     if current is None:
         return Verdict.ACCEPT, ""
@@ -36,6 +38,8 @@ def judge(current: Mark | None, sent: Mark, *, force: bool = False) -> tuple[Ver
         return Verdict.ACCEPT, ""
     if not same_lineage:
         return Verdict.CONFLICT, f"the lineage {sent.lineage} is not that of the current state, {current.lineage}"
+    if sent.serial == current.serial and grows:
+        return Verdict.ACCEPT, ""
     if sent.serial == current.serial:
         return Verdict.CONFLICT, f"the serial {sent.serial} is there already, with other content"
     if sent.serial < current.serial:

@@ -63,7 +63,7 @@ class Apply:
             "timeout_s": work.limits.apply_s,
             "secrets": secrets,
         }
-        self._keeper = Keeper.start(self._record)
+        self._keeper = await asyncio.to_thread(Keeper.start, self._record)
         if self._early == "kill":
             self._keeper.kill()
         elif self._early:

@@ -88,6 +88,13 @@ class Keeper:
             loop.remove_reader(self._pidfd)
         if self._child:
             self._child.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of it; it goes on."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+        self._pidfd = -1
 
     def interrupt(self) -> None:
         self._send(signal.SIGINT)
@@ -101,7 +108,17 @@ class Keeper:
 
     def _send(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
+            if self._pidfd < 0:
+                return
             signal.pidfd_send_signal(self._pidfd, number)
+
+
+def is_alive(facts: Facts) -> bool:
+    """Whether the keeper that the journal names still runs."""
+    found = Keeper.find(facts)
+    if found:
+        found.close()
+    return found is not None
 
 
 def outcome(folder: Path) -> dict[str, Any] | None:

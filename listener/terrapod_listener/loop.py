@@ -333,8 +333,10 @@ class Daemon:
                 await asyncio.wait_for(self._rejoined.wait(), _AGAIN_S * random.uniform(0.5, 1.0))  # noqa: S311
             self._rejoined.clear()
             live = {job.work.run_id for job in self._jobs.values()}
-            for record in await asyncio.to_thread(journal.records, self._home):
-                if record.folder.name not in live and record.facts.step != "offered":
+            left = await asyncio.to_thread(journal.records, self._home)
+            live |= {job.work.run_id for job in self._jobs.values()}  # begun or ended while the journal was read
+            for record in left:
+                if record.folder.name not in live:
                     self._go_on(record, engines)
             await self._deliver_spool()
 

@@ -8,14 +8,13 @@ import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
-from terrapod_listener import __version__, schemas, terraform, workdir
+from terrapod_listener import __version__, keeping, schemas, terraform, workdir
 from terrapod_listener.applying import Apply
 from terrapod_listener.client import Server
 from terrapod_listener.config import Config
 from terrapod_listener.delivery import Delivery
 from terrapod_listener.install import Engines
 from terrapod_listener.journal import Record
-from terrapod_listener.keeping import Keeper
 from terrapod_listener.logs import Spool
 from terrapod_listener.outcomes import Canceled, Failed, Refused, Undelivered
 from terrapod_listener.preparation import Preparation, Prepared
@@ -88,7 +87,7 @@ class Job:
     @property
     def is_under_keeper(self) -> bool:
         """Whether terraform goes on under a keeper that an earlier life of this listener began."""
-        return self._left is not None and Keeper.find(self._left.facts) is not None
+        return self._left is not None and keeping.is_alive(self._left.facts)
 
     def cancel(self, how: Literal["cancel", "force-cancel"]) -> None:
         """Interrupts once; `force-cancel` kills."""

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from terrapod_listener import journal, kept, statefile
+from terrapod_listener import journal, keeping, kept, statefile
 from terrapod_listener.client import Server
 from terrapod_listener.identity import Identity
-from terrapod_listener.keeping import Keeper
 from terrapod_shared import errors
 
 _LOOK_S = 0.1
@@ -36,7 +35,7 @@ def find(home: Path, run_id: str) -> tuple[Path, int, dict[str, Any]] | None:
 
 def is_under_way(home: Path, run_id: str) -> bool:
     """Whether terraform may still write the run's state."""
-    return any(record.folder.name == run_id and Keeper.find(record.facts) for record in journal.records(home))
+    return any(record.folder.name == run_id and keeping.is_alive(record.facts) for record in journal.records(home))
 
 
 async def push(home: Path, who: Identity, run_id: str) -> str:
@@ -110,7 +109,7 @@ def lines(home: Path, who: Identity) -> Iterator[str]:
     live = set()
     for record in left:
         work, step = record.facts.work, record.facts.step
-        keeper = Keeper.find(record.facts)
+        keeper = keeping.is_alive(record.facts)
         if keeper:
             live.add(work.run_id)
         yield f"  {work.run_id}: {work.phase}, {step}" + (f", kept by process {record.facts.keeper}" if keeper else "")

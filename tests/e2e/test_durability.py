@@ -279,6 +279,20 @@ echo hangs; until [ -e {host.go} ]; do sleep 0.05; done"""
     wait_for(lambda: not list((host.home / "spool").glob("*")))
 
 
+def test_a_plan_whose_listener_was_killed_runs_again(host: Host) -> None:
+    """It is given back at the restart; its lease need not end first."""
+    remote = Remote(host.remote.api, **{"execution-mode": "agent", "agent-pool-id": host.pool})
+    remote.upload(plan_sh=f"echo begins; until [ -e {host.go} ]; do sleep 0.05; done")
+    run = remote.begin()
+    remote.until_logged(run, "plan", "begins")
+    host.kill()
+    host.go.touch()
+    host.start()
+    asked = time.monotonic()
+    remote.until(run, "applied")
+    assert time.monotonic() - asked < 20, "a lease has 40 s"
+
+
 def test_a_drain_lets_the_run_finish(host: Host) -> None:
     run = host.begin()
     told = host.call("status")

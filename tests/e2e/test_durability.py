@@ -293,6 +293,44 @@ def test_a_plan_whose_listener_was_killed_runs_again(host: Host) -> None:
     assert time.monotonic() - asked < 20, "a lease has 40 s"
 
 
+def test_what_could_not_be_saved_in_place_is_delivered(host: Host) -> None:
+    """`errored.tfstate` beside an older state; and a torn one beside a whole state."""
+    remote = Remote(host.remote.api, **{"execution-mode": "agent", "agent-pool-id": host.pool})
+    script = """mkdir -p "$(dirname "$STATE")"; cat > "$STATE" <<'END'
+{state}
+END
+cat > errored.tfstate <<'END'
+{errored}
+END
+exit 1"""
+    for errored, serial in ((state_bytes(3, "line"), 3), (state_bytes(9, "line")[:-2], 4)):
+        remote.upload(
+            apply_sh=script.format(
+                state=state_bytes(serial if serial == 4 else 2, "line").decode(), errored=errored.decode()
+            )
+        )
+        run = remote.begin()
+        assert "exit code 1" in remote.until(run, "errored")["error-message"]
+        current = remote.api.get(f"workspaces/{remote.id}/current-state-version").json()["data"]["attributes"]
+        assert current["serial"] == serial
+    wait_for(lambda: not list((host.home / "spool").glob("*")))
+
+
+def test_who_joins_again_keeps_the_work(host: Host, site: Site) -> None:
+    """The key is refused when the apply ends; the listener goes on as the one that joined in its place."""
+    run = host.begin()
+    old = json.loads((host.home / "identity.json").read_bytes())
+    token = host.remote.api.post(
+        f"agent-pools/{host.pool}/authentication-tokens", json={"data": {"attributes": {"description": "again"}}}
+    ).json()["data"]["attributes"]["token"]
+    ca = str(site.data / "ca.pem")
+    host.call("join", "--server", f"https://{site.host}", "--token", token, "--name", old["name"], "--ca", ca)
+    assert json.loads((host.home / "identity.json").read_bytes())["key"] != old["key"]
+    host.go.touch()
+    host.remote.until(run, "applied")
+    assert host.names() == ["first", "last", "slow"]
+
+
 def test_a_drain_lets_the_run_finish(host: Host) -> None:
     run = host.begin()
     told = host.call("status")

@@ -331,6 +331,23 @@ def test_who_joins_again_keeps_the_work(host: Host, site: Site) -> None:
     assert host.names() == ["first", "last", "slow"]
 
 
+def test_a_state_of_a_released_run_leaves_the_spool_for_the_servers_keeping(host: Host) -> None:
+    """The listener comes back when a person has given the run up: it changes nothing, and loses nothing."""
+    run = host.begin()
+    wait_for(lambda: host.remote.api.get(f"workspaces/{host.remote.id}/current-state-version").status_code == 200)
+    before = host.state()
+    host.kill()
+    release = f"runs/{run}/actions/release"
+    wait_for(lambda: host.remote.api.post(release).status_code < 300)  # once its lease is over
+    host.start()
+    host.go.touch()
+    wait_for(lambda: f"{run} is no longer ours" in host.log.read_text())
+    wait_for(lambda: not host.journal(run))
+    assert not list((host.home / "spool").glob("*"))
+    assert host.state() == before
+    assert host.made.read_text().split() == ["first", "slow", "last"]
+
+
 def test_a_drain_lets_the_run_finish(host: Host) -> None:
     run = host.begin()
     told = host.call("status")

@@ -129,7 +129,11 @@ class Authority(Model):
 
 
 class LateState(Model):
-    """A state that came after its lease had ended: kept aside for an admin to adopt or drop."""
+    """A state that came after its lease had ended: kept aside for an admin to adopt or drop.
+
+    `status`: `waiting`, `adopted` or `dropped`. The row stays, so that the same
+    bytes are no news when a listener sends them again.
+    """
 
     id = fields.CharField(primary_key=True, max_length=40)
     workspace_id = fields.CharField(max_length=40, db_index=True)
@@ -142,6 +146,9 @@ class LateState(Model):
     key = fields.CharField(max_length=200)
     sha256 = fields.CharField(max_length=64)
     size = fields.BigIntField()
+    status = fields.CharField(max_length=8, default="waiting", db_default="waiting")
+    #: What it was adopted as.
+    state_version_id = fields.CharField(max_length=40, null=True)
     created_at = fields.DatetimeField(auto_now_add=True)
 
     class Meta:

@@ -51,6 +51,8 @@ class Workspace(Model):
     current_run_id = fields.CharField(max_length=40, null=True)
     current_state_version_id = fields.CharField(max_length=40, null=True)
     resource_count = fields.IntField(default=0)
+    #: States that came after their lease and wait for an admin's word; written by `agents.late` alone.
+    late_state_count = fields.IntField(default=0, db_default=0)
     created_at = fields.DatetimeField(auto_now_add=True)
     updated_at = fields.DatetimeField(auto_now=True)
 

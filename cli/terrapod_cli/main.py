@@ -8,11 +8,24 @@ from terrapod_cli.login import login, logout, whoami
 from terrapod_cli.pools import pools
 from terrapod_cli.roles import roles
 from terrapod_cli.runs import runs
+from terrapod_cli.states import states
 from terrapod_cli.tokens import tokens
 from terrapod_cli.users import users
 from terrapod_cli.workspaces import workspaces
 
-COMMANDS: tuple[click.Command, ...] = (login, logout, whoami, workspaces, runs, pools, tokens, users, roles, audit)
+COMMANDS: tuple[click.Command, ...] = (
+    login,
+    logout,
+    whoami,
+    workspaces,
+    runs,
+    states,
+    pools,
+    tokens,
+    users,
+    roles,
+    audit,
+)
 
 
 @click.group(

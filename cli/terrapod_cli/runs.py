@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from terrapod_cli.connected import LIMIT, ORG, Session, connected, pairs, part, workspace
+from terrapod_cli.connected import LIMIT, ORG, YES, Session, agreed, connected, pairs, part, workspace
 from terrapod_cli.exits import Exit
 from terrapod_cli.following import Follower, outcome
 from terrapod_cli.output import Columns, Row, flat
@@ -160,6 +160,26 @@ async def cancel(session: Session, run: str, force: bool, comment: str) -> None:
     """End a run, or interrupt the terraform that works on it."""
     verb, sentence = ("force-cancel", "killing run") if force else ("cancel", "canceling run")
     await _act(session, run, verb, comment, sentence)
+
+
+@runs.command()
+@click.argument("run")
+@YES
+@connected
+async def release(session: Session, run: str, yes: bool) -> None:
+    """Give up an apply whose listener is lost: the run fails and the workspace is free; needs admin.
+
+    What terraform did is not undone, and the state may not know of it. If the listener comes back, its state is
+    kept aside: see `terrapod states late`.
+    """
+    row = flat(await session.client.get(f"runs/{part(run)}"))
+    session.out.say(
+        f"The listener of {row['id']} may still be applying, and may hold the only copy of the state. After a release "
+        "nothing waits for it: the next run of the workspace begins with the state that is here.",
+        "yellow",
+    )
+    agreed(f"Give up {row['id']}?", yes=yes)
+    await _act(session, run, "release", "", "released run")
 
 
 @runs.command("start")

@@ -29,6 +29,7 @@ FIELDS: Columns = (
     ("Labels", "labels"),
     ("Resources", "resource-count"),
     ("Locked", lambda row: (row.get("lock-reason") or f"by {row.get('locked-by')}") if row.get("locked") else False),
+    ("Late states", "late-states"),
     ("Current run", "current-run"),
     ("Made", "created-at"),
     ("Changed", "updated-at"),

@@ -20,6 +20,7 @@ from terrapod_server.agents import actions as agents
 from terrapod_server.agents import api as agents_api
 from terrapod_server.agents import auth as listener_auth
 from terrapod_server.agents import jobs as agents_jobs
+from terrapod_server.agents import late_api
 from terrapod_server.audit import api as audit_api
 from terrapod_server.audit import jobs as audit_jobs
 from terrapod_server.audit.heads import Keys
@@ -171,6 +172,7 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     *mirror_api.ENDPOINTS,
     *runs_api.ENDPOINTS,
     *agents_api.ENDPOINTS,
+    *late_api.ENDPOINTS,
     *audit_api.ENDPOINTS,
 )
 _documents.endpoints = ENDPOINTS
@@ -187,6 +189,7 @@ RESOURCES: tuple[Resource, ...] = (
     *mirror_api.RESOURCES,
     *runs_api.RESOURCES,
     *agents_api.RESOURCES,
+    *late_api.RESOURCES,
     *audit_api.RESOURCES,
 )
 JOBS: tuple[Job, ...] = (
@@ -207,6 +210,7 @@ THINGS: tuple[Thing, ...] = (
     *registry_api.THINGS,
     *runs_api.THINGS,
     *agents_api.THINGS,
+    *late_api.THINGS,
 )
 
 

@@ -37,6 +37,7 @@ PREFIXES = frozenset(
         "mod",
         "key",
         "ae",
+        "late",
     ]
 )
 _TAIL_MIN, _TAIL_MAX = 20, 26

@@ -19,13 +19,14 @@ from tortoise import connections
 from kit.serving import DATA, Running, state_bytes, tar
 from terrapod_listener.client import Server as ListenerClient
 from terrapod_server import app
+from terrapod_server.agents.model import LateState
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity import auth_api, sessions, web
 from terrapod_server.identity.model import User
 from terrapod_server.kit import permissions
 from terrapod_server.kit.database import is_postgres
 from terrapod_server.kit.jsonapi import Access, Endpoint, Level, Raw
-from terrapod_shared import errors, wire
+from terrapod_shared import errors, ids, wire
 
 #: Pages and OAuth: they ask for no token, and refuse in a form of their own what is no sign-in.
 WAYS_IN = [e for e in (*web.ENDPOINTS, *auth_api.ENDPOINTS) if isinstance(e, Raw)]
@@ -83,7 +84,12 @@ class Things:
         put = await server.api.put(announced.json()["data"]["links"]["upload"], content=tar({"main.tf": b""}))
         assert put.status_code == 200, put.text
         tail = run["id"].partition("-")[2]
+        late = await LateState.create(
+            id=ids.make("late"), workspace_id=workspace["id"], run_id=run["id"], lease_number=1,
+            listener_id="listener-gone", serial=9, md5="0" * 32, key="nowhere", sha256="0" * 64, size=1,
+        )  # fmt: skip
         self.path = {
+            "late_state": late.id,
             "org": "default",
             "workspace": workspace["id"],
             "workspace_name": name,

@@ -10,8 +10,8 @@ from typing import TypeVar
 import msgspec
 from starlette.responses import Response
 
-from terrapod_server.agents import actions, auth, work
-from terrapod_server.agents.model import LateState, Listener
+from terrapod_server.agents import actions, auth, late, work
+from terrapod_server.agents.model import Listener
 from terrapod_server.configs import actions as configs
 from terrapod_server.kit import brake
 from terrapod_server.kit.call import Call, Principal
@@ -20,11 +20,9 @@ from terrapod_server.runs import actions as runs
 from terrapod_server.runs import logs, queue
 from terrapod_server.runs.model import Phase
 from terrapod_server.states import actions as states
-from terrapod_server.store import keys
-from terrapod_shared import clock, ids, wire
+from terrapod_shared import clock, wire
 from terrapod_shared.errors import (
     BadRequest,
-    Conflict,
     Invalid,
     LeaseEnded,
     NotFound,
@@ -337,38 +335,12 @@ async def _put_state(call: Call) -> Response:
 
 
 async def _late(call: Call, run_id: str, serial: int, lineage: str, md5: str) -> Response:
-    """A state whose lease is over: kept aside once per lease that the sender held, and never made current."""
+    """A state whose lease is over: kept aside, one for each lease that the sender held."""
     me, number = _me(call), call.principal.lease
     phase = await Phase.get_or_none(id=queue.phase_id_of(run_id, "apply"))
     if phase is None or number > phase.lease_number or not _held(phase, me, number):
         raise NotFound
-    old = await LateState.get_or_none(run_id=run_id, lease_number=number)
-    if old is not None and old.md5 == md5:
-        async for _ in auth.body(call):
-            pass
-        return Response(status_code=202)
-    if old is not None:
-        message = "a state of this lease was kept already"
-        raise Conflict(message)
-    key = keys.late_state(phase.workspace_id, run_id, number, ids.tail())
-    stored = await call.services.store.put(key, auth.body(call))
-    if stored.md5 != md5:
-        await call.services.store.delete(key)
-        message = f"the bytes have the md5 {stored.md5}, and {md5} was announced"
-        raise Invalid(message)
-    await LateState.create(
-        id=ids.make("sv"),
-        workspace_id=phase.workspace_id,
-        run_id=run_id,
-        lease_number=number,
-        listener_id=me.id,
-        serial=serial,
-        lineage=lineage,
-        md5=stored.md5,
-        key=key,
-        sha256=stored.sha256,
-        size=stored.size,
-    )
+    await late.keep(call.services, phase, me, number, (serial, lineage, md5), auth.body(call))
     return Response(status_code=202)
 
 

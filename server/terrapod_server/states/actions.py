@@ -347,6 +347,41 @@ async def accept_from_run(
         await asyncio.shield(_drop(row.id))
 
 
+async def adopt(
+    services: Services,
+    version_id: str,
+    *,
+    workspace_id: str,
+    run_id: str,
+    user_id: str,
+    sent: tuple[int, str, str],
+    force: bool,
+    chunks: AsyncIterator[bytes],
+    fence: Fence,
+) -> StateVersion:
+    """Makes bytes that are kept already (`sent` is their serial, lineage and MD5) the current state, as `version_id`.
+
+    `fence` is called inside the transaction that makes it current, under the
+    workspace's row lock, and may raise. Raises Invalid where the bytes are not
+    that, and Conflict as an upload does.
+    """
+    mark = _sent(*sent)
+    row = await StateVersion.create(
+        id=version_id,
+        workspace_id=workspace_id,
+        serial=mark.serial,
+        lineage=mark.lineage,
+        md5=mark.md5,
+        forced=force,
+        run_id=run_id,
+        created_by_id=user_id,
+    )
+    try:
+        return await _take(services, row, chunks, fence)
+    finally:
+        await asyncio.shield(_drop(row.id))
+
+
 async def _drop(version_id: str) -> None:
     """Removes a version that nobody waits for."""
     await StateVersion.filter(id=version_id, status__not="finalized").delete()

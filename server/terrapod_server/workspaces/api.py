@@ -123,6 +123,12 @@ WORKSPACE = Resource(
         Attr("owner-email", str, "whose it is; a platform admin may change it", write=True, maximum=254),
         Attr("force", bool, "also where the caller loses rights by it", write=True, only_in="sent"),
         Attr("resource-count", int, "resources in the current state"),
+        Attr(
+            "late-states",
+            int,
+            "states that came after their run was given up: an admin adopts or drops them",
+            value=lambda w, _: w.late_state_count,
+        ),
         Attr("apply-duration-average", int, "seconds; not measured", value=lambda *_: 0),
         Attr("plan-duration-average", int, "seconds; not measured", value=lambda *_: 0),
         Attr(

@@ -54,25 +54,14 @@ class Follower:
             run = await self.run()
             if is_so(run):
                 return run
-            if looked and (why := await self._why(run)):
+            if looked and (why := self._why(run)):
                 self.say(why)
             looked += 1
             await asyncio.sleep(min(_PAUSE_MOST_S, _PAUSE_S * 2 ** (looked / 5)))
 
-    async def _why(self, run: Row) -> str:
-        status, position = run["status"], run.get("position-in-queue") or 0
-        if run.get("status-message"):
-            return str(run["status-message"])
-        if status in ("pending", "planned", "confirmed"):
-            if position:
-                return f"waits for {position} {'run' if position == 1 else 'runs'} before it"
-            workspace = flat(await self._client.get(f"workspaces/{run['workspace']}"))
-            if workspace.get("locked"):
-                reason = f": {workspace['lock-reason']}" if workspace.get("lock-reason") else ""
-                return f"waits until the workspace is unlocked{reason}"
-        if status in ("plan_queued", "apply_queued"):
-            return "waits for a listener that is free"
-        return ""
+    @staticmethod
+    def _why(run: Row) -> str:
+        return str((run.get("waits-for") or {}).get("text") or run.get("status-message") or "")
 
     async def log(self, kind: str, *, follow: bool = True) -> None:
         """Shows the log of `plan` or `apply`."""

@@ -291,6 +291,8 @@ class Job:
         machine = f"{platform.system().lower()}/{platform.machine()}"
         for line in terraform.header(name, __version__, work.engine, machine):
             self._log.line(line)
+        if work.waited:
+            self._log.line(work.waited)
         preparation = Preparation(self.folder, self._server, self._config, work)
         variables = preparation.variables()
         self._secrets = [each.value for each in variables if each.sensitive] + [work.run_token]

@@ -238,6 +238,7 @@ class Work(Message, frozen=True, kw_only=True):
     limits: Limits = Limits()
     log_offset: int = 0  #: where the phase's log goes on: an earlier listener may have begun it
     issued_at: float = 0.0
+    waited: str = ""  #: how long the phase waited and for what, for its log; empty where that is not worth a line
 
 
 class Report(Message, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from terrapod_server.kit.call import Principal, Services
 from terrapod_server.kit.database import in_transaction, query
 from terrapod_server.kit.reads import Reader
 from terrapod_server.runs.model import Phase
+from terrapod_server.runs.waits import ONLINE
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, ids, signing, wire
 from terrapod_shared.errors import Conflict, Invalid, NotFound, Unauthorized
@@ -33,7 +34,6 @@ TOKEN_PREFIX = "tpodjoin_"  # noqa: S105
 CERTIFICATE_HOURS = 24.0
 #: For so long after its certificate's end a listener may still renew and deliver.
 GRACE = timedelta(days=30)
-ONLINE = timedelta(seconds=90)
 TOKEN_LIFE = timedelta(hours=1)
 
 

@@ -28,6 +28,7 @@ from terrapod_server.kit.jsonapi import (
     Thing,
 )
 from terrapod_server.kit.reads import Where, like
+from terrapod_server.runs.waits import ONLINE
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock
@@ -103,7 +104,7 @@ LISTENER = Resource(
 def _status(row: Listener) -> str:
     if row.revoked_at is not None:
         return "revoked"
-    if row.last_seen_at is None or row.last_seen_at < clock.now() - actions.ONLINE:
+    if row.last_seen_at is None or row.last_seen_at < clock.now() - ONLINE:
         return "offline"
     return "draining" if row.draining or row.drain_requested else "online"
 

@@ -11,7 +11,7 @@ from terrapod_server.configs import actions as configs
 from terrapod_server.kit.call import Services
 from terrapod_server.mirror import actions as mirror
 from terrapod_server.runs import actions as runs
-from terrapod_server.runs import logs, queue
+from terrapod_server.runs import logs, queue, waits
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.states import actions as states
 from terrapod_server.store.port import once
@@ -72,6 +72,7 @@ async def build(services: Services, listener: Listener, phase: Phase) -> wire.Wo
         ),
         log_offset=await logs.size(services, phase),
         issued_at=time.time(),
+        waited=await waits.told(run, phase),
     )
 
 

@@ -22,7 +22,7 @@ from terrapod_server.kit.jsonapi import (
     Thing,
 )
 from terrapod_server.kit.reads import Record, Where, like
-from terrapod_server.runs import actions, events, logs, redact, states
+from terrapod_server.runs import actions, events, logs, redact, states, waits
 from terrapod_server.runs import queue as queue_
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
@@ -70,7 +70,13 @@ RUN = Resource(
     type="runs",
     attributes=(
         Attr("status", str, "where in its life it is"),
-        Attr("status-message", str, "why it waits, in words"),
+        Attr("status-message", str, "what listeners said of it, while it waits"),
+        Attr(
+            "waits-for",
+            dict,
+            "why it waits: kind (for programs), text (for people), since; null where it does not",
+            value=lambda r, _: getattr(r, "waits_for", None),
+        ),
         Attr("error-message", str, "what went wrong", value=lambda r, _: r.error_message or None),
         Attr("message", str, "why it was begun", write=True, nullable=True, maximum=10_000),
         Attr("source", str, "by what it was begun"),
@@ -142,15 +148,11 @@ RUN = Resource(
         Many("run-events", "run-events", link=lambda r, _: f"/api/v2/runs/{r.id}/run-events"),
     ),
     load=actions.by_ids,
-    prepare=lambda rows, _call: _positions(rows),
+    prepare=lambda rows, call: waits.prepare(rows, call.principal),
     links={"self": lambda r, _: f"/api/v2/runs/{r.id}"},
-    #: A run that waits has a place in the queue, which stands in no row; from when a canceled one may be killed is
+    #: Why a run waits stands in no row of its own; from when a canceled one may be killed is
     #: a matter of time; variables are not kept in clear.
-    lasts=lambda r: (
-        r.status not in (Status.PENDING, Status.CONFIRMED)
-        and not r.variables
-        and (r.is_final or not r.cancel_requested)
-    ),
+    lasts=lambda r: waits.lasts(r) and not r.variables and (r.is_final or not r.cancel_requested),
 )
 
 
@@ -201,14 +203,6 @@ CAPACITY = Resource(
         Attr("running", int, "runs that are under way", value=lambda row, _: row["running"]),
     ),
 )
-
-
-async def _positions(rows: Sequence[Run]) -> None:
-    """How many runs are before each that waits for its workspace's queue."""
-    waiting = [run.id for run in rows if run.status in (Status.PENDING, Status.CONFIRMED)]
-    before = await queue_.positions(waiting)
-    for run in rows:
-        run.position = before.get(run.id, 0)
 
 
 async def create(call: Call) -> Run:

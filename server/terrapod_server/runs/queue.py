@@ -13,7 +13,7 @@ statement that judges, and on SQLite this process's monotonic one.
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from terrapod_server.configs import actions as configs
@@ -388,26 +388,3 @@ async def _lost_plan(change: Change, run: Run, phase: Phase, description: str) -
         await change.advance()
     else:
         await change.fire(run, Event.LOSE, description=description, status_message=description)
-
-
-async def positions(run_ids: Sequence[str]) -> dict[str, int]:
-    """How many runs are before each of these that waits for its workspace's queue. One statement.
-
-    Before it are the one that holds the queue, and those that wait and are
-    older; a saved plan does neither.
-    """
-    if not run_ids:
-        return {}
-    waits = ", ".join(f"'{status.value}'" for status in Status if status in (Status.PENDING, Status.CONFIRMED))
-    marks = ", ".join(f"${number}" for number in range(1, len(run_ids) + 1))
-    rows = await database.query(
-        f"""
-        SELECT own.id AS id, count(*) AS places FROM run own
-        JOIN run other ON other.workspace_id = own.workspace_id AND NOT other.plan_only AND other.id <> own.id
-            AND (other.holds_queue OR (other.status IN ({waits}) AND other.id < own.id))
-        WHERE own.id IN ({marks}) AND own.status IN ({waits}) AND NOT own.plan_only AND NOT own.holds_queue
-        GROUP BY own.id
-        """,  # noqa: S608  only our own words and marks are put in
-        run_ids,
-    )
-    return {row["id"]: int(row["places"]) for row in rows}

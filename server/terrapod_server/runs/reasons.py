@@ -1,0 +1,135 @@
+"""Why a run waits, in words for people and in a word for programs. Pure: facts in, sentences out."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from terrapod_server.runs.states import Status
+
+#: Where something other than the run itself says why it waits.
+WAITING: Final = frozenset({Status.PENDING, Status.PLAN_QUEUED, Status.CONFIRMED, Status.APPLY_QUEUED})
+#: Where a person has the word.
+ASKING: Final = frozenset({Status.PLANNED, Status.PLANNED_AND_SAVED})
+#: In `waits-for.kind`, each with what it says.
+KINDS: Final[Mapping[str, str]] = {
+    "lock": "somebody has locked the workspace",
+    "queue": "other runs of the workspace come first",
+    "configuration": "its configuration has not been uploaded",
+    "person": "somebody has to approve or discard it",
+    "pool": "its pool is not open to the workspace",
+    "no-listener": "its pool has no listener that is there and takes work",
+    "engine": "no listener has its engine, or it is being fetched",
+    "busy": "all slots of the pool are in use",
+    "refused": "listeners gave it back",
+    "listener": "a listener is free and is about to take it",
+    "held": "its listener was lost while it applied",
+}
+
+Facts = Mapping[str, Any]
+
+
+def needs_facts(status: Status, *, auto_apply: bool, status_message: str) -> bool:
+    """Whether the database has to be asked: never for a run that is over, nor for one that nobody but a person holds."""
+    if status is Status.APPLYING:
+        return bool(status_message)  # held: else nothing is said there
+    return status in WAITING or (status is Status.PLANNED and auto_apply)
+
+
+def of(status: Status, facts: Facts | None, *, since: str | None, status_message: str = "") -> dict[str, Any] | None:
+    """`{kind, text, since}`, or None for a run that waits for nothing."""
+    found = _found(status, facts, status_message)
+    return {"kind": found[0], "text": found[1], "since": since} if found else None
+
+
+def _found(status: Status, facts: Facts | None, refused: str) -> tuple[str, str] | None:
+    if facts is None:
+        return ("person", "waits for somebody to approve or discard it") if status in ASKING else None
+    if status is Status.APPLYING:
+        return _held(facts) if facts["lease_state"] == "held" else None
+    if status in (Status.PLAN_QUEUED, Status.APPLY_QUEUED):
+        return _for_a_listener(facts, refused)
+    return _for_its_turn(status, facts)
+
+
+def _for_its_turn(status: Status, facts: Facts) -> tuple[str, str] | None:
+    if facts["locked"] and not facts["plan_only"]:
+        reason = f": {facts['lock_reason']}" if facts["lock_reason"] else ""
+        return "lock", f"waits until the workspace is unlocked{reason} (locked by {facts['locked_by_name']})"
+    if facts["places"]:
+        many = f"{facts['places']} {'run' if facts['places'] == 1 else 'runs'}"
+        which = f"{facts['first_id']}, which is {facts['first_status'].replace('_', ' ')}"
+        if Status(facts["first_status"]) in ASKING:
+            which += " and waits for somebody's approval"
+        return "queue", f"waits for {many} before it; next is {which}"
+    if facts["configuration"] != "uploaded":
+        return "configuration", "waits for its configuration to be uploaded"
+    return ("person", "waits for somebody to approve or discard it") if status is Status.PLANNED else None
+
+
+def _for_a_listener(facts: Facts, refused: str) -> tuple[str, str]:
+    """The first of what stands in its way; what listeners said when they gave it back stands behind it."""
+    kind, text = _pool(facts)
+    if refused:
+        kind = "refused" if kind == "listener" else kind
+        text += f"; last: {refused}"
+    return kind, f"waits for a listener: {text}"
+
+
+def _pool(facts: Facts) -> tuple[str, str]:
+    pool, engine = facts["pool"], f"{facts['engine_tool']} {facts['engine_version']}"
+    if facts["lease_state"] == "offered":
+        if not facts["has_engine"]:
+            return "engine", f"{facts['listener']} is to take it once {engine} has been fetched"
+        return "listener", f"{facts['listener']} is taking it"
+    if not facts["is_open"]:
+        return "pool", f"pool {pool} is not open to workspace {facts['workspace']}"
+    if not facts["online"]:
+        seen = written(facts["last_seen"])
+        return "no-listener", f"none of pool {pool} has been seen since {seen}" if seen else f"pool {pool} has none"
+    if not facts["taking"]:
+        return "no-listener", f"those of pool {pool} take no more work"
+    if not facts["has_engine"]:
+        return "engine", f"none of pool {pool} has {engine}, and no release site has it"
+    if facts["leases"] >= facts["slots"]:
+        return "busy", f"{facts['leases']} of {facts['slots']} slots of pool {pool} are in use{_by(facts)}"
+    return "listener", f"pool {pool} has a free slot"
+
+
+def _by(facts: Facts) -> str:
+    shown = [each for each in (facts["holders"] or "").split(",") if each]
+    if not shown:
+        return ""
+    others = facts["leases"] - len(shown)
+    return f", by {', '.join(shown)}" + (f" and {others} more" if others > 0 else "")
+
+
+def _held(facts: Facts) -> tuple[str, str]:
+    name = facts["listener"] or "its listener, which has left its pool,"
+    seen = written(facts["listener_seen"])
+    return "held", (
+        f"listener {name} was lost while it applied{f' (last seen {seen})' if seen else ''}. It may hold the only copy of "
+        "the state: bring it back, and the state arrives by itself. An admin may give the run up instead "
+        f"(terrapod runs release {facts['id']}): the workspace is free then, and a state that comes after all is kept "
+        "aside"
+    )
+
+
+def written(at: Any) -> str:
+    """A time of the database, which SQLite gives as text, in whole seconds; empty for none."""
+    if at is None:
+        return ""
+    found = datetime.fromisoformat(at) if isinstance(at, str) else at
+    found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    return f"{found:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def lasted(seconds: float) -> str:
+    """A length of time as people say it: `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:  # noqa: PLR2004
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:  # noqa: PLR2004
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"

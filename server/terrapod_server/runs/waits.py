@@ -1,0 +1,179 @@
+"""What runs wait for, asked in one statement for a page of runs; and how long a phase has waited, for its log."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from terrapod_server.kit import database
+from terrapod_server.kit.call import Principal
+from terrapod_server.runs import reasons, states
+from terrapod_server.runs.model import Phase, Run, RunEvent
+from terrapod_server.runs.states import Status
+from terrapod_server.workspaces import actions as workspaces
+from terrapod_shared import clock
+
+#: A listener that has been heard of within this time is there.
+ONLINE = timedelta(seconds=90)
+#: Shorter waits are not told in a log.
+NOTICEABLE_S = 5.0
+_HOLDERS = 3
+_IN_LINE = (Status.PENDING, Status.CONFIRMED)
+
+
+async def prepare(rows: Sequence[Run], principal: Principal) -> None:
+    """Gives each run its place in the queue and why it waits. Runs that are over cost nothing."""
+    asked = [row for row in rows if _needs(row)]
+    found = await facts([row.id for row in asked], principal) if asked else {}
+    for row in rows:
+        known = found.get(row.id)
+        row.position = int(known["places"]) if known and row.status in _IN_LINE else 0
+        row.waits_for = reasons.of(
+            row.status,
+            known,
+            since=row.status_timestamps.get(_since(row)),
+            status_message=row.status_message,
+        )
+
+
+def lasts(row: Run) -> bool:
+    """Whether why it waits, if it does, stands in the row itself."""
+    return not _needs(row)
+
+
+def _needs(row: Run) -> bool:
+    return reasons.needs_facts(row.status, auto_apply=row.auto_apply, status_message=row.status_message)
+
+
+def _since(row: Run) -> str:
+    return "plan-queueable-at" if row.status is Status.PENDING else states.timestamp_name(row.status)
+
+
+async def facts(run_ids: Sequence[str], principal: Principal) -> dict[str, dict[str, Any]]:
+    """What `reasons` makes its sentences of, by run. One statement.
+
+    Runs that hold the slots are named only where the caller may read their workspaces.
+    """
+    readable = workspaces.in_readable(principal)
+    shift = len(run_ids) + 1
+    marks = ", ".join(f"${number}" for number in range(1, shift))
+    shown = database.shifted(readable.sql, shift) if readable.sql else "1 = 1"
+    seen = f"${shift}"
+    is_postgres = database.is_postgres()
+    joined = "string_agg(ranked.run_id, ',')" if is_postgres else "group_concat(ranked.run_id, ',')"
+    announced = (
+        "jsonb_array_elements(l.local_engines) e WHERE e->>'tool' = own.engine_tool AND e->>'version' = own.engine_version"
+        if is_postgres
+        else "json_each(l.local_engines) e WHERE json_extract(e.value, '$.tool') = own.engine_tool "
+        "AND json_extract(e.value, '$.version') = own.engine_version"
+    )
+    in_line = ", ".join(f"'{status.value}'" for status in _IN_LINE)
+    is_there = f"l.last_seen_at > {seen} THEN"
+    rows = await database.query(
+        f"""
+        WITH own AS (
+            SELECT r.id, r.workspace_id, r.status, r.plan_only, r.holds_queue, r.engine_tool, r.engine_version,
+                r.engine_is_local, r.configuration_version_id, p.pool_id, p.lease_state, p.lease_listener_id
+            FROM run r JOIN run_phase p ON p.run_id = r.id
+                AND p.kind = CASE WHEN r.status IN ('pending', 'plan_queued') THEN 'plan' ELSE 'apply' END
+            WHERE r.id IN ({marks})
+        ), pools AS (SELECT DISTINCT pool_id FROM own
+        ), there AS (
+            SELECT l.pool_id, max(l.last_seen_at) AS last_seen,
+                sum(CASE WHEN {is_there} 1 ELSE 0 END) AS online,
+                sum(CASE WHEN NOT l.draining AND NOT l.drain_requested AND {is_there} 1 ELSE 0 END) AS taking,
+                sum(CASE WHEN NOT l.draining AND NOT l.drain_requested AND {is_there} l.capacity ELSE 0 END) AS slots
+            FROM listener l WHERE l.revoked_at IS NULL AND l.pool_id IN (SELECT pool_id FROM pools) GROUP BY l.pool_id
+        ), taken AS (
+            SELECT t.pool_id, t.run_id, CASE WHEN {shown} THEN 1 ELSE 0 END AS is_shown
+            FROM run_phase t WHERE t.pool_id IN (SELECT pool_id FROM pools) AND t.lease_state IN ('offered', 'leased')
+        ), busy AS (SELECT pool_id, count(*) AS leases FROM taken GROUP BY pool_id
+        ), ranked AS (
+            SELECT pool_id, run_id, row_number() OVER (PARTITION BY pool_id ORDER BY run_id) AS place
+            FROM taken WHERE is_shown = 1
+        ), holders AS (
+            SELECT ranked.pool_id, {joined} AS names FROM ranked WHERE place <= {_HOLDERS} GROUP BY ranked.pool_id
+        ), line AS (
+            SELECT own.id, count(*) AS places,
+                min(CASE WHEN other.holds_queue THEN '0' ELSE '1' END || other.id) AS first
+            FROM own JOIN run other ON other.workspace_id = own.workspace_id AND NOT other.plan_only
+                AND other.id <> own.id
+                AND (other.holds_queue OR (other.status IN ({in_line}) AND other.id < own.id))
+            WHERE own.status IN ({in_line}) AND NOT own.plan_only AND NOT own.holds_queue GROUP BY own.id
+        )
+        SELECT own.id, own.plan_only, own.lease_state, own.engine_tool, own.engine_version,
+            w.name AS workspace, w.locked, w.lock_reason, w.locked_by_name, a.name AS pool,
+            c.status AS configuration, h.name AS listener, h.last_seen_at AS listener_seen,
+            coalesce(line.places, 0) AS places, f.id AS first_id, f.status AS first_status,
+            coalesce(there.online, 0) AS online, coalesce(there.taking, 0) AS taking,
+            coalesce(there.slots, 0) AS slots, there.last_seen AS last_seen,
+            coalesce(busy.leases, 0) AS leases, holders.names AS holders,
+            (a.organization_scoped OR EXISTS (SELECT 1 FROM agent_pool_workspace o
+                WHERE o.pool_id = own.pool_id AND o.workspace_id = own.workspace_id)) AS is_open,
+            CASE WHEN own.lease_state = 'offered' OR NOT own.engine_is_local THEN (
+                own.lease_state <> 'offered' OR EXISTS (SELECT 1 FROM engine_file g
+                    WHERE g.tool = own.engine_tool AND g.version = own.engine_version)
+                OR EXISTS (SELECT 1 FROM listener l, {announced} AND l.id = own.lease_listener_id))
+            ELSE EXISTS (SELECT 1 FROM listener l, {announced}
+                AND l.pool_id = own.pool_id AND l.revoked_at IS NULL AND l.last_seen_at > {seen}) END AS has_engine
+        FROM own
+        JOIN workspace w ON w.id = own.workspace_id
+        JOIN agent_pool a ON a.id = own.pool_id
+        LEFT JOIN configuration_version c ON c.id = own.configuration_version_id
+        LEFT JOIN listener h ON h.id = own.lease_listener_id
+        LEFT JOIN line ON line.id = own.id
+        LEFT JOIN run f ON f.id = substr(line.first, 2)
+        LEFT JOIN there ON there.pool_id = own.pool_id
+        LEFT JOIN busy ON busy.pool_id = own.pool_id
+        LEFT JOIN holders ON holders.pool_id = own.pool_id
+        """,  # noqa: S608  only our own words and marks are put in
+        [*run_ids, clock.now() - ONLINE, *readable.values],
+    )
+    return {row["id"]: row for row in rows}
+
+
+async def told(run: Run, phase: Phase) -> str:
+    """For the log of a phase that begins: how long it waited and for what; empty where that was not noticeable."""
+    queued = _at(phase.status_timestamps, "queued-at")
+    if queued is None:
+        return ""
+    parts = []
+    if phase.kind == "plan":
+        turn = _between(_at(run.status_timestamps, "plan-queueable-at"), _at(run.status_timestamps, "plan-queued-at"))
+        if turn >= NOTICEABLE_S:
+            parts.append(f"{reasons.lasted(turn)} for {await _before(run)}")
+    else:
+        confirmed = _at(run.status_timestamps, "confirmed-at")
+        approval = _between(_at(run.status_timestamps, "planned-at"), confirmed)
+        if approval >= NOTICEABLE_S and run.confirmed_by_id:
+            parts.append(f"{reasons.lasted(approval)} for somebody's approval")
+        turn = _between(confirmed, queued)
+        if turn >= NOTICEABLE_S:
+            parts.append(f"{reasons.lasted(turn)} for its turn in the workspace")
+    listener = _between(queued, clock.now())
+    if listener >= NOTICEABLE_S:
+        refused = await RunEvent.filter(run_id=run.id, event="refused", at__gte=queued).order_by("-id").first()
+        why = f" (at last {refused.description})" if refused else ""
+        parts.append(f"{reasons.lasted(listener)} for a listener{why}")
+    text = f"Waited {', '.join(parts)}." if parts else ""
+    return "".join(letter for letter in text if letter.isprintable())  # a listener's reason ends in other people's logs
+
+
+async def _before(run: Run) -> str:
+    """What it waited for before it was planned, as far as the rows still tell."""
+    if run.plan_only:
+        return "its configuration"
+    earlier = Run.filter(workspace_id=run.workspace_id, plan_only=False, id__lt=run.id, status__in=list(states.FINAL))
+    found = await earlier.order_by("-id").first()
+    ended = _at(found.status_timestamps, states.timestamp_name(found.status)) if found else None
+    if found is not None and ended is not None and ended > run.created_at:
+        return f"{found.id}, which came before it"
+    return "its turn in the workspace"
+
+
+def _at(stamps: dict[str, str], name: str) -> datetime | None:
+    text = stamps.get(name)
+    return datetime.fromisoformat(text) if text else None
+
+
+def _between(first: datetime | None, second: datetime | None) -> float:
+    return (second - first).total_seconds() if first is not None and second is not None else 0.0

@@ -356,15 +356,6 @@ async def seen(row: Listener) -> None:
         await Listener.filter(id=row.id).update(last_seen_at=now)
 
 
-async def counts(pool_ids: Sequence[str]) -> dict[str, int]:
-    """Listeners of each pool that are there now."""
-    found = dict.fromkeys(pool_ids, 0)
-    rows = Listener.filter(pool_id__in=list(pool_ids), revoked_at=None, last_seen_at__gt=clock.now() - ONLINE)
-    for row in await rows.values("pool_id"):
-        found[row["pool_id"]] += 1
-    return found
-
-
 async def delete_for_workspace(workspace_id: str) -> None:
     await PoolWorkspace.filter(workspace_id=workspace_id).delete()
     await LateState.filter(workspace_id=workspace_id).delete()

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from terrapod_server.access import rules as access
 from terrapod_server.access import visible
-from terrapod_server.agents import actions, deliveries
+from terrapod_server.agents import actions, deliveries, depth
 from terrapod_server.agents.model import JoinToken, Listener, Pool, PoolWorkspace
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity.api import TOKEN
@@ -26,6 +26,7 @@ from terrapod_server.kit.jsonapi import (
     Recorded,
     Resource,
     Thing,
+    Value,
 )
 from terrapod_server.kit.reads import Where, like
 from terrapod_server.runs.waits import ONLINE
@@ -36,7 +37,7 @@ from terrapod_shared.errors import Invalid
 
 
 async def _prepare(rows: Sequence[Pool], call: Call) -> None:
-    found = await actions.counts([row.id for row in rows])
+    found = await depth.of([row.id for row in rows])
     entries = await PoolWorkspace.filter(pool_id__in=[row.id for row in rows])
     named = await workspaces.by_ids({entry.workspace_id for entry in entries})
     shown = {workspace.id for workspace in call.readable(named)}
@@ -45,9 +46,15 @@ async def _prepare(rows: Sequence[Pool], call: Call) -> None:
         if entry.workspace_id in shown:
             allowed.setdefault(entry.pool_id, []).append(entry.workspace_id)
     for row in rows:
-        row.count, row.allowed = found[row.id], allowed.get(row.id, [])
+        row.depth, row.allowed = found.get(row.id, depth.Depth()), allowed.get(row.id, [])
 
 
+def _depth(name: str) -> Value:
+    """How much waits and can be taken; one that nobody has counted has nothing."""
+    return lambda row, _call: getattr(getattr(row, "depth", _EMPTY), name)
+
+
+_EMPTY = depth.Depth()
 POOL = Resource(
     type="agent-pools",
     attributes=(
@@ -63,7 +70,14 @@ POOL = Resource(
         Attr("service-account-name", str, "kept, not used", write=True, maximum=254),
         Attr("labels", dict, "key and value pairs; they decide rights", write=True, parse=access.labels),
         Attr("force", bool, "also where the caller loses rights by it", write=True, only_in="sent"),
-        Attr("agent-count", int, "listeners that are there", value=lambda p, _: getattr(p, "count", 0)),
+        Attr("agent-count", int, "listeners that are there", value=_depth("listeners")),
+        Attr("slots", int, "runs at once of the listeners that are there and take work", value=_depth("slots")),
+        Attr("free-slots", int, "of them not in use", value=_depth("free")),
+        Attr("queue-depth", int, "phases that wait for a listener, plan-only ones included", value=_depth("waiting")),
+        Attr("queue-depth-plan-only", int, "of them those that only plan", value=_depth("waiting_plan_only")),
+        Attr("queue-oldest-seconds", float, "how long the oldest of them has waited", value=_depth("oldest_s")),
+        Attr("running", int, "phases at listeners", value=_depth("running")),
+        Attr("held", int, "applies whose listener is lost", value=_depth("held")),
         Attr("created-at", str, "when it was made"),
     ),
     relations=(
@@ -82,6 +96,8 @@ LISTENER = Resource(
         Attr("status", str, "online, offline, draining or revoked", value=lambda row, _: _status(row)),
         Attr("capacity", int, "runs at once"),
         Attr("free-slots", int, "of them not in use, when it last said so"),
+        Attr("running", int, "phases that it works on, lost ones included", value=lambda row, _: row.leases),
+        Attr("drain-requested", bool, "whether somebody asked it to take no more work"),
         Attr("version", str, "of its program"),
         Attr("isolation", str, "how it keeps runs apart"),
         Attr("os", str, "operating system"),
@@ -98,7 +114,14 @@ LISTENER = Resource(
         Attr("created-at", str, "when it joined"),
     ),
     relations=(One("agent-pool", "agent-pools", key=lambda row, _: row.pool_id),),
+    prepare=lambda rows, _call: _leases(rows),
 )
+
+
+async def _leases(rows: Sequence[Listener]) -> None:
+    found = await depth.leases_of([row.id for row in rows])
+    for row in rows:
+        row.leases = found.get(row.id, 0)
 
 
 def _status(row: Listener) -> str:

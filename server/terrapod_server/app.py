@@ -14,6 +14,7 @@ from datetime import timedelta
 
 from starlette.responses import Response
 
+from terrapod_server import metrics
 from terrapod_server.access import actions as access
 from terrapod_server.access import api as access_api
 from terrapod_server.agents import actions as agents
@@ -174,6 +175,7 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     *agents_api.ENDPOINTS,
     *late_api.ENDPOINTS,
     *audit_api.ENDPOINTS,
+    *metrics.ENDPOINTS,
 )
 _documents.endpoints = ENDPOINTS
 RESOURCES: tuple[Resource, ...] = (

@@ -67,6 +67,16 @@ class Writer:
     def chain(self) -> str:
         return self._chain.name
 
+    @property
+    def backlog(self) -> int:
+        """How many entries are in memory alone."""
+        return len(self._queue) + len(self._sealed)
+
+    @property
+    def is_spooling(self) -> bool:
+        """Whether entries wait in the file, since the database takes none."""
+        return not self._spool.is_empty
+
     def record(
         self, request: Request, endpoint: Endpoint | Raw | None, status: int, request_id: str, took_s: float
     ) -> None:

@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from terrapod_server.kit.jsonapi import Level, Linked, Page
+from terrapod_server.kit.metrics import Measured
 from terrapod_shared.errors import BadRequest, Invalid, TooLarge
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class Services:
     local_engines: Callable[..., Awaitable[Any]] = _nothing
     pool_for: Callable[..., Awaitable[Any]] = _nothing
     run_has_status: Callable[..., Any] = _nothing  #: a condition in SQL: `(column, statuses)`
+    #: What this process counts for Prometheus.
+    measured: Measured = field(default_factory=Measured)
     #: What rooms remember for as long as the server runs.
     remembered: dict[str, Any] = field(default_factory=dict)
     #: Told of every request that is over: `(request, endpoint, status, request_id, took_s)`.

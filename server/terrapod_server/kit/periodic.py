@@ -57,6 +57,7 @@ class Periodic:
                             await job.do(self._services)
                 else:
                     await job.do(self._services)
+                self._services.measured.turned(job.name)
             except Exception:
                 log.exception("job %s failed", job.name)
             pause_s = job.every_s

@@ -101,6 +101,8 @@ class Server:
         )
         endpoint: Endpoint | Raw | None = None
         status = 0
+        measured = self.services.measured
+        measured.in_flight += 1
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -130,6 +132,8 @@ class Server:
                 raise
         finally:
             took_s = time.perf_counter() - begun
+            measured.in_flight -= 1
+            measured.answered(endpoint, status, took_s)
             self.services.record(request, endpoint, status, request_id, took_s)
             if self.services.config.access_log:
                 shown = _shown(endpoint, scope["path"])

@@ -47,6 +47,7 @@ class Change:
         self._services, self._workspace_id = services, workspace_id
         self._topics: set[str] = set()
         self._unsealed: set[str] = set()
+        self._ended: list[str] = []
         self._transaction = in_transaction()
         self.workspace: Workspace
 
@@ -74,6 +75,7 @@ class Change:
                 raise
         await self._transaction.__aexit__(kind, error, trace)
         if error is None:
+            self._services.measured.ended_runs.update(self._ended)
             await self._services.bus.publish(*sorted(self._topics))
             for phase_id in self._unsealed:
                 try:
@@ -116,6 +118,8 @@ class Change:
         )
         for name, value in values.items():
             setattr(run, name, value)
+        if status in states.FINAL:
+            self._ended.append(status.value)
         await self._lock(run)
         self.wake(f"workspace:{run.workspace_id}")
         if event in (Event.QUEUE, Event.QUEUE_APPLY, Event.LOSE):

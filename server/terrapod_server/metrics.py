@@ -1,0 +1,110 @@
+"""`/metrics`: what Prometheus may know of this server. Figures of all processes come of the database, the rest are this one's."""
+
+import importlib.metadata
+import platform
+import resource
+import time
+from pathlib import Path
+
+from starlette.responses import Response
+
+from terrapod_server.agents import depth
+from terrapod_server.agents.model import LateState, Pool
+from terrapod_server.kit import database
+from terrapod_server.kit.call import Call
+from terrapod_server.kit.jsonapi import Access, Endpoint, Raw
+from terrapod_server.kit.metrics import MEDIA, Sample, family
+from terrapod_server.runs import states
+
+#: Pools with labels of their own, by name; what is beyond them is one.
+POOLS_MOST = 100
+_OTHERS = "(others)"
+_BEGUN = time.time()
+
+
+async def show(call: Call) -> Response:
+    """Figures in Prometheus' text format; a bearer token of an admin or auditor is needed."""
+    lines = [*_build(), *await _runs(), *await _leases(), *await _pools(), *await _late()]
+    writer = call.services.audit
+    if writer is not None:
+        about = "Audit entries that are in memory alone."
+        lines += family("terrapod_audit_backlog", "gauge", about, [({}, writer.backlog)])
+        about = "1 while audit entries wait in a file, since the database takes none."
+        lines += family("terrapod_audit_spooling", "gauge", about, [({}, writer.is_spooling)])
+    lines += [*call.services.measured.lines(), *_process()]
+    return Response("\n".join(lines) + "\n", media_type=MEDIA)
+
+
+def _build() -> list[str]:
+    labels = {"version": importlib.metadata.version("terrapod"), "python": platform.python_version()}
+    labels["database"] = database.dialect()
+    return list(family("terrapod_build_info", "gauge", "What runs here.", [(labels, 1)]))
+
+
+async def _runs() -> list[str]:
+    named = ", ".join(f"'{status.value}'" for status in sorted(states.UNFINISHED))
+    sql = f"SELECT status, count(*) FROM run WHERE status IN ({named}) GROUP BY status"  # noqa: S608  our own words
+    found = {str(row[0]): int(row[1]) for row in await database.rows(sql)}
+    samples: list[Sample] = [({"status": s.value}, found.get(s.value, 0)) for s in sorted(states.UNFINISHED)]
+    return list(family("terrapod_runs", "gauge", "Runs that are not over.", samples))
+
+
+async def _leases() -> list[str]:
+    sql = (
+        "SELECT kind, lease_state, count(*) FROM run_phase WHERE lease_state IN ('offered', 'leased', 'held') "
+        "GROUP BY kind, lease_state"
+    )
+    found = {(str(row[0]), str(row[1])): int(row[2]) for row in await database.rows(sql)}
+    samples: list[Sample] = [
+        ({"phase": kind, "state": state}, found.get((kind, state), 0))
+        for kind in ("plan", "apply")
+        for state in ("offered", "leased", "held")
+    ]
+    return list(family("terrapod_leases", "gauge", "Phases at listeners; held: its listener is lost.", samples))
+
+
+async def _pools() -> list[str]:
+    found = await depth.of()
+    names = {
+        pool["id"]: str(pool["name"]) for pool in await Pool.all().order_by("id").limit(POOLS_MOST).values("id", "name")
+    }
+    summed: dict[str, list[float]] = {name: [0.0] * len(_FIGURES) for name in names.values()}
+    for pool_id, each in found.items():
+        figures = summed.setdefault(names.get(pool_id, _OTHERS), [0.0] * len(_FIGURES))
+        for place, (column, _, _) in enumerate(_FIGURES):
+            value = float(getattr(each, column))
+            figures[place] = max(figures[place], value) if column == "oldest_s" else figures[place] + value
+    return [
+        line
+        for place, (_, name, about) in enumerate(_FIGURES)
+        for line in family(name, "gauge", about, [({"pool": pool}, figures[place]) for pool, figures in summed.items()])
+    ]
+
+
+_FIGURES = (
+    ("waiting", "terrapod_pool_queue_depth", "Phases that wait for a listener, plan-only ones included."),
+    ("oldest_s", "terrapod_pool_queue_oldest_seconds", "How long the oldest of them has waited."),
+    ("running", "terrapod_pool_running", "Phases at listeners."),
+    ("held", "terrapod_pool_held", "Applies whose listener is lost."),
+    ("listeners", "terrapod_pool_listeners_online", "Listeners that are there."),
+    ("slots", "terrapod_pool_slots", "Runs at once of those that take work."),
+    ("free", "terrapod_pool_slots_free", "Of the slots, those not in use."),
+)
+
+
+async def _late() -> list[str]:
+    count = await LateState.filter(status="waiting").count()
+    return list(family("terrapod_late_states", "gauge", "Late states that wait for an admin's word.", [({}, count)]))
+
+
+def _process() -> list[str]:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return [
+        *family("process_resident_memory_bytes", "gauge", "Memory.", [({}, pages * resource.getpagesize())]),
+        *family("process_cpu_seconds_total", "counter", "Processor time.", [({}, used.ru_utime + used.ru_stime)]),
+        *family("process_start_time_seconds", "gauge", "When it began, in seconds of the epoch.", [({}, _BEGUN)]),
+    ]
+
+
+ENDPOINTS: tuple[Endpoint | Raw, ...] = (Raw("GET", "/metrics", show, Access.AUDIT),)

@@ -26,6 +26,8 @@ class ReleaseSite:
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    #: While it is clear, zips are not answered.
+    gate: threading.Event = field(default_factory=threading.Event)
 
     def release(self, tool: str, version: str, content: bytes | None = None, *, listed: str = "") -> bytes:
         """Adds a release; `listed` is another digest in its checksums than its own."""
@@ -56,15 +58,19 @@ class ReleaseSite:
 @contextlib.contextmanager
 def release_site() -> Iterator[ReleaseSite]:
     site = ReleaseSite()
+    site.gate.set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             site.asked.append(self.path)
+            if self.path.endswith(".zip"):
+                site.gate.wait()
             body = site.files.get(self.path)
             self.send_response(200 if body is not None else 404)
             self.send_header("Content-Length", str(len(body or b"")))
             self.end_headers()
-            self.wfile.write(body or b"")
+            with contextlib.suppress(BrokenPipeError):  # whoever asked is gone
+                self.wfile.write(body or b"")
 
         def log_message(self, *_: object) -> None:
             pass

@@ -12,7 +12,7 @@ from kit import scripted
 from kit.serving import Running, until
 from kit.site import BIN
 from terrapod_server.agents.model import Listener
-from terrapod_server.runs.model import Run
+from terrapod_server.runs.model import Phase, Run
 from terrapod_shared import clock
 
 
@@ -74,3 +74,23 @@ async def test_who_was_removed_and_joined_again_goes_on_without_a_restart(server
         await server.configuration(workspace)
         run = (await server.run(workspace)).json()["data"]["id"]
         await until(lambda: Run.exists(id=run, status="planned"))
+
+
+async def test_the_log_says_how_long_the_run_waited(server: Running, tmp_path: Path) -> None:
+    """Behind the three header lines, which the CLI drops of an apply's log."""
+    await joined(server, tmp_path / "home")
+    await Listener.filter(name="one").update(  # it announced the engine, and is gone
+        local_engines=[{"tool": "terraform", "version": scripted.VERSION, "sha256": "0" * 64}]
+    )
+    workspace = (await server.workspace(**{"terraform-version": scripted.VERSION}))["id"]
+    await server.configuration(workspace)
+    run = (await server.run(workspace)).json()["data"]["id"]
+    before = clock.stamp(clock.now() - timedelta(seconds=200))
+    await Phase.filter(run_id=run, kind="plan").update(status_timestamps={"queued-at": before})
+    async with running_listener(tmp_path / "home"):
+        await until(lambda: Run.exists(id=run, status="planned"))
+    plan = (await server.api.get(f"/runs/{run}/plan")).json()["data"]["attributes"]
+    lines = (await server.api.get(plan["log-read-url"])).text.splitlines()
+    assert lines[0].startswith("\x02Terrapod listener one")
+    assert lines[3].startswith("Waited 3 min 2"), lines[:5]
+    assert lines[3].endswith(" for a listener.")

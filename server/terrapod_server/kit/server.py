@@ -132,9 +132,9 @@ class Server:
                 raise
         finally:
             took_s = time.perf_counter() - begun
+            self.services.record(request, endpoint, status, request_id, took_s)
             measured.in_flight -= 1
             measured.answered(endpoint, status, took_s)
-            self.services.record(request, endpoint, status, request_id, took_s)
             if self.services.config.access_log:
                 shown = _shown(endpoint, scope["path"])
                 access_log.info(

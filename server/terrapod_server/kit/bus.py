@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
 
-import asyncpg
 from tortoise import connections
 from tortoise.exceptions import BaseORMException
 
@@ -84,6 +83,8 @@ class Bus:
         for topic in topics:
             self._deliver(topic)
         if self._dsn and topics:
+            import asyncpg  # noqa: PLC0415  3 MiB that a server on SQLite does without
+
             connection = connections.get("default")
             try:
                 for topic in topics:
@@ -116,6 +117,8 @@ class Bus:
 
     async def _listen(self, ready: asyncio.Event) -> None:
         """Holds one connection that LISTENs; after a break everybody looks once, since wake-ups were missed."""
+        import asyncpg  # noqa: PLC0415  as above
+
         while True:
             lost = asyncio.Event()
             try:

@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-import asyncpg
 from tortoise import Tortoise, connections
 from tortoise.backends.base.client import TransactionalDBClient
 from tortoise.backends.base.executor import EXECUTOR_CACHE
@@ -145,6 +144,8 @@ async def _one_at_a_time(name: str) -> AsyncIterator[None]:
     if not is_postgres():
         yield
         return
+    import asyncpg  # noqa: PLC0415  3 MiB that a server on SQLite does without
+
     connection = await asyncpg.connect(_opened["dsn"])
     try:
         await connection.execute("SELECT pg_advisory_lock($1)", _lock_number(name))

@@ -1,0 +1,1 @@
+"""Faults at random against real programs: `make chaos`, and a short form in the tests."""

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 import pytest
 from tortoise import connections
@@ -328,3 +329,27 @@ async def test_two_transactions_that_change_both_tables_do_not_block_each_other(
         await asyncio.gather(work(Workspace, Run), work(Run, Workspace))
     numbers = await database.rows("SELECT number FROM generation WHERE topic IN ('workspace', 'run')")
     assert [row[0] for row in numbers] == [2, 2]
+
+
+async def test_a_task_whose_transaction_was_lost_goes_on_with_a_new_connection(pg_server: Running) -> None:
+    """As a job that runs for years does, when the database is restarted."""
+    await pg_server.workspace("a")
+    for place in ("within", "at the end"):
+        with pytest.raises(Exception, match="clos|terminat|lost|connection"):
+            async with database.in_transaction() as connection:
+                mine = (await connection.execute_query_dict("SELECT pg_backend_pid() AS pid"))[0]["pid"]
+                await asyncio.create_task(_end_backend(pg_server, mine))
+                if place == "within":
+                    await connection.execute_query("SELECT 1")
+        assert not database.is_in_transaction()
+        async with database.in_transaction():
+            await Workspace.filter(name="a").update(description=place)
+        assert (await Workspace.get(name="a")).description == place
+
+
+async def _end_backend(server: Running, pid: int) -> None:
+    other = await asyncpg.connect(server.services.config.database_url)
+    try:
+        assert await other.fetchval("SELECT pg_terminate_backend($1, 5000)", pid)
+    finally:
+        await other.close()

@@ -15,7 +15,7 @@ from tortoise.backends.base.client import TransactionalDBClient
 from tortoise.backends.base.executor import EXECUTOR_CACHE
 from tortoise.context import TortoiseContext
 from tortoise.migrations.executor import MigrationExecutor, MigrationTarget
-from tortoise.transactions import in_transaction
+from tortoise.transactions import in_transaction as begun
 
 from terrapod_server.kit import generations
 from terrapod_server.kit.sqlite import Readers
@@ -195,6 +195,22 @@ async def rows(sql: str, values: Sequence[Any] = ()) -> Sequence[Sequence[Any]]:
     if not _readers:
         _readers["default"] = Readers(_opened["file"], _BUSY_MS)
     return await _readers["default"].rows(sql, values)
+
+
+@contextlib.asynccontextmanager
+async def in_transaction() -> AsyncIterator[Any]:
+    """A transaction of the database, or a savepoint of the one that is open; the connection is given.
+
+    The ORM's own leaves its connection behind as the task's where that is lost
+    at the end: all that the task did later would fail.
+    """
+    before = connections.get("default")
+    try:
+        async with begun() as connection:
+            yield connection
+    finally:
+        if connections.get("default") is not before:
+            connections.set("default", before)
 
 
 def is_in_transaction() -> bool:

@@ -201,13 +201,30 @@ async def rows(sql: str, values: Sequence[Any] = ()) -> Sequence[Sequence[Any]]:
 async def in_transaction() -> AsyncIterator[Any]:
     """A transaction of the database, or a savepoint of the one that is open; the connection is given.
 
-    The ORM's own leaves its connection behind as the task's where that is lost
-    at the end: all that the task did later would fail.
+    Where the connection is lost, the ORM's own leaves it to the task, whose
+    transactions would all fail from then on, and keeps it from the pool.
     """
     before = connections.get("default")
+    transaction = begun()
     try:
-        async with begun() as connection:
-            yield connection
+        connection = await transaction.__aenter__()
+    except BaseException as error:
+        if connections.get("default") is not before:
+            with contextlib.suppress(Exception):
+                await transaction.__aexit__(type(error), error, error.__traceback__)
+            connections.set("default", before)
+        raise
+    try:
+        yield connection
+    except BaseException as error:
+        await _ended(transaction, before, error)
+        raise
+    await _ended(transaction, before, None)
+
+
+async def _ended(transaction: Any, before: Any, error: BaseException | None) -> None:
+    try:
+        await transaction.__aexit__(type(error) if error else None, error, error.__traceback__ if error else None)
     finally:
         if connections.get("default") is not before:
             connections.set("default", before)

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup check fmt test demo bench migration docs dist
+.PHONY: setup check fmt test chaos demo bench migration docs dist
 
 setup: .venv/ready
 
@@ -46,3 +46,7 @@ docs: setup
 
 dist: setup
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation -w dist .
+
+# Faults fall on real programs while runs are applied; CHAOS="--seed N --faults N --applies N"
+chaos: setup
+	PYTHONPATH=tests:packaging/demo $(BIN)/python -m chaos $(CHAOS)

@@ -34,7 +34,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with Postgres(tmp_path_factory) as started:
+    with Postgres(tmp_path_factory.getbasetemp() / "postgres.log") as started:
         yield started
 
 

@@ -9,11 +9,11 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import asyncpg
-import pytest
 
 START_S = 60.0
 SETTINGS = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=300", "jit=off")
@@ -39,8 +39,8 @@ def carried() -> Path:
 class Postgres:
     """One server for the whole run; each test gets a database of its own."""
 
-    def __init__(self, factory: pytest.TempPathFactory) -> None:
-        self._log = factory.getbasetemp() / "postgres.log"
+    def __init__(self, log: Path, settings: Sequence[str] = SETTINGS) -> None:
+        self._log, self._settings = log, settings
         self._process: subprocess.Popen[bytes] | None = None
         self.base = ""
 
@@ -82,17 +82,30 @@ class Postgres:
         )  # fmt: skip
         assert made.returncode == 0, made.stdout
         port = free_port()
-        command = [postgres, "-D", str(data), "-p", str(port), "-k", str(self._root), "-h", "127.0.0.1"]
-        command += [part for setting in SETTINGS for part in ("-c", setting)]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, **options)
+        self._command = [postgres, "-D", str(data), "-p", str(port), "-k", str(self._root), "-h", "127.0.0.1"]
+        self._command += [part for setting in self._settings for part in ("-c", setting)]
+        self._options = options
         self.base = f"postgresql://{USER}@127.0.0.1:{port}"
+        self.start()
+
+    def start(self) -> None:
+        """Starts it on the data that is there; returns once it takes clients."""
+        data = self._root / "data"
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, **self._options)
         until = time.monotonic() + START_S
         # the last line of this file says `ready` once it takes clients; a port that listens does not
         while not (data / "postmaster.pid").exists() or "ready" not in (data / "postmaster.pid").read_text():
             assert self._process.poll() is None, self._log.read_text()
             assert time.monotonic() < until, self._log.read_text()
             time.sleep(0.02)
+
+    def kill(self) -> None:
+        """As a crash would end it: SIGKILL to the server, whose children end with it."""
+        assert self._process
+        self._process.kill()
+        self._process.wait(30)
+        (self._root / "data" / "postmaster.pid").unlink(missing_ok=True)  # `start` waits for the next one's
 
     def __exit__(self, *_: object) -> None:
         if self._process:

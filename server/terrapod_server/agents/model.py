@@ -96,6 +96,8 @@ class Listener(Model):
     arch = fields.CharField(max_length=20, default="amd64")
     local_engines: Any = fields.JSONField(default=list)
     spooled: Any = fields.JSONField(default=list)
+    #: `wire.Accepts`: which work its host's owner lets it take; null: all.
+    accepts: Any = fields.JSONField(null=True)
     draining = fields.BooleanField(default=False)
     drain_requested = fields.BooleanField(default=False)
     runner_definitions: Any = fields.JSONField(default=list)

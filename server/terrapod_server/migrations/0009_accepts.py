@@ -1,0 +1,19 @@
+from tortoise import migrations
+from tortoise.migrations import operations as ops
+import functools
+from json import dumps, loads
+from tortoise import fields
+
+
+class Migration(migrations.Migration):
+    dependencies = [("terrapod", "0008_revisions")]
+
+    initial = False
+
+    operations = [
+        ops.AddField(
+            model_name="Listener",
+            name="accepts",
+            field=fields.JSONField(null=True, encoder=functools.partial(dumps, separators=(",", ":")), decoder=loads),
+        ),
+    ]

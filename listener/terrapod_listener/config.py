@@ -8,6 +8,11 @@ from typing import Any, Literal
 
 import msgspec
 
+from terrapod_listener.accept import Settings as Accept
+from terrapod_listener.accept import mistakes as mistakes_of_accept
+from terrapod_listener.hooks import Settings as Hooks
+from terrapod_listener.hooks import mistakes as mistakes_of_hooks
+
 FILE = "listener.toml"
 PREFIX = "TERRAPOD_LISTENER_"
 
@@ -27,6 +32,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     capacity: int = 2  #: runs at once
     engines: list[LocalEngine] = []
     pass_environment: list[str] = []  #: names of variables of the listener's that runs get, such as HTTPS_PROXY
+    accept: Accept = Accept()  #: which work it takes: workspaces, labels, phases, tools; default: all
+    hooks: Hooks = Hooks()  #: the host owner's commands before and after init, plan and apply
     keep_work: bool = False  #: leave the folders of runs that are over, to look into them
     poll_s: float = 30.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -77,6 +84,8 @@ def load(home: Path, environ: Mapping[str, str] = os.environ) -> Config:  # noqa
     if known.get("capacity", 1) < 1:
         mistakes.append("capacity: must be at least 1")
     mistakes += [f"engines: {e.path} is not there" for e in known.get("engines", []) if not Path(e.path).is_file()]
+    mistakes += mistakes_of_accept(known.get("accept", Accept()))
+    mistakes += mistakes_of_hooks(known.get("hooks", Hooks()))
     if mistakes:
         raise Mistakes(mistakes)
     return Config(**known)

@@ -117,7 +117,9 @@ class Delivery:
     async def end(self, report: wire.Report, log: Spool) -> None:
         """The rest of the log, then the word that ends the phase; artifacts are there already."""
         await log.finish()
-        full = msgspec.structs.replace(report, digests=self._digests, log_bytes=log.end)
+        full = msgspec.structs.replace(
+            report, digests=self._digests, log_bytes=log.end, error_message=log.masked(report.error_message)
+        )
         try:
             await self._server.report(self._work.run_id, full, self._work.lease.number)
         except errors.LeaseEnded:
@@ -128,7 +130,7 @@ class Delivery:
             failed = wire.Report(
                 phase=self._work.phase,
                 status="errored",
-                error_message=error.detail,
+                error_message=log.masked(error.detail),
                 log_bytes=log.end,
                 state=self.state,
             )

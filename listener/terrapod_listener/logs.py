@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from terrapod_listener.client import Server, pause_s
+from terrapod_listener.masking import Masker
 from terrapod_shared import errors, wire
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Spool:
         self._ask = resume
         self._is_full = False
         self._is_broken = False
+        self._masker = Masker(())
         self._fresh = asyncio.Event()
         self._over = False
         self._task = asyncio.create_task(self._send())
@@ -45,9 +47,25 @@ class Spool:
         """The size of the phase's log so far, an earlier listener's part included."""
         return self._base + self._written
 
+    def mask(self, masker: Masker) -> None:
+        """From here on nothing is written down but what this one lets through."""
+        self._append(self._masker.flush())
+        self._masker = masker
+
+    def settle(self) -> None:
+        """Writes down what is held back: somebody else goes on with the file."""
+        self._append(self._masker.flush())
+
+    def masked(self, text: str) -> str:
+        """A text that leaves by another way than the log."""
+        return self._masker.all(text)
+
     def write(self, chunk: bytes) -> None:
-        """Keeps a chunk; past the limit only a line that says so."""
-        if self._is_full:
+        """Keeps a chunk without its secrets; past the limit only a line that says so."""
+        self._append(self._masker.feed(chunk))
+
+    def _append(self, chunk: bytes) -> None:
+        if self._is_full or not chunk:
             return
         if self._written + len(chunk) > self._most:
             self._is_full = True
@@ -75,6 +93,7 @@ class Spool:
 
     async def finish(self) -> None:
         """Returns once all is sent. Raises what the server refuses."""
+        self._append(self._masker.flush())
         self._over = True
         self._fresh.set()
         await self._task

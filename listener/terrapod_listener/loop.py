@@ -156,6 +156,7 @@ class Daemon:
             arch=_ARCHES.get(platform.machine(), platform.machine()),
             draining=self._draining.is_set(),
             spooled=await asyncio.to_thread(self._spooled),
+            accepts=self._config.accept,
         )
 
     async def _announce(self) -> None:
@@ -203,6 +204,8 @@ class Daemon:
                 self._start(job, asked)
                 await self._until_draining(_within(job.decided, work.lease.offer_seconds))
                 refused = refused + 1 if job.is_refused else 0
+                if job.is_unwilling:  # the server is to know, or it would come with it again
+                    self._tell()
                 if refused:  # another listener may be able to take what this one cannot: it is to come first
                     await self._until_draining(asyncio.sleep(pause_s(min(refused, 4) - 1)))
 

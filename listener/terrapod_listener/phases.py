@@ -8,14 +8,16 @@ import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
-from terrapod_listener import __version__, keeping, schemas, terraform, workdir
+from terrapod_listener import __version__, accept, keeping, schemas, terraform, workdir
 from terrapod_listener.applying import Apply
 from terrapod_listener.client import Server
 from terrapod_listener.config import Config
 from terrapod_listener.delivery import Delivery
+from terrapod_listener.hooks import HookFailed, Hooks
 from terrapod_listener.install import Engines
 from terrapod_listener.journal import Record
 from terrapod_listener.logs import Spool
+from terrapod_listener.masking import SHORTEST, Masker, is_short
 from terrapod_listener.outcomes import Canceled, Failed, Refused, Undelivered
 from terrapod_listener.preparation import Preparation, Prepared
 from terrapod_listener.process import Process
@@ -59,7 +61,8 @@ class Job:
         self._is_lost = False
         self.decided = asyncio.Event()  #: the offer was accepted, or given back
         self.settled = asyncio.Event()  #: what its apply left is where it can be, or the server has been asked in vain
-        self.is_accepted, self.is_refused = left is not None, False
+        self.is_accepted, self.is_refused, self.is_unwilling = left is not None, False, False
+        self._hooks = Hooks(config.hooks, home, work)
         self._engine: asyncio.Task[Path]
         self._schemas = schemas.Schemas(home / "schemas")
         self._delivery = Delivery(server, work, home)
@@ -112,6 +115,7 @@ class Job:
             self._kill_readers()
 
     def _kill_readers(self) -> None:
+        self._hooks.stop()
         for each in self._readers:
             each.kill()
 
@@ -123,6 +127,12 @@ class Job:
             finally:
                 self.decided.set()
                 self.settled.set()
+            return
+        if why := accept.refusal(self._config.accept, self.work):
+            self.is_unwilling = True
+            with contextlib.suppress(errors.TerrapodError):
+                await self._refuse(why)
+            self.decided.set()
             return
         self._engine = asyncio.create_task(self._engines.path(self.work))
         try:
@@ -166,7 +176,7 @@ class Job:
     async def _refuse(self, why: str) -> None:
         self.is_refused = True
         log.warning("%s %s is given back: %s", self.work.phase, self.work.run_id, why)
-        refusal = wire.Report(phase=self.work.phase, status="refused", reason=why)
+        refusal = wire.Report(phase=self.work.phase, status="refused", reason=why, is_unwilling=self.is_unwilling)
         await self._server.report(self.work.run_id, refusal, self.work.lease.number)
 
     async def _do(self) -> None:
@@ -259,14 +269,14 @@ class Job:
         phase = self.work.phase
         try:
             if self._left is not None:
-                return await self._applied()
+                return self._outcome(await self._applied())
             return await (self._plan() if phase == "plan" else self._apply())
         except Canceled:
             return wire.Report(phase=phase, status="canceled", state=self._delivery.state)
         except Undelivered as error:
             self._log.line(f"\nError: {error}")
             return wire.Report(phase=phase, status="errored", error_message=str(error), state=self._delivery.state)
-        except (Failed, workdir.Hostile, schemas.NotWhole) as error:
+        except (Failed, HookFailed, workdir.Hostile, schemas.NotWhole) as error:
             text = str(error)
         except (errors.LeaseEnded, errors.NotFound, Refused):
             raise
@@ -295,13 +305,16 @@ class Job:
             self._log.line(work.waited)
         preparation = Preparation(self.folder, self._server, self._config, work)
         variables = preparation.variables()
+        await self._mask(variables)
         self._secrets = [each.value for each in variables if each.sensitive] + [work.run_token]
         self.step = "fetch"
         self._binary = await self._engine_here()
         self._ready = await preparation.fetch(variables)
         self.step = "init"
         argv = terraform.init_argv(readonly_lock=work.phase == "apply" and "lock-file" in work.links)
-        if await self._terraform(argv, _PREPARE_S):
+        async with self._hooks.around("init", self._ready.module, self._log.write) as step:
+            step.code = await self._terraform(argv, _PREPARE_S)
+        if step.code:
             raise Failed(f"{work.engine.tool} init failed")
         workdir.check_backend(self._ready.module, self._ready.states)
         return preparation
@@ -315,6 +328,18 @@ class Job:
         except _NO_ENGINE as error:
             why = self._no_engine(error)
             raise (Refused(why) if self.work.phase == "plan" else Failed(why)) from None
+
+    async def _mask(self, variables: list[wire.Variable]) -> None:
+        """From here on no secret gets into the log; what is too short for that is named."""
+        secret = [each for each in variables if each.sensitive]
+        masker = await asyncio.to_thread(Masker, [*(each.value for each in secret), self.work.run_token])
+        self._log.mask(masker)
+        for each in secret:
+            if is_short(each.value):
+                self._log.line(
+                    f"Warning: the value of the sensitive variable {each.key} is not masked in this log,"
+                    f" since it has fewer than {SHORTEST} bytes"
+                )
 
     async def _terraform(self, argv: list[str], timeout_s: float, to_file: Path | None = None) -> int:
         if self._cancel:
@@ -346,7 +371,8 @@ class Job:
         plan_file, module = self.folder / "plan", self._ready.module
         generated = module / "generated.tf"
         argv = terraform.plan_argv(self.work.options, str(plan_file), self._ready.var_file, str(generated))
-        code = await self._terraform(argv, self.work.limits.plan_s)
+        async with self._hooks.around("plan", module, self._log.write) as step:
+            step.code = code = await self._terraform(argv, self.work.limits.plan_s)
         if code:
             raise Failed(f"{self.work.engine.tool} plan failed with exit code {code}")
         self.step = "show"
@@ -391,11 +417,15 @@ class Job:
         job = {"argv": argv, "cwd": str(ready.module), "env": ready.env, "root": str(self.folder)}
         if self._cancel:
             raise Canceled
-        self.step = "apply"
-        self._delivery.is_folder_needed = True  # until its state is known to be elsewhere, or unchanged
-        return await self._applied(job)
+        async with self._hooks.around("apply", ready.module, self._log.write) as step:
+            self.step = "apply"
+            self._delivery.is_folder_needed = True  # until its state is known to be elsewhere, or unchanged
+            self._log.settle()  # the keeper appends from here on
+            found = await self._applied(job)
+            step.code = found["code"]
+        return self._outcome(found)
 
-    async def _applied(self, job: dict[str, Any] | None = None) -> wire.Report:
+    async def _applied(self, job: dict[str, Any] | None = None) -> dict[str, Any]:
         """Waits for terraform, which is begun with `job`, or was begun by an earlier life; then for its state's delivery."""
         self._apply_ = apply = Apply(self._home, self._server, self._record, self._log)
         try:
@@ -405,6 +435,9 @@ class Job:
         finally:
             self.step = "state"
             await self._delivery.left_state(self._record, self._log, self.folder)
+        return found
+
+    def _outcome(self, found: dict[str, Any]) -> wire.Report:
         tool = self.work.engine.tool
         if found["code"] and self._cancel:
             raise Canceled

@@ -107,6 +107,19 @@ class LocalEngine(Message, frozen=True, kw_only=True):
     sha256: str
 
 
+class Accepts(Message, frozen=True, kw_only=True):
+    """Which work a listener takes, by the word of its host's owner. What is empty leaves all open.
+
+    In patterns `*` stands for any letters and `?` for one. A workspace must
+    match one of `workspaces` by its name, and all of `labels`.
+    """
+
+    workspaces: list[str] = []
+    labels: dict[str, str] = {}  #: key -> pattern of the value
+    phases: list[Phase] = []
+    tools: list[Literal["terraform", "tofu"]] = []
+
+
 class Beat(Message, frozen=True, kw_only=True):
     """POST listeners/{id}/heartbeat?wait=SECONDS."""
 
@@ -120,6 +133,7 @@ class Beat(Message, frozen=True, kw_only=True):
     arch: str = "amd64"
     draining: bool = False
     spooled: list[dict[str, Any]] = []  #: states not delivered yet: run_id, serial, lineage, md5
+    accepts: Accepts = Accepts()
 
 
 class LeaseVerdict(Message, frozen=True, kw_only=True):
@@ -225,6 +239,7 @@ class Work(Message, frozen=True, kw_only=True):
     workspace_id: str
     workspace_name: str
     engine: Engine
+    labels: dict[str, str] = {}  #: of the workspace
     organization: str = "default"
     project_name: str = "Default Project"
     configuration_version_id: str = ""
@@ -247,6 +262,7 @@ class Report(Message, frozen=True, kw_only=True):
     phase: Phase
     status: Literal["planning", "applying", "refused", "planned", "applied", "errored", "canceled"]
     reason: str = ""  #: of a refusal
+    is_unwilling: bool = False  #: refused by the host owner's word (`Accepts`), which says nothing about the run
     error_message: str = ""
     exit_code: int | None = None
     has_changes: bool | None = None

@@ -335,7 +335,9 @@ async def test_a_task_whose_transaction_was_lost_goes_on_with_a_new_connection(p
     """As a job that runs for years does, when the database is restarted: its next connection is dead, and not known to be."""
     await pg_server.workspace("a")
     for place in ("begin", "within"):
-        with pytest.raises(Exception, match=r"closed in the middle|connection was closed|connection is closed|another operation"):
+        with pytest.raises(
+            Exception, match=r"closed in the middle|connection was closed|connection is closed|another operation"
+        ):
             await _lose(pg_server, place)
         assert not database.is_in_transaction()
         async with database.in_transaction():

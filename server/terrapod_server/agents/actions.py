@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -35,6 +36,7 @@ CERTIFICATE_HOURS = 24.0
 #: For so long after its certificate's end a listener may still renew and deliver.
 GRACE = timedelta(days=30)
 TOKEN_LIFE = timedelta(hours=1)
+_PATTERNS_MOST, _PATTERN_MOST = 300, 254
 
 
 async def ensure_default_pool() -> None:
@@ -334,7 +336,12 @@ async def leave(services: Services, row: Listener) -> None:
 
 
 async def beat(row: Listener, message: wire.Beat) -> None:
-    """Writes down what a listener says of itself."""
+    """Writes down what a listener says of itself. Raises Invalid for settings that are too large to ask by."""
+    accepts = message.accepts
+    patterns = [*accepts.workspaces, *accepts.labels, *accepts.labels.values()]
+    if len(patterns) > _PATTERNS_MOST or any(len(each) > _PATTERN_MOST for each in patterns):
+        wrong = f"accepts may hold {_PATTERNS_MOST} patterns of {_PATTERN_MOST} letters"
+        raise Invalid(wrong, pointer="/accepts")
     await Listener.filter(id=row.id).update(
         last_seen_at=clock.now(),
         capacity=message.capacity,
@@ -346,6 +353,7 @@ async def beat(row: Listener, message: wire.Beat) -> None:
         arch=message.arch[:20],
         draining=message.draining,
         spooled=message.spooled[:100],
+        accepts=msgspec.to_builtins(accepts),
     )
 
 

@@ -103,6 +103,12 @@ LISTENER = Resource(
         Attr("os", str, "operating system"),
         Attr("arch", str, "architecture"),
         Attr("local-engines", list, "binaries that its host's owner vouches for"),
+        Attr(
+            "accepts",
+            dict,
+            "which work its host's owner lets it take; empty: all",
+            value=lambda row, _: row.accepts or {},
+        ),
         Attr("spooled-states", list, "states that it could not deliver yet", value=lambda row, _: row.spooled),
         Attr(
             "certificate-expires-at",

@@ -178,7 +178,7 @@ async def next_run(call: Call) -> Response:
     async with bus.subscribe(f"pool:{me.pool_id}", own) as any_, bus.subscribe(own) as mine:
         while True:
             if not bus.is_closing and not me.drain_requested:
-                phase = await queue.claim(me.id, me.pool_id, engines)
+                phase = await queue.claim(me.id, me.pool_id, engines, me.accepts)
                 if phase is not None:
                     answer = await _offer(call, phase)
                     if answer is not None:
@@ -253,7 +253,8 @@ async def report(call: Call) -> Response:
         return _answer(wire.Reported(status=message.status, seconds=seconds))
     if message.status == "refused":
         why = f"listener {me.name} gave it back: {message.reason or 'it said no reason'}"
-        await queue.refuse(services, run_id, message.phase, number, me.id, why)
+        counts = not message.is_unwilling
+        await queue.refuse(services, run_id, message.phase, number, me.id, why, counts=counts)
         return _answer(wire.Reported(status="refused"))
     phase = await Phase.get_or_none(id=queue.phase_id_of(run_id, message.phase))
     if phase is None:

@@ -40,6 +40,7 @@ async def build(services: Services, listener: Listener, phase: Phase) -> wire.Wo
         lease=wire.Lease(number=phase.lease_number, seconds=wire.LEASE_S),
         workspace_id=workspace.id,
         workspace_name=workspace.name,
+        labels=workspace.labels,
         project_name=PROJECT_NAME,
         engine=await _engine(services, listener, run),
         configuration_version_id=run.configuration_version_id,

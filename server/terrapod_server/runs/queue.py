@@ -13,13 +13,13 @@ statement that judges, and on SQLite this process's monotonic one.
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from terrapod_server.configs import actions as configs
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Services
-from terrapod_server.runs import logs, states
+from terrapod_server.runs import accepting, logs, states
 from terrapod_server.runs.actions import Change, get
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
@@ -47,27 +47,33 @@ async def on_start() -> None:
         await Phase.filter(lease_state="offered").update(lease_until=until + wire.OFFER_S)
 
 
-async def claim(listener_id: str, pool_id: str, engines: Iterable[str] = ()) -> Phase | None:
+async def claim(
+    listener_id: str, pool_id: str, engines: Iterable[str] = (), accepts: Mapping[str, Any] | None = None
+) -> Phase | None:
     """Offers the oldest waiting phase of the pool to a listener, or None. One statement.
 
-    `engines` are the local ones that the listener announced, as `tool version`.
+    `engines` are the local ones that the listener announced, as `tool version`,
+    `accepts` the work that it takes: what it does not is never shown to it.
     A workspace that the pool is not open to is passed over, whenever it was
     that it lost the right.
     """
     lock = "FOR UPDATE OF p SKIP LOCKED" if database.is_postgres() else ""
     local = list(engines)
     marks = ", ".join(f"${number}" for number in range(3, 3 + len(local))) or "''"
+    values: list[Any] = [listener_id, pool_id, *local]
+    condition = accepting.condition(accepts or {}, values)
     rows = await database.query(
         f"""
         WITH chosen AS (
             SELECT p.id AS id FROM run_phase p
             JOIN run r ON r.id = p.run_id
             JOIN agent_pool a ON a.id = p.pool_id
+            JOIN workspace w ON w.id = p.workspace_id
             WHERE p.pool_id = $2 AND p.lease_state = 'ready'
               AND (a.organization_scoped OR EXISTS (
-                    SELECT 1 FROM agent_pool_workspace w
-                    WHERE w.pool_id = p.pool_id AND w.workspace_id = p.workspace_id))
-              AND (NOT r.engine_is_local OR r.engine_tool || ' ' || r.engine_version IN ({marks}))
+                    SELECT 1 FROM agent_pool_workspace o
+                    WHERE o.pool_id = p.pool_id AND o.workspace_id = p.workspace_id))
+              AND (NOT r.engine_is_local OR r.engine_tool || ' ' || r.engine_version IN ({marks})){condition}
             ORDER BY p.id LIMIT 1 {lock}
         )
         UPDATE run_phase SET lease_state = 'offered', lease_listener_id = $1,
@@ -75,7 +81,7 @@ async def claim(listener_id: str, pool_id: str, engines: Iterable[str] = ()) -> 
         WHERE id IN (SELECT id FROM chosen) AND lease_state = 'ready'
         RETURNING id
         """,  # noqa: S608  only our own numbers and marks are put in
-        [listener_id, pool_id, *local],
+        values,
     )
     return await Phase.get(id=rows[0]["id"]) if rows else None
 

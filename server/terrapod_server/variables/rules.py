@@ -1,7 +1,7 @@
 """Precedence, pure: layers from low to high, in each the variables by (category, key)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,15 @@ class Resolved:
 
 
 def resolve(layers: Iterable[Iterable[Resolved]]) -> list[Resolved]:
-    """The one variable of each (category, key) that the highest layer holds."""
+    """The one variable of each (category, key) that the highest layer holds.
+
+    A run variable cannot be called sensitive: it is so where it takes the place of one that is.
+    """
     found: dict[tuple[str, str], Resolved] = {}
     for layer in layers:
         for variable in layer:
+            below = found.get((variable.category, variable.key))
+            if variable.from_run and below is not None and below.sensitive:
+                variable = replace(variable, sensitive=True)  # noqa: PLW2901
             found[variable.category, variable.key] = variable
     return [found[key] for key in sorted(found)]

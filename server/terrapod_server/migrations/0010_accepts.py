@@ -6,7 +6,7 @@ from tortoise.migrations import operations as ops
 
 
 class Migration(migrations.Migration):
-    dependencies = [("terrapod", "0008_revisions")]
+    dependencies = [("terrapod", "0009_late_states")]
 
     initial = False
 

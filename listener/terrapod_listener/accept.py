@@ -1,0 +1,48 @@
+"""Which work the host's owner lets this listener take. Pure.
+
+The server is told, and hands out nothing else; the listener looks again, since
+the host's owner need not trust the server.
+"""
+
+import re
+from collections.abc import Iterator
+
+from terrapod_shared import wire
+
+PATTERN_MOST = 254
+PATTERNS_MOST = 100
+
+
+class Settings(wire.Accepts, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """As the server is told; but a word that is misspelt opens nothing."""
+
+
+def refusal(accepts: wire.Accepts, work: wire.Work) -> str | None:
+    """Why a phase may not run here, or None."""
+    if accepts.phases and work.phase not in accepts.phases:
+        return f"the listener's settings let it take no {work.phase}"
+    if accepts.tools and work.engine.tool not in accepts.tools:
+        return f"the listener's settings do not let it run {work.engine.tool}"
+    if accepts.workspaces and not any(_matches(each, work.workspace_name) for each in accepts.workspaces):
+        return f"the listener's settings do not let it take workspace {work.workspace_name}"
+    for key, pattern in accepts.labels.items():
+        if key not in work.labels or not _matches(pattern, work.labels[key]):
+            return f"the listener's settings ask for the label {key}={pattern}, which the workspace does not have"
+    return None
+
+
+def mistakes(accepts: wire.Accepts) -> Iterator[str]:
+    """What is wrong with the settings."""
+    if len(accepts.workspaces) + len(accepts.labels) > PATTERNS_MOST:
+        yield f"accept: at most {PATTERNS_MOST} patterns"
+    for each in (*accepts.workspaces, *accepts.labels, *accepts.labels.values()):
+        if len(each) > PATTERN_MOST:
+            yield f"accept: a pattern has at most {PATTERN_MOST} letters: {each[:40]}..."
+    if "" in accepts.workspaces or "" in accepts.labels:
+        yield "accept: an empty name matches nothing"
+
+
+def _matches(pattern: str, text: str) -> bool:
+    """`*` stands for any letters, `?` for one; nothing else is special."""
+    parts = (".*" if letter == "*" else "." if letter == "?" else re.escape(letter) for letter in pattern)
+    return re.fullmatch("".join(parts), text, re.DOTALL) is not None

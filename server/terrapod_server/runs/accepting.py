@@ -1,0 +1,36 @@
+"""What listeners take, by the word of their hosts' owners, as a condition of the claim."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from terrapod_server.kit import database
+
+
+def condition(accepts: Mapping[str, Any], values: list[Any]) -> str:
+    """Of the phases `p` with their run `r` and workspace `w`, those that `accepts` (`wire.Accepts`) takes; AND comes first.
+
+    Values are appended to `values`, whose places the text names.
+    """
+
+    def mark(value: str) -> str:
+        values.append(value)
+        return f"${len(values)}"
+
+    def like(column: str, pattern: str) -> str:
+        if database.is_postgres():
+            escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+            return f"{column} LIKE {mark(escaped.replace('*', '%').replace('?', '_'))}"
+        return f"{column} GLOB {mark(pattern.replace('[', '[[]'))}"
+
+    parts = []
+    for column, allowed in (("p.kind", accepts.get("phases")), ("r.engine_tool", accepts.get("tools"))):
+        if allowed:
+            parts.append(f"{column} IN ({', '.join(mark(each) for each in allowed)})")
+    if patterns := accepts.get("workspaces"):
+        parts.append(f"({' OR '.join(like('w.name', each) for each in patterns)})")
+    for key, pattern in accepts.get("labels", {}).items():
+        parts.append(
+            f"EXISTS (SELECT 1 FROM workspace_label l WHERE l.workspace_id = w.id AND l.key = {mark(key)}"  # noqa: S608
+            f" AND {like('l.value', pattern)})"
+        )
+    return "".join(f" AND {part}" for part in parts)

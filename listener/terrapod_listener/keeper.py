@@ -35,6 +35,8 @@ _LOOK_S = 0.25
 _COPY_SHARE = 20
 _COPY_LEAST_S = 1.0
 _EXIT_ROOM = 4096
+#: Room on the disk that is held for the state, at least; more where the state is large.
+_RESERVE_LEAST, _RESERVE_TIMES = 4 << 20, 4
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -152,11 +154,48 @@ class Exit:
         statefile.sync(self._path.parent)
 
 
+class Reserve:
+    """Room for the state, taken before the program makes anything and given back when the disk gets full.
+
+    Raises OSError where there is none: an apply whose state cannot be written down must not begin.
+    """
+
+    def __init__(self, path: Path, states: list[str]) -> None:
+        largest = max((found.st_size for found in map(_size, states) if found), default=0)
+        self._size = max(_RESERVE_LEAST, _RESERVE_TIMES * largest)
+        self._path = path
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(self._handle, 0, self._size)
+        except OSError:
+            self.give_back()
+            raise
+
+    def look(self) -> None:
+        """Gives it back where less than half as much is free beside it."""
+        if self._handle >= 0:
+            disk = os.fstatvfs(self._handle)
+            if disk.f_bavail * disk.f_frsize < self._size // 2:
+                self.give_back()
+
+    def give_back(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+            self._path.unlink(missing_ok=True)
+
+
+def _size(path: str) -> os.stat_result | None:
+    with contextlib.suppress(OSError):
+        return os.lstat(path)
+    return None
+
+
 class Program:
     """The child, and all who come from it."""
 
-    def __init__(self, job: dict[str, Any], log: Log, states: States) -> None:
-        self._job, self._log, self._states = job, log, states
+    def __init__(self, job: dict[str, Any], log: Log, states: States, reserve: Reserve) -> None:
+        self._job, self._log, self._states, self._reserve = job, log, states, reserve
         self._interrupted = self._killed = self._timed_out = False
         self._code: int | None = None
         self._pid = 0
@@ -214,6 +253,7 @@ class Program:
                 return
             if reader in ready:
                 self._log.write(os.read(reader, _READ))
+            self._reserve.look()
             self._states.watch()
             if time.monotonic() > until and not self._timed_out:
                 self._timed_out = True
@@ -286,7 +326,13 @@ def main() -> int:
     end = Exit(Path(job["exit"]))
     log = Log(Path(job["log"]), job["log_most"], job.pop("secrets"))
     states = States(job)
-    facts = Program(job, log, states).run()
+    try:
+        reserve = Reserve(Path(job["exit"]).with_name("reserve"), job["states"])
+    except OSError as error:
+        end.write({"code": None, "error": f"the host's disk has no room for its state: {error}"})
+        return 0
+    facts = Program(job, log, states, reserve).run()
+    reserve.give_back()
     log.close()
     states.last()
     end.write({**facts, "spool_error": states.error})

@@ -167,15 +167,14 @@ async def _keep_listener(config: Config, options: Options, stop: asyncio.Event) 
                 "join",
                 "--server",
                 url,
-                "--token",
-                token,
                 "--name",
                 f"local-{socket.gethostname()}",
                 "--home",
                 str(home),
             ]
             join += [] if options.plain_http else ["--ca", str(options.data / "ca.pem")]
-            joined = await asyncio.create_subprocess_exec(*join, env=environment, start_new_session=True)
+            own = {**environment, "TERRAPOD_LISTENER_TOKEN": token}  # everybody on the host may read an argv
+            joined = await asyncio.create_subprocess_exec(*join, env=own, start_new_session=True)
             if await joined.wait() != 0:
                 log.warning("the listener could not join; trying again")
                 with contextlib.suppress(TimeoutError):

@@ -10,15 +10,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import httpx
 
+from kit.canaries import dump
 from kit.postgres import free_port
 from kit.serving import state_bytes, tar, until
 from kit.site import BIN
 from terrapod_server import app, authority
 from terrapod_server.config import load
-from terrapod_server.kit import database
 from terrapod_server.store.cipher import KeyRing
 
 CANARY = "canary-7f3a9c-hunter2"
@@ -129,15 +128,3 @@ async def test_canaries_are_nowhere_in_clear(database_url: str, tmp_path: Path) 
     for secret in secrets:
         for form in (secret.encode(), secret.encode().hex().encode()):
             assert [str(path) for path, content in kept.items() if form in content] == [], secret[:12]
-
-
-async def dump(database_url: str) -> bytes:
-    """All rows of all tables as text; bytes come out as hexadecimal digits."""
-    connection = await asyncpg.connect(database.postgres_dsn(database_url))
-    try:
-        tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-        rows = [row for (table,) in tables for row in await connection.fetch(f'SELECT t::text FROM "{table}" t')]
-        assert len(rows) > 10
-        return "\n".join(text for (text,) in rows).encode()
-    finally:
-        await connection.close()

@@ -191,7 +191,7 @@ def _grams(head: bytes, size: int, stride: int) -> Iterator[int]:
 
 def is_short(secret: str) -> bool:
     """Whether a value is one that is not masked."""
-    return 0 < len(secret.encode("utf-8", "surrogateescape")) < SHORTEST
+    return 0 < len(secret.strip().encode("utf-8", "surrogateescape")) < SHORTEST
 
 
 def members(value: str) -> Iterator[str]:

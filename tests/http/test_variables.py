@@ -111,6 +111,6 @@ async def test_a_run_gets_what_is_there(server: Running, tmp_path: Path, hidden:
     found = {(v.category, v.key): (v.hcl, v.sensitive) for v in work.variables}
     assert found == {
         ("env", "A"): (False, hidden),
-        ("terraform", "a"): (True, False),
+        ("terraform", "a"): (True, hidden),
         ("terraform", "b"): (True, False),
     }

@@ -133,6 +133,7 @@ def test_lines_and_members_are_secrets_of_their_own() -> None:
 def test_short_values_are_not_masked() -> None:
     assert masking.is_short("12345")
     assert not masking.is_short("ééé")
+    assert masking.is_short("  1234\n")
     assert not masking.is_short("")
     assert masked(["12345", ""], b"12345") == b"12345"
 

@@ -23,9 +23,10 @@ from terrapod_server.agents.model import LateState
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity import auth_api, sessions, web
 from terrapod_server.identity.model import User
-from terrapod_server.kit import permissions
+from terrapod_server.kit import database, permissions
 from terrapod_server.kit.database import is_postgres
 from terrapod_server.kit.jsonapi import Access, Endpoint, Level, Raw
+from terrapod_server.runs.model import Phase
 from terrapod_shared import errors, ids, wire
 
 #: Pages and OAuth: they ask for no token, and refuse in a form of their own what is no sign-in.
@@ -244,6 +245,8 @@ async def callers(server: Running, tmp_path: Path) -> AsyncIterator[tuple[dict[s
     work = await waiting
     assert work is not None
     await other.report(work.run_id, wire.Report(phase="plan", status="planning"), work.lease.number)
+    # nobody prolongs it, and the sweep over all routes may take longer than a lease on a busy machine
+    await Phase.filter(id=f"plan-{work.run_id.partition('-')[2]}").update(lease_until=await database.clock() + 3600)
     found["another run"] = Caller(work.run_token, is_run=True)
     yield found, other
     await other.close()

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -329,40 +328,3 @@ async def test_two_transactions_that_change_both_tables_do_not_block_each_other(
         await asyncio.gather(work(Workspace, Run), work(Run, Workspace))
     numbers = await database.rows("SELECT number FROM generation WHERE topic IN ('workspace', 'run')")
     assert [row[0] for row in numbers] == [2, 2]
-
-
-async def test_a_task_whose_transaction_was_lost_goes_on_with_a_new_connection(pg_server: Running) -> None:
-    """As a job that runs for years does, when the database is restarted: its next connection is dead, and not known to be."""
-    await pg_server.workspace("a")
-    for place in ("begin", "within"):
-        with pytest.raises(
-            Exception, match=r"closed in the middle|connection was closed|connection is closed|another operation"
-        ):
-            await _lose(pg_server, place)
-        assert not database.is_in_transaction()
-        async with database.in_transaction():
-            await Workspace.filter(name="a").update(description=place)
-        assert (await Workspace.get(name="a")).description == place
-
-
-async def _lose(server: Running, place: str) -> None:
-    if place == "begin":
-        _end_backends(server)
-    async with database.in_transaction() as connection:
-        _end_backends(server)
-        await connection.execute_query("SELECT 1")
-
-
-def _end_backends(server: Running) -> None:
-    """Without a turn of the loop, so that nobody here hears of it."""
-    sql = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    program = (
-        "import asyncio, asyncpg, sys\n"
-        "async def main():\n"
-        "    other = await asyncpg.connect(sys.argv[1])\n"
-        "    await other.fetch(sys.argv[2])\n"
-        "    await other.close()\n"
-        "asyncio.run(main())\n"
-    )
-    argv = [sys.executable, "-c", program, server.services.config.database_url, sql]
-    subprocess.run(argv, check=True, timeout=30)

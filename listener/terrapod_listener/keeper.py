@@ -161,8 +161,7 @@ class Reserve:
     """
 
     def __init__(self, path: Path, states: list[str]) -> None:
-        largest = max((found.st_size for found in map(_size, states) if found), default=0)
-        self._size = max(_RESERVE_LEAST, _RESERVE_TIMES * largest)
+        self._size = max(_RESERVE_LEAST, *(_RESERVE_TIMES * _size(state) for state in states))
         self._path = path
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -185,10 +184,11 @@ class Reserve:
             self._path.unlink(missing_ok=True)
 
 
-def _size(path: str) -> os.stat_result | None:
+def _size(path: str) -> int:
+    """0 where there is no such file."""
     with contextlib.suppress(OSError):
-        return os.lstat(path)
-    return None
+        return os.lstat(path).st_size
+    return 0
 
 
 class Program:
@@ -198,6 +198,8 @@ class Program:
         self._job, self._log, self._states, self._reserve = job, log, states, reserve
         self._interrupted = self._killed = self._timed_out = False
         self._code: int | None = None
+        #: Never asked and never let go: either would take the exit code that `_reap` waits for.
+        self._child: subprocess.Popen[bytes]
         self._pid = 0
 
     def run(self) -> dict[str, Any]:
@@ -214,11 +216,8 @@ class Program:
         os.set_blocking(reader, False)
         _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # no program of the same user reads the secrets out of its memory
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        who = {name: job[name] for name in ("user", "group") if job.get(name) is not None}
-        if who:
-            who["extra_groups"] = []
         try:
-            self._pid = subprocess.Popen(  # noqa: S603  the listener's word
+            self._child = subprocess.Popen(  # noqa: S603  the listener's word
                 job["argv"],
                 cwd=job["cwd"],
                 env=job["env"],
@@ -227,12 +226,12 @@ class Program:
                 stderr=both,
                 start_new_session=True,
                 preexec_fn=_die_with_keeper,  # noqa: PLW1509  there is one thread
-                **who,
-            ).pid
+            )
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             return {"code": None, "error": str(error)}
         finally:
             os.close(both)
+        self._pid = self._child.pid
         child = {"pid": self._pid, "started": started(self._pid)}
         Path(job["child"]).write_text(json.dumps(child))
         self._follow(reader, wake_reader)
@@ -266,7 +265,7 @@ class Program:
             self._interrupt()
         if signal.SIGUSR1 in numbers:
             self._killed = True
-            self._kill(self._pid)
+            self._kill()
         if signal.SIGCHLD in numbers:
             self._reap()
         return self._code is not None
@@ -278,16 +277,15 @@ class Program:
             with contextlib.suppress(OSError):
                 os.killpg(self._pid, signal.SIGINT)
 
-    def _kill(self, pid: int) -> None:
-        for kill in (os.killpg, os.kill):
-            with contextlib.suppress(OSError):
-                kill(pid, signal.SIGKILL)
+    def _kill(self) -> None:
+        with contextlib.suppress(OSError):
+            os.killpg(self._pid, signal.SIGKILL)
 
-    def _reap(self, flags: int = os.WNOHANG) -> bool:
+    def _reap(self) -> bool:
         """Takes in who has ended; whether there is nobody left."""
         while True:
             try:
-                pid, status = os.waitpid(-1, flags)
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return True
             if pid == 0:
@@ -297,8 +295,7 @@ class Program:
 
     def _clear(self) -> None:
         """Kills whoever is left: orphans of the program are the keeper's children, however often they forked."""
-        with contextlib.suppress(OSError):
-            os.killpg(self._pid, signal.SIGKILL)
+        self._kill()
         me = str(os.getpid())
         while not self._reap():
             for entry in os.scandir("/proc"):

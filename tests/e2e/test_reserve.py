@@ -35,9 +35,9 @@ def fill(disk: Path) -> None:
 
 
 def start(disk: Path, script: str) -> "subprocess.Popen[bytes]":
-    """A keeper of a script that writes a state of 2 MiB."""
+    """A keeper of a script."""
     for name in ("journal", "work", "spool"):
-        (disk / name).mkdir()
+        (disk / name).mkdir(parents=True)
     job: dict[str, Any] = {
         "argv": ["/bin/sh", "-c", script], "cwd": str(disk / "work"), "env": {"PATH": "/usr/bin:/bin"},
         "root": str(disk / "work"), "states": [str(disk / "work" / "state")], "before": None,
@@ -87,3 +87,11 @@ def test_the_room_is_given_back_at_the_end(disk: Path) -> None:
     assert start(disk, "true").wait(30) == 0
     assert outcome(disk)["code"] == 0
     assert not (disk / "journal" / "reserve").exists()
+
+
+def test_a_program_that_ends_at_once_has_an_exit_code(tmp_path: Path) -> None:
+    """Many at a time, so that some have ended before their keeper looks at them."""
+    folders = [tmp_path / str(number) for number in range(40)]
+    keepers = [start(folder, "exit 3") for folder in folders]
+    assert [process.wait(60) for process in keepers] == [0] * len(folders)
+    assert [outcome(folder)["code"] for folder in folders] == [3] * len(folders)

@@ -204,6 +204,11 @@ async def _any(server: Running, path: str) -> bool:
 async def test_filters_and_pages(server: Running) -> None:
     for number in range(7):
         await server.workspace(f"w-{number}")
+
+    async def are_there() -> bool:  # an entry's time is that of the request's end, which the client does not wait for
+        return len(await entries(server, "filter[resource-type]=workspaces")) == 7
+
+    await until(are_there)
     middle = datetime.now(UTC)
     await asyncio.sleep(0.002)  # the filter knows milliseconds
     await server.api.patch("/account/update", json={"data": {"type": "users", "attributes": {"display-name": "A"}}})

@@ -77,13 +77,15 @@ async def page(
     if count <= 0:
         return Page([], total)
     behind = total - wanted.offset - count
-    order, offset = ("DESC", wanted.offset) if wanted.offset <= behind else ("ASC", behind)
+    # from the newest on as many as were asked for: others may have come since they were counted
+    order, offset, limit = ("DESC", wanted.offset, wanted.size) if wanted.offset <= behind else ("ASC", behind, count)
     where &= Where("id >= $1", (least,))
     keys = await database.rows(
-        f"SELECT id FROM audit_entry WHERE {where.sql} ORDER BY id {order} LIMIT {count} OFFSET {offset}",  # noqa: S608
+        f"SELECT id FROM audit_entry WHERE {where.sql} ORDER BY id {order} LIMIT {limit} OFFSET {offset}",  # noqa: S608
         where.values,
     )
-    return Page(await AuditEntry.filter(id__in=[row[0] for row in keys]).order_by("-id"), total)
+    found = await AuditEntry.filter(id__in=[row[0] for row in keys]).order_by("-id")
+    return Page(found, max(total, wanted.offset + len(found)))
 
 
 async def purge(ledger: Ledger, keep: timedelta, own: str) -> int:

@@ -7,7 +7,8 @@ import os
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+
+import msgspec
 
 from terrapod_listener import keeping, kept, statefile
 from terrapod_listener.client import Server
@@ -56,9 +57,7 @@ class Apply:
             "exit": str(folder / "exit.json"),
             "child": str(folder / "child.json"),
             "states": facts.states,
-            "before": {name: getattr(facts.before, name) for name in facts.before.__struct_fields__}
-            if facts.before
-            else None,
+            "before": msgspec.to_builtins(facts.before),
             "spooled": str(self._spooled),
             "timeout_s": work.limits.apply_s,
             "secrets": secrets,
@@ -124,8 +123,7 @@ class Apply:
                 mark = await asyncio.to_thread(statefile.mark, file)
             if mark["md5"] == self._sent:
                 return
-            query = f"serial={mark['serial']}&lineage={quote(mark['lineage'], safe='')}&md5={mark['md5']}"
-            path = f"{self._server.base}/runs/{work.run_id}/state?{query}&intermediate=true"
+            path = self._server.state_path(work.run_id, mark, intermediate=True)
             self._next = time.monotonic() + _INTERMEDIATE_S
             await self._server.call("PUT", path, file=copy, lease=work.lease.number, timeout_s=60.0)
             self._sent = mark["md5"]

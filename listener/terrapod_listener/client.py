@@ -6,9 +6,10 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -64,6 +65,11 @@ class Server:
     @property
     def base(self) -> str:
         return f"/api/v2/listeners/{self.identity.kept.listener_id}"
+
+    def state_path(self, run_id: str, mark: Mapping[str, Any], *, intermediate: bool = False) -> str:
+        """Where a state of that serial, lineage and md5 is to be PUT."""
+        query = f"serial={mark['serial']}&lineage={quote(mark['lineage'], safe='')}&md5={mark['md5']}"
+        return f"{self.base}/runs/{run_id}/state?{query}{'&intermediate=true' * intermediate}"
 
     def _headers(
         self, method: str, path: str, digest: bytes, lease: int, key: Ed25519PrivateKey | None

@@ -5,7 +5,6 @@ import contextlib
 import logging
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
 import msgspec
 
@@ -30,8 +29,7 @@ async def _noted(record: Record, step: Step) -> None:
 
 async def push(server: Server, run_id: str, number: int, path: Path, mark: wire.StateRef) -> None:
     """One state, until the server answers. Raises its refusal."""
-    query = f"serial={mark.serial}&lineage={quote(mark.lineage, safe='')}&md5={mark.md5}"
-    target = f"{server.base}/runs/{run_id}/state?{query}"
+    target = server.state_path(run_id, msgspec.to_builtins(mark))
     await server.persist("PUT", target, file=path, lease=number, timeout_s=_UPLOAD_S)
 
 
@@ -39,10 +37,8 @@ async def send(server: Server, home: Path, facts: dict[str, Any]) -> bool:
     """One state of the spool, if the server answers now; whether it is there. The spool is freed then, and only then."""
     run_id, number = facts["run_id"], facts["number"]
     state = kept.place(home, run_id, number)
-    query = f"serial={facts['serial']}&lineage={quote(facts['lineage'], safe='')}&md5={facts['md5']}"
-    path = f"{server.base}/runs/{run_id}/state?{query}"
     try:
-        await server.call("PUT", path, file=state, lease=number, timeout_s=_UPLOAD_S)
+        await server.call("PUT", server.state_path(run_id, facts), file=state, lease=number, timeout_s=_UPLOAD_S)
     except (errors.TerrapodError, OSError) as error:
         reason = str(getattr(error, "detail", error))
         log.error("the state of %s stays in the spool: %s", run_id, reason)  # noqa: TRY400

@@ -1,7 +1,6 @@
 """Commands of the host's owner around `init`, `plan` and `apply`.
 
-They run as the listener's user, outside of the run's isolation, in the
-listener's home, and get the run's facts as variables; nothing of the run's own
+They run as the listener's user in its home, and get the run's facts as variables; nothing of the run's own
 environment. What they print is in the run's log, masked like all of it.
 """
 
@@ -48,7 +47,7 @@ class Around:
 
 
 class Hooks:
-    """Those of one phase. `output` takes what they print, `line` what is said about them."""
+    """Those of one phase. `output` takes what they print, and what is said about them."""
 
     def __init__(self, settings: Settings, home: Path, work: wire.Work) -> None:
         self._settings, self._home, self._work = settings, home, work

@@ -306,7 +306,6 @@ class Job:
         preparation = Preparation(self.folder, self._server, self._config, work)
         variables = preparation.variables()
         await self._mask(variables)
-        self._secrets = [each.value for each in variables if each.sensitive] + [work.run_token]
         self.step = "fetch"
         self._binary = await self._engine_here()
         self._ready = await preparation.fetch(variables)
@@ -332,8 +331,8 @@ class Job:
     async def _mask(self, variables: list[wire.Variable]) -> None:
         """From here on no secret gets into the log; what is too short for that is named."""
         secret = [each for each in variables if each.sensitive]
-        masker = await asyncio.to_thread(Masker, [*(each.value for each in secret), self.work.run_token])
-        self._log.mask(masker)
+        self._secrets = [*(each.value for each in secret), self.work.run_token]
+        self._log.mask(await asyncio.to_thread(Masker, self._secrets))
         for each in secret:
             if is_short(each.value):
                 self._log.line(

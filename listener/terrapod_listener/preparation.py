@@ -43,16 +43,7 @@ class Preparation:
             if each.sealed:
                 info = wire.seal_info(work.run_id, work.phase, work.lease.number, each.category, each.key)
                 value = signing.unseal(self._server.identity.sealing_key, info, each.sealed).decode()
-            opened.append(
-                wire.Variable(
-                    key=each.key,
-                    category=each.category,
-                    value=value,
-                    hcl=each.hcl,
-                    sensitive=each.sensitive,
-                    from_run=each.from_run,
-                )
-            )
+            opened.append(msgspec.structs.replace(each, value=value, sealed=""))
         if why := terraform.refused(opened):
             raise Failed(why)
         return opened

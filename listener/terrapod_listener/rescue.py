@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from terrapod_listener import journal, keeping, kept, statefile
 from terrapod_listener.client import Server
@@ -45,11 +44,9 @@ async def push(home: Path, who: Identity, run_id: str) -> str:
         message = f"this host has no state of {run_id}"
         raise errors.NotFound(message)
     path, number, mark = found
-    query = f"serial={mark['serial']}&lineage={quote(mark['lineage'], safe='')}&md5={mark['md5']}"
     server = Server(who)
     try:
-        target = f"{server.base}/runs/{run_id}/state?{query}"
-        answer = await server.call("PUT", target, file=path, lease=number, timeout_s=_PUSH_S)
+        answer = await server.call("PUT", server.state_path(run_id, mark), file=path, lease=number, timeout_s=_PUSH_S)
     except errors.TerrapodError as error:
         spooled = kept.place(home, run_id, number)
         if path == spooled:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from starlette.responses import Response
 
-from terrapod_server.agents import depth
+from terrapod_server.agents import depth, late
 from terrapod_server.agents.model import LateState, Pool
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Call
@@ -93,7 +93,7 @@ _FIGURES = (
 
 
 async def _late() -> list[str]:
-    count = await LateState.filter(status="waiting").count()
+    count = await LateState.filter(status=late.WAITING).count()
     return list(family("terrapod_late_states", "gauge", "Late states that wait for an admin's word.", [({}, count)]))
 
 

@@ -6,6 +6,7 @@ Prints its seed; `--seed` plays the same faults again. Exit code 1 where somethi
 import argparse
 import asyncio
 import secrets
+import shutil
 import sys
 import tempfile
 import time
@@ -36,7 +37,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 31))
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--applies", type=int, default=100)
-    parser.add_argument("--keep", action="store_true", help="leave the folder with all logs")
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the folder with all logs also where nothing was wrong"
+    )
     options = parser.parse_args()
     console = Console()
     console.print(f"seed {options.seed}: {options.faults} faults over at least {options.applies} applies")
@@ -45,7 +48,11 @@ def main() -> None:
     game = Game(options.seed, options.faults, options.applies)
     outcome = asyncio.run(play(game, folder, lambda line: console.print(line, highlight=False)))
     _show(console, outcome)
-    console.print(f"{time.monotonic() - begun:.0f} s; seed {options.seed}; logs in {folder}")
+    console.print(f"{time.monotonic() - begun:.0f} s; seed {options.seed}")
+    if options.keep or outcome.wrong:
+        console.print(f"logs in {folder}")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
     sys.exit(1 if outcome.wrong else 0)
 
 

@@ -9,8 +9,9 @@ import contextlib
 import os
 import random
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from chaos.world import FAKETIME, Host, World
 
@@ -18,6 +19,7 @@ from chaos.world import FAKETIME, Host, World
 STEPS = ("offered", "accepted", "apply", "spooled", "acknowledged")
 #: No more than this is waited for a step: it may not come to this host.
 _STEP_S = 20.0
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,20 @@ async def database_killed(world: World, plan: Plan) -> None:
         await asyncio.to_thread(world.postgres.start)
 
 
+async def _seen(look: Callable[[], Found]) -> Found:
+    """What `look` finds once that is something; what it found at last where it does not come in time."""
+    until = asyncio.get_running_loop().time() + _STEP_S
+    while not (found := look()) and asyncio.get_running_loop().time() < until:
+        await asyncio.sleep(0.003)
+    return found
+
+
+def _kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 async def _back(host: Host, plan: Plan) -> None:
     await asyncio.sleep(plan.delay_s)
     host.program.start()
@@ -87,10 +103,7 @@ async def step_killed(world: World, plan: Plan) -> None:
     """Killed as soon as an apply comes to one step."""
     host = world.hosts[plan.host]
     async with host.busy:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_STEP_S):
-                while all(step != plan.step for _, step in host.steps()):
-                    await asyncio.sleep(0.003)
+        await _seen(lambda: any(step == plan.step for _, step in host.steps()))
         host.program.kill()
         await _back(host, plan)
 
@@ -101,9 +114,7 @@ async def host_lost(world: World, plan: Plan) -> None:
     async with host.busy:
         everything = host.everything()
         world.hit |= host.runs_of(host.engines())
-        for pid in everything:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(everything)
         if host.program.process:
             host.program.process.wait(30)
         await _back(host, plan)
@@ -113,27 +124,16 @@ async def engine_killed(world: World, plan: Plan) -> None:
     """terraform alone, in the middle of an apply, where one is under way."""
     host = world.hosts[plan.host]
     async with host.busy:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_STEP_S):
-                while not (engines := host.engines()):
-                    await asyncio.sleep(0.02)
-                world.hit |= host.runs_of(engines)
-                for pid in engines:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+        engines = await _seen(host.engines)
+        world.hit |= host.runs_of(engines)
+        _kill(engines)
 
 
 async def keeper_killed(world: World, plan: Plan) -> None:
     """What keeps an apply, where one is under way: terraform is interrupted by that and saves its state."""
     host = world.hosts[plan.host]
     async with host.busy:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_STEP_S):
-                while not (keepers := host.keepers()):
-                    await asyncio.sleep(0.02)
-                for pid in keepers:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+        _kill(await _seen(host.keepers))
 
 
 async def listener_paused(world: World, plan: Plan) -> None:

@@ -194,7 +194,7 @@ async def _judge(made: World, ids: list[str], runs: list[str], outcome: Outcome)
     for run in runs:
         found = (await made.ask("GET", f"runs/{run}"))["attributes"]
         why = found["error-message"] or found["status-message"] or ""
-        ended.append(verdict.Ended(run, "", found["status"], why))
+        ended.append(verdict.Ended(run, found["status"], why))
         outcome.statuses[found["status"]] += 1
         if found["status"] == "errored":
             outcome.reasons[why[:90]] += 1

@@ -17,7 +17,6 @@ class Ended:
     """A run as it was at the end."""
 
     run: str
-    workspace: str
     status: str
     why: str
 

@@ -202,7 +202,7 @@ class World:
 
 
 def _engine(folder: Path, counter: int) -> Path:
-    """terraform as the listeners know it; its settings file is the answer's second part."""
+    """terraform as the listeners know it."""
     real = terraform_shim.write(folder / "real")
     wrapper = folder / "bin" / "terraform"
     wrapper.parent.mkdir(parents=True)

@@ -63,7 +63,8 @@ def read(model: type[Model], *tables: str) -> str:
 async def install(connection: Any, models: Iterable[type[Model]]) -> None:
     """Makes the numbers and triggers of all models that declare `counted`, where they are not as declared.
 
-    In the connection's transaction, so that nobody writes between an old
+    Such a model has a field `revision`, which the triggers raise too. In the
+    connection's transaction, so that nobody writes between an old
     trigger and its heir. Each start does it, after migrating: the ORM knows
     no triggers, and loses them where SQLite has to make a table anew.
     """

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import time
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -111,6 +112,24 @@ async def test_a_serial_or_lineage_that_does_not_follow_needs_force(server: Runn
         assert (await server.state(workspace_id, raw)).status_code == 409
         await uploaded(server, workspace_id, raw, force=True)
         await uploaded(server, workspace_id, state_bytes(5, "line"), force=True)
+
+
+async def test_what_is_current_does_not_hang_on_a_clock(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids are in the order of clocks: one that was ahead must not keep an old state current."""
+    workspace_id = (await server.workspace())["id"]
+    with monkeypatch.context() as ahead:
+        ahead.setattr("terrapod_shared.ids.time.time_ns", lambda now=time.time_ns: now() + 600 * 10**9)
+        first = await uploaded(server, workspace_id, state_bytes(1, "line"))
+    second = await uploaded(server, workspace_id, state_bytes(2, "line"))
+    assert second["id"] < first["id"]
+    shown = (await server.api.get(f"/workspaces/{workspace_id}/current-state-version")).json()["data"]
+    assert (shown["id"], shown["attributes"]["serial"]) == (second["id"], 2)
+    handed_out = await actions.current(workspace_id)
+    assert handed_out is not None
+    assert handed_out.id == second["id"], "what a run is given is what is shown"
+    other = state_bytes(2, "line", {"a": {"value": "other", "type": "string"}})
+    refused = await server.state(workspace_id, other)
+    assert refused.status_code == 409, refused.text
 
 
 async def test_attributes_that_no_database_takes(server: Running) -> None:

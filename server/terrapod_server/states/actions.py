@@ -12,6 +12,7 @@ import msgspec
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Call, Principal, Services
 from terrapod_server.kit.database import in_transaction, is_postgres
+from terrapod_server.kit.reads import Reader, Record
 from terrapod_server.states import intake, parse, rules
 from terrapod_server.states.model import StateOutput, StateVersion
 from terrapod_server.store import keys
@@ -28,6 +29,7 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 _RUN = re.compile(r"run-[a-z0-9]{1,36}")
 #: What is becoming current goes on when its caller is cancelled; the loop itself keeps no task.
 _settling: set[asyncio.Task[StateVersion]] = set()
+READER = Reader(StateVersion)
 Fence = Callable[[], Awaitable[object]]
 
 
@@ -42,9 +44,20 @@ async def by_ids(version_ids: Sequence[str]) -> list[StateVersion]:
     return await StateVersion.filter(id__in=list(version_ids))
 
 
+async def read_current(workspace_id: str) -> Record[StateVersion] | None:
+    """The workspace's current version, to be shown.
+
+    It is the one that the workspace names, as it was written under its row
+    lock: ids are in the order of clocks, which servers do not have in common.
+    """
+    named = 'JOIN workspace w ON t."id" = w."current_state_version_id"'
+    return await READER.one('w."id" = $1', workspace_id, joined=named)
+
+
 async def current(workspace_id: str) -> StateVersion | None:
-    """The newest finalized version."""
-    return await StateVersion.filter(workspace_id=workspace_id, status="finalized").order_by("-id").first()
+    """The same as the model's object."""
+    found = await read_current(workspace_id)
+    return found.row if found else None
 
 
 def _mark(row: StateVersion | None) -> rules.Mark | None:

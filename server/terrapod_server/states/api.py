@@ -21,7 +21,7 @@ from terrapod_server.kit.jsonapi import (
     Resource,
     Thing,
 )
-from terrapod_server.kit.reads import Reader, Record
+from terrapod_server.kit.reads import Record
 from terrapod_server.states import actions
 from terrapod_server.states.model import StateOutput, StateVersion
 from terrapod_server.store import keys
@@ -34,7 +34,6 @@ _MEDIA = "application/vnd.api+json"
 #: Without this header on an answer of this media type the CLI saves no snapshots during a long local apply.
 _SNAPSHOTS = {"X-Terraform-Snapshot-Interval": "20"}
 VIEW_CREATED = "created"
-_READER = Reader(StateVersion)
 
 
 def _link(purpose: str, path: str) -> Any:
@@ -183,9 +182,7 @@ async def create(call: Call) -> StateVersion:
 async def current(call: Call) -> Record[StateVersion]:
     """The newest state; 404 where there is none."""
     await _check_run(call, call.path["workspace"])
-    row = await _READER.one(
-        'w."id" = $1', call.path["workspace"], joined='JOIN workspace w ON t."id" = w."current_state_version_id"'
-    )
+    row = await actions.read_current(call.path["workspace"])
     if row is None:
         workspace = await _workspace(call)
         error = NotFound(f"workspace {workspace.name} has no state")
@@ -200,7 +197,7 @@ async def find(call: Call) -> StateVersion:
 
 
 async def _read(version_id: str) -> Record[StateVersion]:
-    found = await _READER.one('t."id" = $1', version_id)
+    found = await actions.READER.one('t."id" = $1', version_id)
     if found is None:
         raise NotFound
     return found

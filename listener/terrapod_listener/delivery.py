@@ -71,7 +71,7 @@ class Delivery:
         await self._server.persist("PUT", target, file=path, lease=self._work.lease.number, timeout_s=_UPLOAD_S)
         self._digests[name] = digest
 
-    async def left_state(self, record: Record, log: Spool, folder: Path) -> None:
+    async def left_state(self, record: Record, spool: Spool, folder: Path) -> None:
         """The state that terraform left, also when it failed: kept on disk until the server has it. Raises Undelivered."""
         facts = record.facts
         target = kept.place(self._home, self._work.run_id, self._work.lease.number)
@@ -86,6 +86,7 @@ class Delivery:
                 self.state = "spooled"
                 message = f"the state that was left is not whole; it is kept on the listener in {folder}"
                 raise Undelivered(message)
+            log.info("%s left its state as it was", self._work.run_id)
             await _noted(record, "acknowledged")
             return
         self.state = "spooled"
@@ -94,7 +95,7 @@ class Delivery:
             try:
                 await asyncio.to_thread(statefile.keep, folder, state, target, whole=whole)
             except OSError as error:
-                log.line(f"\nThe state could not be copied to the spool ({error}); it stays in the work folder.")
+                spool.line(f"\nThe state could not be copied to the spool ({error}); it stays in the work folder.")
         kept_ = target if target.exists() else state
         self.is_folder_needed = kept_ == state
         if kept_ == target:
@@ -106,6 +107,7 @@ class Delivery:
                 await asyncio.to_thread(kept.blame, target, error.detail)
             message = f"the server did not take the state ({error.detail}); it is kept on the listener at {kept_}"
             raise Undelivered(message) from None
+        log.info("the server has the state of %s, serial %d", self._work.run_id, mark.serial)
         self.state, self.is_folder_needed = "uploaded", False
         await _noted(record, "acknowledged")
         await asyncio.to_thread(kept.drop, target)

@@ -204,6 +204,8 @@ async def _judge(made: World, ids: list[str], runs: list[str], outcome: Outcome)
         outcome.resources += len(state)
         tally = made.counting.tallies[workspace]
         outcome.wrong += verdict.against(f"chaos-{number}", tally, state, made.hit)
+    if outcome.wrong:
+        await made.keep_rows()
     for each in ended:  # what became of the runs that are named
         if any(each.run in line for line in outcome.wrong):
             outcome.wrong.append(f"{each.run} ended {each.status}: {each.why or 'without a word'}")

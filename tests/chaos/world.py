@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 import terraform_shim
 
@@ -173,6 +174,7 @@ class World:
         self.data, self.port = folder / "server", free_port()
         self.hosts: list[Host] = []
         self.server: Program
+        self.database = ""
         self.api: httpx.AsyncClient
         self.database_busy, self.server_busy = asyncio.Lock(), asyncio.Lock()
         self.hit: set[str] = set()  #: runs whose terraform was killed, so that what it was making is unknown
@@ -191,6 +193,16 @@ class World:
                     raise AssertionError(f"{method} {path}: {answer.status_code} {answer.text}")
             assert time.monotonic() < until, f"{method} {path}: no answer"
             await asyncio.sleep(0.3)
+
+    async def keep_rows(self) -> None:
+        """Writes down what the database says of runs and states, for whoever looks into what went wrong."""
+        connection = await asyncpg.connect(self.database)
+        try:
+            for table in ("run", "run_phase", "run_event", "state_version", "late_state", "workspace"):
+                rows = await connection.fetch(f"SELECT to_jsonb(t)::text FROM {table} t ORDER BY id")
+                (self.folder / f"{table}.jsonl").write_text("".join(f"{row[0]}\n" for row in rows))
+        finally:
+            await connection.close()
 
     async def ready(self) -> None:
         until = time.monotonic() + _START_S
@@ -235,8 +247,8 @@ async def world(folder: Path, listeners: int = 2) -> AsyncIterator[World]:
         postgres = stack.enter_context(Postgres(folder / "postgres.log", DURABLE))
         made = World(folder, postgres, counting)
         stack.callback(_clear, made)
-        database = await postgres.fresh("chaos")
-        made.server = _server(made, database)
+        made.database = await postgres.fresh("chaos")
+        made.server = _server(made)
         made.server.start()
         made.api = await stack.enter_async_context(httpx.AsyncClient(timeout=20, verify=False))
         await made.ready()
@@ -256,10 +268,10 @@ async def world(folder: Path, listeners: int = 2) -> AsyncIterator[World]:
         yield made
 
 
-def _server(made: World, database: str) -> Program:
+def _server(made: World) -> Program:
     environment = {
         "PATH": os.environ["PATH"],
-        "TERRAPOD_DATABASE_URL": database,
+        "TERRAPOD_DATABASE_URL": made.database,
         "TERRAPOD_RATE_LIMITS__USER_PER_S": "0",
     }
     argv = [str(BIN / "terrapod-server"), "up", "--data", str(made.data), "--port", str(made.port), "--no-listener"]

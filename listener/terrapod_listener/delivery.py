@@ -86,6 +86,9 @@ class Delivery:
                 self.state = "spooled"
                 message = f"the state that was left is not whole; it is kept on the listener in {folder}"
                 raise Undelivered(message)
+            if found is None and facts.before is not None:
+                message = "the state that terraform was given is no longer there: what was made may be in no state"
+                raise Undelivered(message)
             log.info("%s left its state as it was", self._work.run_id)
             await _noted(record, "acknowledged")
             return

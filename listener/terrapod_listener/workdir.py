@@ -96,13 +96,22 @@ def write_override(module: Path, states: Path) -> Path:
         message = f"no override file can come after {last!r}: the run would use a backend of its own"
         raise Hostile(message)
     path = module / name
-    # the workspace `default` is kept at `path`, all others below `workspace_dir`
-    default = json.dumps(str(states / "default" / "terraform.tfstate"))
+    ours = _backend(module, states)
     path.write_text(
-        f'terraform {{\n  backend "local" {{\n    path = {default}\n'
-        f"    workspace_dir = {json.dumps(str(states))}\n  }}\n}}\n"
+        f'terraform {{\n  backend "local" {{\n    path = {json.dumps(ours["path"])}\n'
+        f"    workspace_dir = {json.dumps(ours['workspace_dir'])}\n  }}\n}}\n"
     )
     return path
+
+
+def _backend(module: Path, states: Path) -> dict[str, str]:
+    """Where terraform keeps state: the workspace `default` at `path`, all others below `workspace_dir`.
+
+    As seen from the module's folder, in which it runs: a plan file holds these
+    words, and is applied by whichever host takes the apply, wherever its home is.
+    """
+    seen = os.path.relpath(states.resolve(), module.resolve())
+    return {"workspace_dir": seen, "path": os.path.join(seen, "default", "terraform.tfstate")}  # noqa: PTH118  no Path
 
 
 def check_backend(module: Path, states: Path) -> None:
@@ -112,7 +121,7 @@ def check_backend(module: Path, states: Path) -> None:
     except (OSError, ValueError):
         backend = {}
     config = backend.get("config") or {}
-    ours = {"workspace_dir": str(states), "path": str(states / "default" / "terraform.tfstate")}
+    ours = _backend(module, states)
     if backend.get("type") != "local" or any(config.get(name) != value for name, value in ours.items()):
         message = f"the configuration's backend won over ours ({backend.get('type') or 'none'}): the run is refused"
         raise Hostile(message)

@@ -16,7 +16,7 @@ import terraform_shim
 
 from kit import scripted
 from kit.remote import Remote, wait_for
-from kit.serving import state_bytes
+from kit.serving import state_bytes, tar
 from kit.site import BIN, Site
 
 #: Each creation leaves a line in `made`; `slow` waits for `go`.
@@ -33,12 +33,15 @@ resource "terraform_data" "last" {{
   provisioner "local-exec" {{ command = "echo last >> {made}" }}
 }}
 """
+MORE = 'resource "terraform_data" "more" {}\n'
 
 
 class Host:
-    """A listener of a pool of its own, in a process that is started and killed by the test."""
+    """A listener in a process that is started and killed by the test; of a pool of its own, or of the one `beside` it."""
 
-    def __init__(self, site: Site, api: httpx.Client, folder: Path, terraform: Path) -> None:
+    def __init__(
+        self, site: Site, api: httpx.Client, folder: Path, terraform: Path, beside: "Host | None" = None
+    ) -> None:
         self.home, self.log = folder / "listener", folder / "listener.log"
         self.made, self.go = folder / "made", folder / "go"
         self.home.mkdir()
@@ -49,9 +52,12 @@ class Host:
             f'[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\n'
             f'path = "{scripted.program(folder / "bin")}"\n'
         )
-        made = api.post("organizations/default/agent-pools", json={"data": {"attributes": {"name": folder.name}}})
-        assert made.status_code == 201, made.text
-        self.pool = made.json()["data"]["id"]
+        if beside:
+            self.pool: str = beside.pool
+        else:
+            made = api.post("organizations/default/agent-pools", json={"data": {"attributes": {"name": folder.name}}})
+            assert made.status_code == 201, made.text
+            self.pool = made.json()["data"]["id"]
         token = api.post(
             f"agent-pools/{self.pool}/authentication-tokens", json={"data": {"attributes": {"description": "t"}}}
         )
@@ -473,3 +479,40 @@ def test_a_listener_is_killed_at_each_step(host: Host, step: str) -> None:
         assert shown["status"] == "errored" or made
     wait_for(lambda: not host.journal(run))
     assert not list((host.home / "spool").glob("*"))
+
+
+def test_an_apply_on_another_host_than_its_plan_keeps_its_state(
+    site: Site, api: httpx.Client, host: Host, tmp_path: Path, terraform: Path
+) -> None:
+    """A plan file names where the state is to be; a host whose home lies elsewhere must not write it there."""
+    remote = Remote(
+        api,
+        **{
+            "terraform-version": terraform_shim.VERSION, "execution-mode": "agent", "agent-pool-id": host.pool,
+            "auto-apply": False,
+        },
+    )  # fmt: skip
+    (tmp_path / "far" / "off").mkdir(parents=True)
+    other = Host(site, api, tmp_path / "far" / "off", terraform, beside=host)
+    for number, folder in enumerate(("", "deep/er")):
+        remote.upload(main_tf=CONFIG.format(made=host.made, go=host.go))
+        host.go.touch()
+        if number:
+            api.patch(f"workspaces/{remote.id}", json={"data": {"attributes": {"working-directory": folder}}})
+            files = {f"{folder}/main.tf": (CONFIG.format(made=host.made, go=host.go) + MORE).encode()}
+            version = remote.post(f"workspaces/{remote.id}/configuration-versions", {"auto-queue-runs": False})
+            assert api.put(version["attributes"]["upload-url"], content=tar(files)).status_code == 200
+        run = remote.begin()
+        remote.until(run, "planned")
+        host.stop()
+        other.start()
+        assert api.post(f"runs/{run}/actions/apply").status_code == 202
+        remote.until(run, "applied")
+        assert f"Terraform listener {other.home.parent.name}" not in remote.log(run, "plan")
+        shown = api.get(f"workspaces/{remote.id}/current-state-version").json()["data"]["attributes"]
+        state = api.get(shown["hosted-state-download-url"], follow_redirects=True).json()
+        assert sorted(each["name"] for each in state["resources"]) == ["first", "last", *["more"] * number, "slow"]
+        assert not list((host.home / "work").glob("*")), "nothing was written at the plan's host"
+        other.stop()
+        host.start()
+    assert host.made.read_text().split() == ["first", "slow", "last"], "each was made once"

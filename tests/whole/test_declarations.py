@@ -102,6 +102,7 @@ async def test_the_public_documents(server: Running) -> None:
 async def test_migrations_lead_to_what_the_models_ask_for(empty_url: str) -> None:
     await database.open_(empty_url, app.MODELS)
     try:
+        await database.migrate("0001_initial")
         await database.migrate()
         await database.migrate()
         database.drop_descriptions()
@@ -115,6 +116,23 @@ async def test_migrations_lead_to_what_the_models_ask_for(empty_url: str) -> Non
     assert {"run", "run_phase", "workspace", "state_version", "listener"} <= {table for table, _ in migrated}
     wanted = ("run_phase", "pool_id", "lease_state")
     assert any(table == wanted[0] and wanted[1] in columns and wanted[2] in columns for table, columns in migrated)
+
+
+async def test_a_new_database_has_the_schema_that_all_migrations_lead_to(empty_url: str) -> None:
+    await database.open_(empty_url, app.MODELS)
+    try:
+        await Tortoise.generate_schemas(safe=True)  # cut off before it was noted, and done again
+        await database.migrate()
+        made = await _structure()
+        noted = await database.query("SELECT name FROM tortoise_migrations ORDER BY name")
+        await _drop_all()
+        await database.migrate("0001_initial")
+        await database.migrate()
+        assert made == await _structure()
+        assert noted == await database.query("SELECT name FROM tortoise_migrations ORDER BY name")
+        assert len(noted) >= 10
+    finally:
+        await database.close()
 
 
 async def test_administrators_and_labels_come_along_from_the_first_schema(empty_url: str) -> None:
@@ -175,3 +193,43 @@ def test_no_absolute_path_of_a_machine(forbidden: str) -> None:
         for file in (ROOT / folder).rglob("*"):
             if file.suffix in (".py", ".md", ".toml"):
                 assert forbidden not in file.read_text(), file
+
+
+async def _structure() -> set[tuple[Any, ...]]:
+    """Columns with type, null and default; indexes, unique ones too; triggers. Not how the text of a table is spaced."""
+    client = connections.get("default")
+    if database.is_postgres():
+        questions = [
+            (
+                "SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, column_default "
+                "FROM information_schema.columns WHERE table_schema = 'public'"
+            ),
+            "SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public'",
+            "SELECT conrelid::regclass::text AS of, pg_get_constraintdef(oid) AS word FROM pg_constraint",
+            "SELECT tgrelid::regclass::text AS of, tgname FROM pg_trigger",
+        ]
+    else:
+        questions = [
+            (
+                'SELECT m.name AS of, p.name, p.type, p."notnull", p.dflt_value, p.pk '
+                "FROM sqlite_master m, pragma_table_info(m.name) p WHERE m.type = 'table'"
+            ),
+            (
+                'SELECT m.name AS of, i."unique", i.partial, (SELECT group_concat(c.name) FROM pragma_index_info(i.name) c) AS columns '
+                "FROM sqlite_master m, pragma_index_list(m.name) i WHERE m.type = 'table'"
+            ),
+            "SELECT type, tbl_name, sql FROM sqlite_master WHERE type <> 'table'",
+        ]
+    return {tuple(row.values()) for question in questions for row in await client.execute_query_dict(question)}
+
+
+async def _drop_all() -> None:
+    client = connections.get("default")
+    if database.is_postgres():
+        await client.execute_script("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        return
+    await client.execute_script("PRAGMA foreign_keys = OFF")
+    for row in await client.execute_query_dict("SELECT name FROM sqlite_master WHERE type = 'table'"):
+        if not row["name"].startswith("sqlite_"):
+            await client.execute_script(f'DROP TABLE "{row["name"]}"')
+    await client.execute_script("PRAGMA foreign_keys = ON")

@@ -131,11 +131,24 @@ async def migrate(last: str = LATEST) -> None:
     client = connections.get("default")
     executor = MigrationExecutor(client, {"terrapod": {"migrations": MIGRATIONS, "models": []}})
     async with _one_at_a_time("migrate"):
-        await executor.migrate([MigrationTarget("terrapod", last)], direction="forward")
+        is_new = last == LATEST and not await executor.recorder.applied_migrations()
+        if is_new:
+            await _create()
+        await executor.migrate([MigrationTarget("terrapod", last)], fake=is_new, direction="forward")
         apps = _contexts[-1].apps
         if last == LATEST:
             async with in_transaction() as connection:
                 await generations.install(connection, apps.get_models_iterable() if apps else ())
+
+
+async def _create() -> None:
+    """All tables at once, where there are none yet: the same schema as all migrations lead to, in a thirtieth of the time.
+
+    One that was cut off is simply done again: what is there is left, and no
+    migration is noted before all of it is.
+    """
+    drop_descriptions()
+    await Tortoise.generate_schemas(safe=True)
 
 
 @contextlib.asynccontextmanager

@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import os
+import resource
 import sys
 from pathlib import Path
 
 import click
+import msgspec
 
 from terrapod_listener import config as settings
 from terrapod_listener import identity, joining, loop
@@ -65,8 +67,14 @@ def _opened(home: Path) -> identity.Identity:
 
 
 @main.command()
+@click.option(
+    "--hide",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A file or folder that runs are not to see, besides the settings' `hide`; may be repeated.",
+)
 @_HOME
-def run(home: Path) -> None:
+def run(hide: tuple[Path, ...], home: Path) -> None:
     """Wait for runs and do them, until SIGTERM.
 
     The first SIGTERM drains: no new work, running work finishes. A second interrupts terraform, a third kills it.
@@ -78,9 +86,11 @@ def run(home: Path) -> None:
         for line in error.lines:
             click.echo(f"error: {line}", err=True)
         raise SystemExit(2) from None
+    config = msgspec.structs.replace(config, hide=[*config.hide, *(str(path.resolve()) for path in hide)])
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory is not for the disk; nor of terraform's
     asyncio.run(loop.Daemon(home, _opened(home), config).run())
 
 

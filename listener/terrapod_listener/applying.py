@@ -60,6 +60,8 @@ class Apply:
             "before": msgspec.to_builtins(facts.before),
             "spooled": str(self._spooled),
             "timeout_s": work.limits.apply_s,
+            "is_isolated": facts.is_isolated,
+            "is_boxed": facts.is_boxed,
             "secrets": secrets,
         }
         self._keeper = await asyncio.to_thread(Keeper.start, self._record)
@@ -90,7 +92,7 @@ class Apply:
                     await following
         found = keeping.outcome(self._record.folder)
         if found is None:
-            await keeping.orphans_gone(self._record.folder, self._record.facts.boot == keeping.boot())
+            await keeping.orphans_gone(self._record.folder, self._record.facts)
         self._log.look()
         if found is None:
             raise Failed("the apply was cut off, with all that watched over it: what it had saved of its state is here")

@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,9 @@ from terrapod_listener.hooks import mistakes as mistakes_of_hooks
 
 FILE = "listener.toml"
 PREFIX = "TERRAPOD_LISTENER_"
+#: Below are users of the system and people; -1 and its neighbours are nobody's.
+_UID_LEAST, _UID_MOST = 1_000, 4_000_000_000
+_PROCESSES_LEAST = 64
 
 
 class LocalEngine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,6 +37,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pass_environment: list[str] = []  #: names of variables of the listener's that runs get, such as HTTPS_PROXY
     accept: Accept = Accept()  #: which work it takes: workspaces, labels, phases, tools; default: all
     hooks: Hooks = Hooks()  #: the host owner's commands before and after init, plan and apply
+    isolation: Literal["auto", "bubblewrap", "user", "none"] = (
+        "auto"  #: how runs are kept apart; auto: the strongest here
+    )
+    run_uid: int = 90_000  #: first of `capacity` user ids that runs get where the listener is root
+    readable: list[str] = []  #: paths in what is hidden from runs (such as /home) that they may read
+    writable: list[str] = []  #: paths that runs may change besides their own folder
+    hide: list[str] = []  #: more files and folders that runs do not see; with bubblewrap
+    block_metadata: bool = False  #: runs do not reach the cloud's metadata address; refused where that cannot be had
+    run_limits: bool = True  #: memory, processor and process limits by systemd, where it gives them
+    run_processes: int = 4096  #: processes and threads that one run may have
     keep_work: bool = False  #: leave the folders of runs that are over, to look into them
     poll_s: float = 30.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -81,11 +94,23 @@ def load(home: Path, environ: Mapping[str, str] = os.environ) -> Config:  # noqa
             known[key] = msgspec.convert(value, fields[key])
         except msgspec.ValidationError as error:
             mistakes.append(f"{key}: {error}")
-    if known.get("capacity", 1) < 1:
-        mistakes.append("capacity: must be at least 1")
+    mistakes += _out_of_range(known)
     mistakes += [f"engines: {e.path} is not there" for e in known.get("engines", []) if not Path(e.path).is_file()]
     mistakes += mistakes_of_accept(known.get("accept", Accept()))
     mistakes += mistakes_of_hooks(known.get("hooks", Hooks()))
     if mistakes:
         raise Mistakes(mistakes)
     return Config(**known)
+
+
+def _out_of_range(known: Mapping[str, Any]) -> Iterator[str]:
+    if known.get("capacity", 1) < 1:
+        yield "capacity: must be at least 1"
+    if not _UID_LEAST <= known.get("run_uid", _UID_LEAST) <= _UID_MOST:
+        yield f"run_uid: must be from {_UID_LEAST} to {_UID_MOST}"
+    if known.get("run_processes", _PROCESSES_LEAST) < _PROCESSES_LEAST:
+        yield f"run_processes: must be at least {_PROCESSES_LEAST}; terraform alone has a few dozen"
+    for name in ("readable", "writable", "hide"):
+        yield from (
+            f"{name}: {path} is no absolute path" for path in known.get(name, ()) if not Path(path).is_absolute()
+        )

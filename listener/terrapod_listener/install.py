@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import os
 import shutil
-import stat
 import zipfile
 from pathlib import Path
 
@@ -58,12 +57,19 @@ class Engines:
         async with self._locks.setdefault(engine.sha256, asyncio.Lock()):
             return await self._fetched(work)
 
+    def files(self, work: wire.Work, binary: Path) -> list[Path]:
+        """What a run must see of an engine to start it."""
+        known = self._local.get((work.engine.tool, work.engine.version))
+        if work.engine.local and known:
+            return [binary, *(Path(file) for file in known[1].files)]
+        return [binary.parent]
+
     async def _fetched(self, work: wire.Work) -> Path:
         engine = work.engine
         place = self._folder / engine.sha256
         archive, binary = place / "release.zip", place / engine.tool
         if not archive.exists() or await asyncio.to_thread(_sha256, archive) != engine.sha256:
-            await asyncio.to_thread(place.mkdir, parents=True, exist_ok=True, mode=0o700)
+            await asyncio.to_thread(place.mkdir, parents=True, exist_ok=True, mode=0o755)  # a run is another user
             await self._server.download(
                 work.links["engine"].path, archive, lease=work.lease.number, sha256=engine.sha256
             )
@@ -104,6 +110,6 @@ def _unpack(archive: Path, binary: Path) -> None:
             shutil.copyfileobj(inside, file, 1 << 20)
             file.flush()
             os.fsync(file.fileno())  # without it a power cut leaves a program with holes
-        part.chmod(stat.S_IRWXU)
+        part.chmod(0o755)
         part.replace(binary)
     _unpacked[str(binary)] = _sha256(binary)

@@ -29,6 +29,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     step: Step = "offered"
     states: list[str] = []  #: where terraform may have left its state; what comes first wins over its equal
     before: wire.StateRef | None = None
+    slot: int | None = None  #: which of the places for runs it has
+    is_isolated: bool = False
+    is_boxed: bool = False  #: a bubblewrap stands between the keeper and terraform
     keeper: int = 0  #: pid
     keeper_started: str = ""
     boot: str = ""  #: of which boot pid and start are

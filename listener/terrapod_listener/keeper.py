@@ -3,7 +3,7 @@
 It is started as a file by a bare interpreter (`python -I -S keeper.py`), in a
 session of its own, and reads from standard input what to do, secrets included;
 so that they are in no argv, environment or file. Nothing but the standard
-library and two files beside this one is loaded.
+library and three files beside this one is loaded.
 
 It masks what the program prints and appends it to the log file; copies the
 state to the spool while it changes; waits for the end; kills whoever was left
@@ -11,8 +11,8 @@ behind; writes what came of it. A signal is the listener's word: INT or TERM
 interrupts the program once, USR1 kills it.
 
 The program's end of the pipe is open for reading too: where the keeper itself
-is killed, the program is interrupted by the kernel, and no SIGPIPE keeps it
-from saving its state.
+is killed, the program is interrupted by the kernel, or by the listener where
+it is isolated, and no SIGPIPE keeps it from saving its state.
 """
 
 import contextlib
@@ -51,12 +51,7 @@ def _beside(name: str) -> ModuleType:
     return module
 
 
-statefile, masking = _beside("statefile"), _beside("masking")
-
-
-def started(pid: int) -> str:
-    """When a process began, in the kernel's ticks: with the pid it names one process. Raises OSError."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+statefile, masking, processes = _beside("statefile"), _beside("masking"), _beside("processes")
 
 
 def _die_with_keeper() -> None:
@@ -197,6 +192,7 @@ class Program:
     def __init__(self, job: dict[str, Any], log: Log, states: States, reserve: Reserve) -> None:
         self._job, self._log, self._states, self._reserve = job, log, states, reserve
         self._interrupted = self._killed = self._timed_out = False
+        self._is_heard = True  #: an interrupt that was asked for has reached somebody
         self._code: int | None = None
         #: Never asked and never let go: either would take the exit code that `_reap` waits for.
         self._child: subprocess.Popen[bytes]
@@ -225,14 +221,14 @@ class Program:
                 stdout=both,
                 stderr=both,
                 start_new_session=True,
-                preexec_fn=_die_with_keeper,  # noqa: PLW1509  there is one thread
+                preexec_fn=None if job["is_isolated"] else _die_with_keeper,  # noqa: PLW1509  there is one thread
             )
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             return {"code": None, "error": str(error)}
         finally:
             os.close(both)
         self._pid = self._child.pid
-        child = {"pid": self._pid, "started": started(self._pid)}
+        child = {"pid": self._pid, "started": processes.started(self._pid)}
         Path(job["child"]).write_text(json.dumps(child))
         self._follow(reader, wake_reader)
         self._clear()
@@ -252,6 +248,8 @@ class Program:
                 return
             if reader in ready:
                 self._log.write(os.read(reader, _READ))
+            if not self._is_heard:
+                self._ask()
             self._reserve.look()
             self._states.watch()
             if time.monotonic() > until and not self._timed_out:
@@ -274,12 +272,14 @@ class Program:
         """Once: a second interrupt would make terraform end without its state."""
         if not self._interrupted:
             self._interrupted = True
-            with contextlib.suppress(OSError):
-                os.killpg(self._pid, signal.SIGINT)
+            self._ask()
+
+    def _ask(self) -> None:
+        """A box may not have begun its program yet."""
+        self._is_heard = processes.interrupt(self._pid, is_boxed=self._job["is_boxed"])
 
     def _kill(self) -> None:
-        with contextlib.suppress(OSError):
-            os.killpg(self._pid, signal.SIGKILL)
+        processes.kill(self._pid)
 
     def _reap(self) -> bool:
         """Takes in who has ended; whether there is nobody left."""

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from terrapod_listener import keeper
+from terrapod_listener import keeper, processes
 from terrapod_listener.journal import Facts, Record
 
 _PROGRAM = Path(keeper.__file__)
@@ -48,7 +48,7 @@ class Keeper:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, keeper.SIGNALS)
         found = cls(os.pidfd_open(child.pid), child)
         try:
-            record.write("apply", keeper=child.pid, keeper_started=keeper.started(child.pid), boot=boot())
+            record.write("apply", keeper=child.pid, keeper_started=processes.started(child.pid), boot=boot())
         except BaseException:
             found.kill_keeper()
             raise
@@ -71,7 +71,7 @@ class Keeper:
             return None
         try:
             is_over = bool(select.select([pidfd], [], [], 0)[0])  # it may be dead and waited for by nobody
-            if not is_over and keeper.started(facts.keeper) == facts.keeper_started:
+            if not is_over and processes.started(facts.keeper) == facts.keeper_started:
                 return cls(pidfd)
         except (OSError, IndexError):
             pass
@@ -130,29 +130,23 @@ def outcome(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-async def orphans_gone(folder: Path, same_boot: bool) -> None:
-    """Waits for an engine whose keeper was killed: the kernel has interrupted it. Killed where it does not end."""
+async def orphans_gone(folder: Path, facts: Facts) -> None:
+    """Waits for an engine whose keeper was killed, and is interrupted. Killed where it does not end.
+
+    The kernel has interrupted one that is not isolated; a second time would keep it from saving its state.
+    """
     try:
         child = json.loads((folder / "child.json").read_bytes())
     except (OSError, ValueError):
         return
     pid, until = child["pid"], asyncio.get_running_loop().time() + _ORPHAN_S
-    while same_boot and (left := await asyncio.to_thread(_session, pid, child["started"])):
-        if asyncio.get_running_loop().time() > until or pid not in left:
+    is_told = not facts.is_isolated
+    while facts.boot == boot() and (left := await asyncio.to_thread(processes.session, pid, child["started"])):
+        if not is_told:
+            is_told = await asyncio.to_thread(processes.interrupt, pid, is_boxed=facts.is_boxed)
+        is_headless = pid not in left and not facts.is_boxed
+        if asyncio.get_running_loop().time() > until or is_headless:
             for each in left:
                 with contextlib.suppress(OSError):
                     os.kill(each, signal.SIGKILL)
         await asyncio.sleep(0.1)
-
-
-def _session(leader: int, started: str) -> list[int]:
-    """Who still runs in the session that the engine began."""
-    found = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError, IndexError):
-                about = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
-                pid = int(entry.name)
-                if about[3] == str(leader) and about[0] != "Z" and (pid != leader or about[19] == started):
-                    found.append(pid)
-    return found

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from terrapod_listener import __version__, identity, joining, journal, kept, workdir
+import msgspec
+
+from terrapod_listener import __version__, identity, isolation, joining, journal, kept, limits, metadata, workdir
 from terrapod_listener.client import Server, pause_s
 from terrapod_listener.config import Config
 from terrapod_listener.delivery import send
@@ -45,6 +47,7 @@ class Daemon:
         self._telling: asyncio.Task[None] | None = None
         self._signals = 0
         self._forced = asyncio.Event()
+        self._isolation: isolation.Isolation
 
     async def run(self) -> None:
         """Works until SIGTERM: the first drains, the second interrupts, the third kills."""
@@ -61,15 +64,16 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal)
         loop.add_signal_handler(signal.SIGUSR1, self.drain)
-        kept.tell(self._home, draining=False, isolation="none")
+        await self._isolate()
+        self._say(draining=False)
         known = await announced(self._config.engines)
         self._told = [told for told, _ in known.values()]
         engines = Engines(self._home / "engines", self._server, known)
         left = await asyncio.to_thread(journal.records, self._home)
-        await asyncio.to_thread(self._tidy, left)
         for record in left:
             log.info("%s %s was left at %s", record.facts.work.phase, record.folder.name, record.facts.step)
             self._go_on(record, engines)
+        await asyncio.to_thread(self._tidy, left)
         beating = asyncio.create_task(self._beats())
         renewing = asyncio.create_task(self._renewals())
         delivering: asyncio.Task[None] | None = None
@@ -88,6 +92,7 @@ class Daemon:
 
     def _tidy(self, left: list[journal.Record]) -> None:
         """Folders of runs that the journal does not know hold nothing that is needed. To be called in a thread."""
+        self._isolation.clear()
         known = {record.folder.name for record in left}
         for folder in (self._home / "work").glob("*"):
             if folder.name not in known:
@@ -95,7 +100,8 @@ class Daemon:
 
     def _go_on(self, record: journal.Record, engines: Engines) -> None:
         work = record.facts.work
-        self._start(Job(self._home, self._server, engines, self._config, work, record), time.monotonic())
+        cell = self._isolation.cell(self._home / "work" / work.run_id, slot=record.facts.slot)
+        self._start(Job(self._home, self._server, engines, self._config, work, cell, record), time.monotonic())
 
     async def _all_done(self) -> None:
         """Until no work is left; after a third signal until terraform is gone, since the journal has the rest."""
@@ -115,12 +121,42 @@ class Daemon:
                     await asyncio.wait(list(self._jobs))
                 return
 
+    async def _isolate(self) -> None:
+        """Says how runs are kept apart from now on; SystemExit where what the settings ask for cannot be had."""
+        config = self._config
+        wanted = isolation.Settings(
+            config.isolation, config.run_uid, config.capacity,
+            tuple(config.readable), tuple(config.writable), tuple(config.hide),
+        )  # fmt: skip
+        try:
+            self._isolation = await asyncio.to_thread(isolation.find, self._home, wanted)
+            if config.block_metadata:
+                await asyncio.to_thread(metadata.block, self._isolation)
+        except isolation.Unavailable as error:
+            raise SystemExit(str(error)) from None
+        why = self._isolation.why or "by the settings"
+        if self._isolation.kind == "none":
+            log.warning("runs are not kept from this listener's files or from one another: %s", why)
+        else:
+            log.info(
+                "runs are isolated by %s%s",
+                self._isolation.name,
+                f" ({self._isolation.why})" * bool(self._isolation.why),
+            )
+        if config.run_limits and not await asyncio.to_thread(limits.is_offered):
+            self._config = msgspec.structs.replace(config, run_limits=False)
+
+    def _say(self, *, draining: bool) -> None:
+        """What `status` is to say."""
+        limited = "by systemd" if self._config.run_limits else "none"
+        kept.tell(self._home, draining=draining, isolation=self._isolation.name, limits=limited)
+
     def drain(self) -> None:
         """Takes no more work; however often it is called."""
         if not self._draining.is_set():
             log.info("this listener drains: it takes no more work, and %d runs go on", len(self._jobs))
             self._draining.set()
-            kept.tell(self._home, draining=True, isolation="none")
+            self._say(draining=True)
             if self._jobs:
                 self._tell()
 
@@ -153,6 +189,7 @@ class Daemon:
             local_engines=self._told,
             version=__version__,
             os=system,
+            isolation=self._isolation.name,
             arch=_ARCHES.get(platform.machine(), platform.machine()),
             draining=self._draining.is_set(),
             spooled=await asyncio.to_thread(self._spooled),
@@ -200,7 +237,8 @@ class Daemon:
             if work is not None and self._draining.is_set():
                 await self._give_back(work)
             elif work is not None:
-                job = Job(self._home, self._server, engines, self._config, work)
+                cell = self._isolation.cell(self._home / "work" / work.run_id)
+                job = Job(self._home, self._server, engines, self._config, work, cell)
                 self._start(job, asked)
                 await self._until_draining(_within(job.decided, work.lease.offer_seconds))
                 refused = refused + 1 if job.is_refused else 0
@@ -243,6 +281,7 @@ class Daemon:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         job = self._jobs.pop(task)
+        self._isolation.let_go(job.cell.slot)
         if all(other.work.run_id != job.work.run_id for other in self._jobs.values()):
             self._leases.pop(job.work.run_id, None)
         self._changed.set()

@@ -8,13 +8,14 @@ import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
-from terrapod_listener import __version__, accept, keeping, schemas, terraform, workdir
+from terrapod_listener import __version__, accept, keeping, limits, schemas, statefile, terraform, workdir
 from terrapod_listener.applying import Apply
 from terrapod_listener.client import Server
 from terrapod_listener.config import Config
 from terrapod_listener.delivery import Delivery
 from terrapod_listener.hooks import HookFailed, Hooks
 from terrapod_listener.install import Engines
+from terrapod_listener.isolation import Cell
 from terrapod_listener.journal import Record
 from terrapod_listener.logs import Spool
 from terrapod_listener.masking import SHORTEST, Masker, is_short
@@ -35,7 +36,7 @@ _NO_ENGINE = (errors.TerrapodError, OSError, zipfile.BadZipFile)
 class Job:
     """The work on one phase. `home` is the listener's; the run's folder is the same path in plan and apply.
 
-    `left`: an earlier life of this listener began it.
+    `cell` is where its programs are started. `left`: an earlier life of this listener began it.
     """
 
     def __init__(
@@ -45,9 +46,10 @@ class Job:
         engines: Engines,
         config: Config,
         work: wire.Work,
+        cell: Cell,
         left: Record | None = None,
     ) -> None:
-        self.work = work
+        self.work, self.cell = work, cell
         self._left = left
         self._record = left or Record.of(home, work)
         self.step = "begin"
@@ -55,7 +57,7 @@ class Job:
         self._home = home
         self._apply_: Apply | None = None
         self._server, self._engines, self._config = server, engines, config
-        self._process = Process()
+        self._process = Process(is_boxed=cell.is_boxed, clear=cell.clear)
         self._readers: list[Process] = []  # `show` and the like: they change nothing and are killed outright
         self._cancel: Literal["", "cancel", "force-cancel"] = ""
         self._is_lost = False
@@ -222,6 +224,8 @@ class Job:
             return
         except errors.TerrapodError as error:
             log.warning("%s %s is no longer ours: %s", self.work.phase, self.work.run_id, error.detail)
+        if self._record.facts.slot is not None:
+            await asyncio.to_thread(self.cell.clear)
         await asyncio.to_thread(workdir.remove, self.folder)
         await asyncio.to_thread(self._record.remove)
 
@@ -253,6 +257,8 @@ class Job:
 
     def _clean(self, is_over: bool) -> None:
         """The folder goes once the state is elsewhere, the journal once there is nothing left to do."""
+        if not keeping.is_alive(self._record.facts):
+            self.cell.clear()
         is_needed = self._delivery.is_folder_needed or not is_over
         if not is_needed and not self._config.keep_work:
             workdir.remove(self.folder)
@@ -263,7 +269,9 @@ class Job:
         workdir.remove(self.folder)
         for name in ("home", "tmp", "states"):
             (self.folder / name).mkdir(parents=True, mode=0o700)
-        self._record.write("accepted")
+        cell = self.cell
+        facts = {"slot": cell.slot, "is_isolated": cell.isolation.kind != "none", "is_boxed": cell.is_boxed}
+        self._record.write("accepted", **facts)
 
     async def _report(self) -> wire.Report:
         phase = self.work.phase
@@ -292,13 +300,13 @@ class Job:
         self._log.line(f"\nError: {text}")
         return wire.Report(phase=phase, status="errored", error_message=text, state=self._delivery.state)
 
-    async def _prepare(self) -> Preparation:
+    async def _prepare(self) -> None:
         """The root module's folder is initialised; `self._ready` says where all is."""
         work = self.work
         if self._cancel:
             raise Canceled
         name = self._server.identity.kept.name
-        machine = f"{platform.system().lower()}/{platform.machine()}"
+        machine = f"{platform.system().lower()}/{platform.machine()}, isolation {self.cell.isolation.name}"
         for line in terraform.header(name, __version__, work.engine, machine):
             self._log.line(line)
         if work.waited:
@@ -308,15 +316,16 @@ class Job:
         await self._mask(variables)
         self.step = "fetch"
         self._binary = await self._engine_here()
+        self.cell.engine = self._engines.files(work, self._binary)
         self._ready = await preparation.fetch(variables)
+        await asyncio.to_thread(self.cell.hand_over)
         self.step = "init"
         argv = terraform.init_argv(readonly_lock=work.phase == "apply" and "lock-file" in work.links)
         async with self._hooks.around("init", self._ready.module, self._log.write) as step:
             step.code = await self._terraform(argv, _PREPARE_S)
         if step.code:
             raise Failed(f"{work.engine.tool} init failed")
-        workdir.check_backend(self._ready.module, self._ready.states)
-        return preparation
+        await asyncio.to_thread(workdir.check_backend, self.folder, self._ready.module, self._ready.states)
 
     async def _engine_here(self) -> Path:
         """The program, which may still be on its way. Raises Refused where the plan can be given back."""
@@ -347,10 +356,10 @@ class Job:
             raise errors.LeaseEnded("the lease has ended")
         process = self._process
         if to_file is not None:
-            process = Process()
+            process = Process(is_boxed=self.cell.is_boxed)
             self._readers.append(process)
         code = await process.run(
-            [str(self._binary), *argv],
+            self._argv(argv),
             cwd=self._ready.module,
             env=self._ready.env,
             on_output=self._log.write,
@@ -364,6 +373,11 @@ class Job:
             raise Canceled
         return code
 
+    def _argv(self, argv: list[str], *, outlives: bool = False) -> list[str]:
+        """terraform, in the run's place and limits."""
+        scope = limits.scope(self.work.limits, self._config.run_processes) if self._config.run_limits else []
+        return [*scope, *self.cell.argv([str(self._binary), *argv], self._ready.module, outlives=outlives)]
+
     async def _plan(self) -> wire.Report:
         await self._prepare()
         self.step = "plan"
@@ -376,8 +390,10 @@ class Job:
             raise Failed(f"{self.work.engine.tool} plan failed with exit code {code}")
         self.step = "show"
         lock = module / ".terraform.lock.hcl"
-        shown, answer, cut = (self.folder / name for name in ("plan.json", "answer.json", "schemas.json"))
-        kept_answer = await asyncio.to_thread(self._schemas.place, self.work, lock)
+        # what we write is out of the run's reach, and what the run has written is read without following its links
+        shown, answer, cut = (self._record.folder / name for name in ("plan.json", "answer.json", "schemas.json"))
+        locked = await asyncio.to_thread(workdir.read_below, self.folder, lock)
+        kept_answer = await asyncio.to_thread(self._schemas.place, self.work, locked or b"")
         is_known = await asyncio.to_thread(kept_answer.is_file)
         reads = [self._terraform(["show", "-json", str(plan_file)], _SHOW_S, shown)]
         if not is_known:
@@ -389,9 +405,12 @@ class Job:
             await asyncio.to_thread(self._schemas.keep, answer, kept_answer)
         self.step = "upload"
         uploads = {"plan-file": plan_file, "plan-json": shown, "schemas": cut}
-        if lock.is_file() and not lock.is_symlink():
+        if locked is not None:
             uploads["lock-file"] = lock
         for name, path in uploads.items():
+            if path.is_relative_to(self.folder):
+                with await asyncio.to_thread(statefile.open_below, self.folder, path):
+                    pass
             await self._delivery.artifact(name, path)
         return wire.Report(
             phase="plan",
@@ -406,13 +425,12 @@ class Job:
         )
 
     async def _apply(self) -> wire.Report:
-        preparation = await self._prepare()
-        work, ready = self.work, self._ready
-        plan_file = await preparation.plan_file()
-        before = await asyncio.to_thread(workdir.state_mark, ready.state)
+        await self._prepare()
+        work, ready, plan_file = self.work, self._ready, self.folder / "plan"
+        before = await asyncio.to_thread(workdir.state_mark, self.folder, ready.state)
         states = [str(ready.module / "errored.tfstate"), str(ready.state)]
         await asyncio.to_thread(self._record.write, "accepted", states=states, before=before)
-        argv = [str(self._binary), *terraform.apply_argv(work.options, str(plan_file), ready.var_file)]
+        argv = self._argv(terraform.apply_argv(work.options, str(plan_file), ready.var_file), outlives=True)
         job = {"argv": argv, "cwd": str(ready.module), "env": ready.env, "root": str(self.folder)}
         if self._cancel:
             raise Canceled

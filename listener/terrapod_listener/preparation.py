@@ -61,8 +61,10 @@ class Preparation:
         if "state" in work.links:
             state.parent.mkdir(mode=0o700)
             await self._download("state", state)
-        if work.phase == "apply" and "lock-file" in work.links:
-            await self._download("lock-file", module / ".terraform.lock.hcl")
+        if work.phase == "apply":  # all before anything of the run's is started: it could put links in the way
+            await self._download("plan", self._folder / "plan")
+            if "lock-file" in work.links:
+                await self._download("lock-file", module / ".terraform.lock.hcl")
         workdir.write_override(module, states)
         given = terraform.given(variables, names, work.phase)
         var_file: str | None = None
@@ -71,12 +73,6 @@ class Preparation:
             var_file = str(self._folder / terraform.VAR_FILE)
         env = terraform.environment(msgspec.structs.replace(work, variables=given), names, self._base(), selected)
         return Prepared(module, states, state, env, var_file)
-
-    async def plan_file(self) -> Path:
-        """The plan that is to be applied."""
-        path = self._folder / "plan"
-        await self._download("plan", path)
-        return path
 
     async def _download(self, name: str, target: Path) -> None:
         link = self._work.links[name]

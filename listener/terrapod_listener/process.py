@@ -3,19 +3,26 @@
 import asyncio
 import contextlib
 import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from terrapod_listener import processes
+
 _READ = 64 << 10
+_ASK_AGAIN_S = 0.02
 
 
 class Process:
-    """A child and all of its process group."""
+    """A child and all of its process group. `is_boxed`: it is a bubblewrap around the program.
 
-    def __init__(self) -> None:
+    `clear`, called in a thread, ends who is left of it elsewhere.
+    """
+
+    def __init__(self, *, is_boxed: bool = False, clear: Callable[[], None] = lambda: None) -> None:
+        self._is_boxed, self._clear = is_boxed, clear
         self._child: asyncio.subprocess.Process | None = None
         self._killer: asyncio.TimerHandle | None = None
+        self._asking: asyncio.TimerHandle | None = None
         self.was_interrupted = False
         self._early: list[float | None] = []  # the grace of an interrupt that was asked for while there was no child
         self._killed = False
@@ -68,9 +75,10 @@ class Process:
             self.interrupt(grace_s)
             code = await child.wait()
         finally:
-            if self._killer:
-                self._killer.cancel()
-            self._signal(signal.SIGKILL)  # whoever the program left behind in its group
+            for timer in filter(None, (self._killer, self._asking)):
+                timer.cancel()
+            processes.kill(child.pid)  # whoever the program left behind in its group
+        await asyncio.to_thread(self._clear)
         with contextlib.suppress(TimeoutError):  # a daemon that left the session may hold the pipe
             await asyncio.wait_for(reading, 5)
         self._child = None
@@ -87,18 +95,19 @@ class Process:
         if self.was_interrupted:
             return
         self.was_interrupted = True
-        self._signal(signal.SIGINT)
+        self._interrupt()
         if grace_s is not None:
             self._killer = asyncio.get_running_loop().call_later(grace_s, self.kill)
 
+    def _interrupt(self) -> None:
+        """Until it reaches somebody: a box may not have begun its program yet."""
+        if self._child is not None and not processes.interrupt(self._child.pid, is_boxed=self._is_boxed):
+            self._asking = asyncio.get_running_loop().call_later(_ASK_AGAIN_S, self._interrupt)
+
     def kill(self) -> None:
         self.was_interrupted = self._killed = True
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
         if self._child is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._child.pid, number)
+            processes.kill(self._child.pid)
 
 
 async def _pump(reader_end: int, on_output: Callable[[bytes], None]) -> None:

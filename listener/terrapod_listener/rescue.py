@@ -98,7 +98,7 @@ def lines(home: Path, who: Identity) -> Iterator[str]:
     yield f"certificate: until {who.expires()}{' (over)' if who.is_over() else ''}"
     yield f"process:     {pid}{', draining' * bool(about.get('draining'))}" if pid else "process:     none"
     if about.get("isolation"):
-        yield f"isolation:   {about['isolation']}"
+        yield f"isolation:   {about['isolation']}; limits of a run: {about.get('limits', 'none')}"
     sizes = [path.stat().st_size for path in (home / "engines").glob("*/*") if path.is_file()]
     yield f"engines:     {sum(sizes) / 1e6:.1f} MB"
     left = journal.records(home)

@@ -28,9 +28,8 @@ class Schemas:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def place(self, work: wire.Work, lock_file: Path) -> Path:
-        """Where the answer for this plan is, or would be."""
-        lock = lock_file.read_bytes() if lock_file.is_file() and not lock_file.is_symlink() else b""
+    def place(self, work: wire.Work, lock: bytes) -> Path:
+        """Where the answer for a plan with this lock file is, or would be."""
         parts = (work.engine.sha256.encode(), work.workspace_id.encode(), lock)
         return self._folder / hashlib.sha256(b"\0".join(parts)).hexdigest()
 

@@ -114,11 +114,21 @@ def _backend(module: Path, states: Path) -> dict[str, str]:
     return {"workspace_dir": seen, "path": os.path.join(seen, "default", "terraform.tfstate")}  # noqa: PTH118  no Path
 
 
-def check_backend(module: Path, states: Path) -> None:
-    """After `init`: the backend that terraform took is ours. Raises Hostile."""
+def read_below(root: Path, path: Path) -> bytes | None:
+    """A small file that a run may have written, without following its links; None where there is none. In a thread."""
     try:
-        backend = json.loads((module / ".terraform" / "terraform.tfstate").read_bytes()).get("backend") or {}
-    except (OSError, ValueError):
+        with statefile.open_below(root, path) as file:
+            return file.read(_SOURCE_MOST)
+    except OSError:
+        return None
+
+
+def check_backend(root: Path, module: Path, states: Path) -> None:
+    """After `init`: the backend that terraform took is ours. To be called in a thread. Raises Hostile."""
+    try:
+        kept = json.loads(read_below(root, module / ".terraform" / "terraform.tfstate") or b"{}")
+        backend = kept.get("backend") or {}
+    except (ValueError, AttributeError):
         backend = {}
     config = backend.get("config") or {}
     ours = _backend(module, states)
@@ -137,10 +147,10 @@ def sources(module: Path) -> dict[str, str]:
     return found
 
 
-def state_mark(path: Path) -> wire.StateRef | None:
-    """Serial, lineage and md5 of a state file; None where there is none. To be called in a thread."""
+def state_mark(root: Path, path: Path) -> wire.StateRef | None:
+    """Serial, lineage and md5 of a run's state file; None where there is none. To be called in a thread."""
     try:
-        with path.open("rb") as file:
+        with statefile.open_below(root, path) as file:
             return wire.StateRef(**statefile.mark(file))
     except FileNotFoundError:
         return None

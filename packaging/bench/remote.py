@@ -49,7 +49,9 @@ class Engine:
 
 def make_engine(folder: Path) -> Engine:
     plain = terraform_shim.write(folder / "plain")
-    timed, times = folder / "timed", folder / "times"
+    timed, times = folder / "timed", folder / "times" / "times"
+    times.parent.mkdir()
+    times.parent.chmod(0o777)  # an isolated run is another user
     timed.write_text(
         f'#!/bin/sh\nbegun=$(date +%s.%N)\n{shlex.quote(str(plain))} "$@"\ncode=$?\n'
         f'echo "$begun $(date +%s.%N) $1" >> {shlex.quote(str(times))}\nexit $code\n'
@@ -62,6 +64,7 @@ def prepare_listener(home: Path, engine: Engine) -> None:
     home.mkdir(parents=True, mode=0o700)
     files = ", ".join(f'"{file}"' for file in (engine.timed, engine.plain, terraform_shim.library()))
     (home / "listener.toml").write_text(
+        f'{terraform_shim.readable()}writable = ["{engine.times.parent}"]\n'
         f'[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\npath = "{engine.timed}"\nfiles = [{files}]\n'
     )
 

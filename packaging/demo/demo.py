@@ -69,7 +69,8 @@ def prepare_listener(home: Path, program: Path, version: str, files: list[Path])
     home.mkdir(parents=True, mode=0o700)
     names = ", ".join(f'"{file}"' for file in files)
     (home / "listener.toml").write_text(
-        f'[[engines]]\ntool = "terraform"\nversion = "{version}"\npath = "{program}"\nfiles = [{names}]\n'
+        terraform_shim.readable()
+        + f'[[engines]]\ntool = "terraform"\nversion = "{version}"\npath = "{program}"\nfiles = [{names}]\n'
     )
 
 

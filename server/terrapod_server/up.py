@@ -181,7 +181,7 @@ async def _keep_listener(config: Config, options: Options, stop: asyncio.Event) 
                     await asyncio.wait_for(stop.wait(), 5)
                 continue
         process = await asyncio.create_subprocess_exec(
-            *command, "run", "--home", str(home), env=environment, start_new_session=True
+            *command, "run", "--home", str(home), "--hide", str(options.data), env=environment, start_new_session=True
         )
         ended, stopping = asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())
         await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)

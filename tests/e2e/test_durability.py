@@ -43,11 +43,13 @@ class Host:
         self, site: Site, api: httpx.Client, folder: Path, terraform: Path, beside: "Host | None" = None
     ) -> None:
         self.home, self.log = folder / "listener", folder / "listener.log"
-        self.made, self.go = folder / "made", folder / "go"
+        self.made, self.go = folder / "shared" / "made", folder / "shared" / "go"
         self.home.mkdir()
+        self.made.parent.mkdir()
+        self.made.parent.chmod(0o777)
         files = f'["{terraform}", "{terraform_shim.library()}"]'
         (self.home / "listener.toml").write_text(
-            f'poll_s = 5.0\n[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
+            f'poll_s = 5.0\nwritable = ["{self.made.parent}"]\n{terraform_shim.readable()}[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
             f'path = "{terraform}"\nfiles = {files}\n'
             f'[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\n'
             f'path = "{scripted.program(folder / "bin")}"\n'

@@ -107,8 +107,12 @@ WORKSPACE = Resource(
         Attr("source-url", str, "the maker's address", write=True, maximum=1024),
         Attr("trigger-prefixes", list, "folders whose changes begin VCS runs", write=True, items=str, maximum=100),
         Attr("trigger-patterns", list, "patterns of the same", write=True, items=str, maximum=100),
-        Attr("resource-cpu", str, "cores that a run may use", write=True, maximum=20),
-        Attr("resource-memory", str, "memory that a run may use", write=True, maximum=20),
+        Attr(
+            "resource-cpu", str, "cores that a run may use, such as 2 or 500m", write=True, maximum=20, parse=rules.cpu
+        ),
+        Attr(
+            "resource-memory", str, "memory that a run may use, such as 2Gi", write=True, maximum=20, parse=rules.memory
+        ),
         Attr("labels", dict, "key and value pairs; they decide rights", write=True, parse=access.labels),
         Attr("tag-names", list, "the keys of the labels", value=lambda w, _: sorted(w.labels)),
         Attr("vcs-repo", dict, "none without VCS", value=lambda *_: None),

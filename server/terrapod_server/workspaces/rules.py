@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
+from terrapod_shared import quantities
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,89}")
 
 
@@ -22,6 +24,20 @@ def folder(text: str) -> str:
         message = "must be a relative path inside the configuration"
         raise ValueError(message)
     return "" if str(path) == "." else str(path)
+
+
+def cpu(text: str) -> str:
+    """What a run may have of the processor; empty for no limit. Raises ValueError."""
+    if text:
+        quantities.cores(text)
+    return text
+
+
+def memory(text: str) -> str:
+    """What a run may have of memory; empty for no limit. Raises ValueError."""
+    if text:
+        quantities.size(text)
+    return text
 
 
 def tagged(query: Mapping[str, str]) -> list[tuple[str, str | None]]:

@@ -1,0 +1,260 @@
+"""How runs are kept from the listener, from the host's secrets and from one another.
+
+`bubblewrap`: a run sees the host's files read-only, without home folders, without
+the listener's home, other runs or whatever `hide` names, in process and IPC
+namespaces of its own, which end with it. Where the listener is root, the run is
+a user of its own besides (`bubblewrap+user`). `user`: a user of its own alone,
+with a /tmp of its own; for a root listener without bubblewrap. `none`: as the
+listener's user, in a folder and a process group of its own.
+"""
+
+import contextlib
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from terrapod_listener import processes, workdir
+
+Kind = Literal["bubblewrap", "user", "none"]
+#: What no run needs of a host, and what secrets are found in most often.
+HIDDEN = ("/home", "/root", "/run", "/etc/terrapod", "/var/lib/terrapod", "/var/lib/terrapod-listener")
+#: Files that may be links into what is hidden, and are needed all the same.
+_NEEDED = ("/etc/resolv.conf", "/etc/hosts", "/etc/localtime", "/etc/ssl/certs/ca-certificates.crt")
+_PROBE_S = 20.0
+_PASSWD = "passwd"  # noqa: S105  a file's name
+
+
+class Unavailable(Exception):
+    """The host does not offer what the settings ask for."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of the listener's settings this module needs; `readable` and `writable` are absolute paths."""
+
+    want: Literal["auto", "bubblewrap", "user", "none"] = "auto"
+    first_uid: int = 90_000
+    slots: int = 1
+    readable: tuple[str, ...] = ()
+    writable: tuple[str, ...] = ()
+    hide: tuple[str, ...] = ()
+
+
+@dataclass
+class Isolation:
+    """What this host offers. `name` is what status, heartbeat and the run's log say; `why` what is missing for more."""
+
+    kind: Kind
+    home: Path
+    settings: Settings
+    why: str = ""
+    _used: set[int] = field(default_factory=set)
+
+    @property
+    def has_users(self) -> bool:
+        return self.kind != "none" and os.geteuid() == 0
+
+    @property
+    def name(self) -> str:
+        return "bubblewrap+user" if self.kind == "bubblewrap" and self.has_users else self.kind
+
+    def cell(self, folder: Path, engine: Sequence[Path] = (), slot: int | None = None) -> "Cell":
+        """The place of one run. `slot`: that which an earlier life of this listener gave it."""
+        free = next(number for number in range(len(self._used) + 1) if number not in self._used)
+        number = free if slot is None else slot
+        self._used.add(number)
+        return Cell(self, folder, number, list(engine))
+
+    def let_go(self, slot: int) -> None:
+        self._used.discard(slot)
+
+    def uid(self, slot: int) -> int:
+        return self.settings.first_uid + slot
+
+    def clear(self) -> None:
+        """Kills whom runs of an earlier life left, but for those of the slots in use. To be called in a thread."""
+        if self.has_users:
+            for slot in range(self.settings.slots):
+                if slot not in self._used:
+                    _end_user(self.uid(slot))
+
+
+@dataclass
+class Cell:
+    """Where and as whom the programs of one run are started. `engine`: files or folders that they run from."""
+
+    isolation: Isolation
+    folder: Path
+    slot: int
+    engine: list[Path]
+
+    @property
+    def is_boxed(self) -> bool:
+        """Whether a bubblewrap stands between us and the program: see `processes.interrupt`."""
+        return self.isolation.kind == "bubblewrap"
+
+    def hand_over(self) -> None:
+        """Makes the folder the run's own. To be called in a thread, before anything of the run's has been started."""
+        if not self.isolation.has_users:
+            return
+        uid = self.isolation.uid(self.slot)
+        mine = f"terrapod-run:x:{uid}:{uid}:a run:{self.folder / 'home'}:/bin/sh\n"
+        (self.folder / _PASSWD).write_text(Path("/etc/passwd").read_text() + mine)  # ssh asks who it is
+        (self.folder / _PASSWD).chmod(0o644)
+        for place, folders, files in os.walk(self.folder):
+            for name in (*folders, *files):
+                os.chown(Path(place, name), uid, uid, follow_symlinks=False)
+        os.chown(self.folder, uid, uid)
+
+    def argv(self, program: Sequence[str], cwd: Path, *, outlives: bool = False) -> list[str]:
+        """What to start for a program. It is the leader of its session; `outlives`: whoever starts it may die before it."""
+        kind = self.isolation.kind
+        if kind == "bubblewrap":
+            return [*self._bubblewrap(outlives=outlives), "--chdir", str(cwd), "--", *self._as_user(), *program]
+        if kind == "user":
+            return [*self._own_tmp(), *self._as_user(), *program]
+        return list(program)
+
+    def clear(self) -> None:
+        """Nobody of the run is left when this returns. To be called in a thread."""
+        if self.isolation.has_users:
+            _end_user(self.isolation.uid(self.slot))
+
+    def _as_user(self) -> list[str]:
+        if not self.isolation.has_users:
+            return []
+        uid = str(self.isolation.uid(self.slot))
+        return [_found("setpriv"), "--reuid", uid, "--regid", uid, "--clear-groups", "--no-new-privs", "--"]
+
+    def _own_tmp(self) -> list[str]:
+        """A mount namespace with a /tmp of its own; a process's /proc shows those of others, but not what is in them."""
+        script = 'mount --bind "$1/tmp" /tmp && mount --bind "$1/tmp" /var/tmp && mount --bind "$1/passwd" /etc/passwd'
+        inside = f'{script} && shift && exec "$@"'
+        alone = [_found("unshare"), "--mount", "--propagation", "private", "--"]
+        return [*alone, "/bin/sh", "-c", inside, "sh", str(self.folder)]
+
+    def _bubblewrap(self, *, outlives: bool) -> list[str]:
+        argv = [_found("bwrap"), "--unshare-pid", "--unshare-ipc", "--unshare-cgroup-try"]
+        argv += [] if outlives else ["--die-with-parent"]
+        if self.isolation.has_users:
+            argv += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        else:
+            argv += ["--unshare-user"]
+        argv += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
+        mounts = sorted(self._mounts(), key=lambda mount: len(Path(mount[-1]).parts))  # what holds others comes first
+        hidden = [place for kind, *_, place in mounts if kind == "--tmpfs"]
+        for mount in mounts:
+            argv += [word for parent in _inside(hidden, mount[-1]) for word in ("--perms", "0755", "--dir", parent)]
+            argv += mount
+        return [*argv, *(word for place in hidden for word in ("--remount-ro", place))]
+
+    def _mounts(self) -> Iterator[tuple[str, ...]]:
+        """bubblewrap's own words. Its sources are the host's paths, whatever is mounted over them before."""
+        isolation, folder = self.isolation, str(self.folder)
+        hidden = [*HIDDEN, *isolation.settings.hide, str(isolation.home)]
+        for place in dict.fromkeys(os.path.realpath(each) for each in hidden):
+            if Path(place).is_dir():
+                yield ("--tmpfs", place)
+            elif Path(place).exists():
+                yield ("--ro-bind", "/dev/null", place)
+        for place in ("/tmp", "/var/tmp"):  # noqa: S108  its own
+            yield ("--bind", f"{folder}/tmp", place)  # noqa: S108
+        if isolation.has_users:
+            yield ("--ro-bind", f"{folder}/{_PASSWD}", "/etc/passwd")
+        below = tuple(f"{os.path.realpath(each)}/" for each in (*hidden, "/tmp", "/var/tmp"))  # noqa: S108
+        for needed in map(os.path.realpath, _NEEDED):
+            if needed.startswith(below):
+                yield ("--ro-bind-try", needed, needed)
+        for readable in (*isolation.settings.readable, *map(str, self.engine)):
+            yield ("--ro-bind-try", readable, readable)
+        for writable in isolation.settings.writable:
+            yield ("--bind-try", writable, writable)
+        yield ("--bind", folder, folder)
+
+
+def _inside(hidden: list[str], place: str) -> list[str]:
+    """The folders on the way to a place that lie in what is hidden, from the top: bubblewrap would close them to others."""
+    parents = [str(parent) for parent in reversed(Path(place).parents)]
+    return [parent for parent in parents if any(parent.startswith(f"{each}/") for each in hidden)]
+
+
+def find(home: Path, settings: Settings) -> Isolation:
+    """The strongest that the host offers, or the one that is asked for. To be called in a thread. Raises Unavailable."""
+    why = []
+    kinds: tuple[Kind, ...] = ("bubblewrap", "user") if settings.want == "auto" else ()
+    if settings.want in ("bubblewrap", "user"):
+        kinds = (settings.want,)
+    for kind in kinds:
+        isolation = Isolation(kind, home, settings)
+        try:
+            _prepare(isolation)
+            _probe(isolation)
+        except (Unavailable, OSError, subprocess.SubprocessError) as error:
+            why.append(f"{kind}: {error}")
+        else:
+            isolation.why = "; ".join(why)
+            return isolation
+    if settings.want in ("bubblewrap", "user"):
+        raise Unavailable("; ".join(why))
+    return Isolation("none", home, settings, "; ".join(why))
+
+
+def _prepare(isolation: Isolation) -> None:
+    """Raises Unavailable."""
+    if isolation.kind == "user":
+        if os.geteuid() != 0:
+            message = "the listener is not root"
+            raise Unavailable(message)
+        for folder in (isolation.home, isolation.home / "work", isolation.home / "engines"):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder.chmod(0o711)  # to be passed through, not to be listed
+    if isolation.has_users:
+        for slot in range(isolation.settings.slots):
+            with contextlib.suppress(KeyError):
+                name = pwd.getpwuid(isolation.uid(slot)).pw_name
+                message = f"user id {isolation.uid(slot)} belongs to {name}: set run_uid to a free range"
+                raise Unavailable(message)
+
+
+def _probe(isolation: Isolation) -> None:
+    """Does it once for real. Raises Unavailable where it does not work, OSError, SubprocessError."""
+    folder = isolation.home / "work" / f".probe-{secrets.token_hex(4)}"
+    for name in ("tmp", "home"):
+        (folder / name).mkdir(parents=True, mode=0o700)
+    try:
+        cell = Cell(isolation, folder, 0, [])
+        cell.hand_over()
+        done = subprocess.run(  # noqa: S603  our own words
+            cell.argv(["/bin/sh", "-c", 'echo here > "$0"', f"{folder}/tmp/probe"], folder),  # noqa: S108
+            cwd="/", env={"PATH": os.defpath}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, timeout=_PROBE_S, check=False,
+        )  # fmt: skip
+        if done.returncode or not (folder / "tmp" / "probe").exists():
+            raise Unavailable(done.stderr.decode("utf-8", "replace").strip()[:300] or f"exit code {done.returncode}")
+    finally:
+        workdir.remove(folder)
+
+
+def _found(name: str) -> str:
+    path = shutil.which(name, path="/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+    if path is None:
+        message = f"{name} is not installed"
+        raise Unavailable(message)
+    return path
+
+
+def _end_user(uid: int) -> None:
+    """Kills a user's processes until there are none: one may fork while another is killed."""
+    while left := processes.of_user(uid):
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)

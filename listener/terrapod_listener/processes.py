@@ -1,0 +1,77 @@
+"""A program and those who came from it, by the session that it began; also inside a bubblewrap.
+
+Standard library alone, without a module of ours: the keeper of an apply loads
+it by its path, in a bare interpreter.
+"""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+
+def started(pid: int) -> str:
+    """When a process began, in the kernel's ticks: with the pid it names one process. Raises OSError."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+
+
+def session(leader: int, began: str = "") -> list[int]:
+    """Who still runs in the session that a program began. `began`: the leader counts only if it is still that process."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError, IndexError):
+                about = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
+                pid = int(entry.name)
+                is_leader = pid != leader or not began or about[19] == began
+                if about[3] == str(leader) and about[0] != "Z" and is_leader:
+                    found.append(pid)
+    return found
+
+
+def interrupt(leader: int, *, is_boxed: bool) -> bool:
+    """One SIGINT for a program and its process group; whether it reached anybody.
+
+    A boxed one is a bubblewrap, which would die of it and take the program
+    along, or leave it unheard: so it goes to those inside, but for their init.
+    Where the program does not run yet, it is for the caller to ask again.
+    """
+    if not is_boxed:
+        with contextlib.suppress(OSError):
+            os.killpg(leader, signal.SIGINT)
+        return True
+    inside = [pid for pid in session(leader) if pid != leader and not _is_init(pid)]
+    for pid in inside:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGINT)
+    return bool(inside)
+
+
+def kill(leader: int) -> None:
+    """Kills a program and its process group; with its init ends everything in a box."""
+    with contextlib.suppress(OSError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _is_init(pid: int) -> bool:
+    """Whether it is the first process of a pid namespace of its own."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return True
+    numbers = next((line.split()[1:] for line in lines if line.startswith("NSpid:")), [])
+    return len(numbers) > 1 and numbers[-1] == "1"
+
+
+def of_user(uid: int) -> list[int]:
+    """All processes whose real user this is."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                lines = Path(entry.path, "status").read_text().splitlines()
+                words = next((line.split() for line in lines if line.startswith("Uid:")), [])
+                state = next((line for line in lines if line.startswith("State:")), "")
+                if words[1:2] == [str(uid)] and "Z" not in state.split()[1:2]:
+                    found.append(int(entry.name))
+    return found

@@ -4,7 +4,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import msgspec
 
@@ -81,7 +81,7 @@ def load(home: Path, environ: Mapping[str, str] = os.environ) -> Config:  # noqa
             mistakes.append(f"{name}: there is no such setting")
             continue
         try:
-            is_text = fields[key] is str or key == "log_level"
+            is_text = fields[key] is str or get_origin(fields[key]) is Literal
             table[key] = text if is_text else msgspec.json.decode(text.encode())
         except msgspec.DecodeError:
             mistakes.append(f"{name}: {text!r} is no JSON value")

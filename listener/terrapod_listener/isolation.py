@@ -16,7 +16,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,8 @@ Kind = Literal["bubblewrap", "user", "none"]
 HIDDEN = ("/home", "/root", "/run", "/etc/terrapod", "/var/lib/terrapod", "/var/lib/terrapod-listener")
 #: Files that may be links into what is hidden, and are needed all the same.
 _NEEDED = ("/etc/resolv.conf", "/etc/hosts", "/etc/localtime", "/etc/ssl/certs/ca-certificates.crt")
+#: Each run has its own.
+_TMP = ("/tmp", "/var/tmp")  # noqa: S108
 _PROBE_S = 20.0
 _PASSWD = "passwd"  # noqa: S105  a file's name
 
@@ -56,7 +58,7 @@ class Isolation:
     home: Path
     settings: Settings
     why: str = ""
-    _used: set[int] = field(default_factory=set)
+    _used: dict[int, Path] = field(default_factory=dict)
 
     @property
     def has_users(self) -> bool:
@@ -70,17 +72,20 @@ class Isolation:
         """The place of one run. `slot`: that which an earlier life of this listener gave it."""
         free = next(number for number in range(len(self._used) + 1) if number not in self._used)
         number = free if slot is None else slot
-        self._used.add(number)
+        self._used[number] = folder
         return Cell(self, folder, number, list(engine))
 
-    def let_go(self, slot: int) -> None:
-        self._used.discard(slot)
+    def let_go(self, cell: "Cell") -> None:
+        self._used.pop(cell.slot, None)
 
     def uid(self, slot: int) -> int:
         return self.settings.first_uid + slot
 
     def clear(self) -> None:
-        """Kills whom runs of an earlier life left, but for those of the slots in use. To be called in a thread."""
+        """Kills whom runs of an earlier life left, but for those of the cells in use. To be called in a thread."""
+        if self.kind == "bubblewrap":
+            kept = {str(folder) for folder in self._used.values()}
+            _end_boxes(self.home, lambda folder: folder not in kept)
         if self.has_users:
             for slot in range(self.settings.slots):
                 if slot not in self._used:
@@ -113,18 +118,21 @@ class Cell:
             for name in (*folders, *files):
                 os.chown(Path(place, name), uid, uid, follow_symlinks=False)
         os.chown(self.folder, uid, uid)
+        self.folder.chmod(0o700)
 
     def argv(self, program: Sequence[str], cwd: Path, *, outlives: bool = False) -> list[str]:
         """What to start for a program. It is the leader of its session; `outlives`: whoever starts it may die before it."""
         kind = self.isolation.kind
         if kind == "bubblewrap":
-            return [*self._bubblewrap(outlives=outlives), "--chdir", str(cwd), "--", *self._as_user(), *program]
+            return [*self._bubblewrap(outlives=outlives), "--", *self._as_user(), *_in(cwd), *program]
         if kind == "user":
-            return [*self._own_tmp(), *self._as_user(), *program]
+            return [*self._own_tmp(), *self._as_user(), *_in(cwd), *program]
         return list(program)
 
     def clear(self) -> None:
         """Nobody of the run is left when this returns. To be called in a thread."""
+        if self.is_boxed:
+            _end_boxes(self.isolation.home, lambda folder: folder == str(self.folder))
         if self.isolation.has_users:
             _end_user(self.isolation.uid(self.slot))
 
@@ -152,7 +160,9 @@ class Cell:
         mounts = sorted(self._mounts(), key=lambda mount: len(Path(mount[-1]).parts))  # what holds others comes first
         hidden = [place for kind, *_, place in mounts if kind == "--tmpfs"]
         for mount in mounts:
-            argv += [word for parent in _inside(hidden, mount[-1]) for word in ("--perms", "0755", "--dir", parent)]
+            argv += [
+                word for parent in _inside([*hidden, *_TMP], mount[-1]) for word in ("--perms", "0755", "--dir", parent)
+            ]
             argv += mount
         return [*argv, *(word for place in hidden for word in ("--remount-ro", place))]
 
@@ -165,11 +175,11 @@ class Cell:
                 yield ("--tmpfs", place)
             elif Path(place).exists():
                 yield ("--ro-bind", "/dev/null", place)
-        for place in ("/tmp", "/var/tmp"):  # noqa: S108  its own
+        for place in _TMP:
             yield ("--bind", f"{folder}/tmp", place)  # noqa: S108
         if isolation.has_users:
             yield ("--ro-bind", f"{folder}/{_PASSWD}", "/etc/passwd")
-        below = tuple(f"{os.path.realpath(each)}/" for each in (*hidden, "/tmp", "/var/tmp"))  # noqa: S108
+        below = tuple(f"{os.path.realpath(each)}/" for each in (*hidden, *_TMP))
         for needed in map(os.path.realpath, _NEEDED):
             if needed.startswith(below):
                 yield ("--ro-bind-try", needed, needed)
@@ -178,6 +188,11 @@ class Cell:
         for writable in isolation.settings.writable:
             yield ("--bind-try", writable, writable)
         yield ("--bind", folder, folder)
+
+
+def _in(cwd: Path) -> list[str]:
+    """Changes to a folder as the run's user: it may be nobody else's to enter."""
+    return ["/usr/bin/env", "-C", str(cwd), "--"]
 
 
 def _inside(hidden: list[str], place: str) -> list[str]:
@@ -212,6 +227,9 @@ def _prepare(isolation: Isolation) -> None:
     if isolation.kind == "user":
         if os.geteuid() != 0:
             message = "the listener is not root"
+            raise Unavailable(message)
+        if isolation.home.resolve().is_relative_to("/tmp") or isolation.home.resolve().is_relative_to("/var/tmp"):  # noqa: S108
+            message = f"{isolation.home} is below a folder that runs have their own of"
             raise Unavailable(message)
         for folder in (isolation.home, isolation.home / "work", isolation.home / "engines"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -249,6 +267,14 @@ def _found(name: str) -> str:
         message = f"{name} is not installed"
         raise Unavailable(message)
     return path
+
+
+def _end_boxes(home: Path, which: Callable[[str], bool]) -> None:
+    """Kills boxes by the run's folder that they were given; with their init all inside is killed."""
+    for pid, folder in processes.boxes(home / "work"):
+        if which(folder):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _end_user(uid: int) -> None:

@@ -281,7 +281,7 @@ class Daemon:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         job = self._jobs.pop(task)
-        self._isolation.let_go(job.cell.slot)
+        self._isolation.let_go(job.cell)
         if all(other.work.run_id != job.work.run_id for other in self._jobs.values()):
             self._leases.pop(job.work.run_id, None)
         self._changed.set()

@@ -75,3 +75,16 @@ def of_user(uid: int) -> list[int]:
                 if words[1:2] == [str(uid)] and "Z" not in state.split()[1:2]:
                     found.append(int(entry.name))
     return found
+
+
+def boxes(work: Path) -> list[tuple[int, str]]:
+    """Every bubblewrap, its init too, that was given a run's folder below `work`, and that folder."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError, StopIteration):
+                if Path(entry.path, "comm").read_text().strip() == "bwrap":
+                    words = Path(entry.path, "cmdline").read_bytes().split(b"\0")
+                    bound = (os.fsdecode(words[at + 1]) for at, word in enumerate(words) if word == b"--bind")
+                    found.append((int(entry.name), next(path for path in bound if Path(path).parent == work)))
+    return found

@@ -47,8 +47,8 @@ class Apply:
             self._keeper.kill()
         self._early = "kill"
 
-    async def start(self, job: dict[str, Any], secrets: list[str]) -> dict[str, Any]:
-        """Runs terraform; what came of it. The journal says before it that it may have begun."""
+    async def start(self, job: dict[str, Any], secrets: list[str], lock: int | None = None) -> dict[str, Any]:
+        """Runs terraform; what came of it. The journal says before it that it may have begun. `lock`: for the keeper."""
         folder, work = self._record.folder, self._record.facts.work
         facts = self._record.facts
         more = {
@@ -64,7 +64,7 @@ class Apply:
             "is_boxed": facts.is_boxed,
             "secrets": secrets,
         }
-        self._keeper = await asyncio.to_thread(Keeper.start, self._record)
+        self._keeper = await asyncio.to_thread(Keeper.start, self._record, lock)
         if self._early == "kill":
             self._keeper.kill()
         elif self._early:

@@ -9,6 +9,7 @@ listener's user, in a folder and a process group of its own.
 """
 
 import contextlib
+import fcntl
 import os
 import pwd
 import secrets
@@ -30,6 +31,10 @@ HIDDEN = ("/home", "/root", "/run", "/etc/terrapod", "/var/lib/terrapod", "/var/
 _NEEDED = ("/etc/resolv.conf", "/etc/hosts", "/etc/localtime", "/etc/ssl/certs/ca-certificates.crt")
 #: Each run has its own.
 _TMP = ("/tmp", "/var/tmp")  # noqa: S108
+#: User ids from the first on that may be given to runs.
+USERS_MOST = 1000
+#: Which of them are in use, on the whole host: a user's processes are killed when its run is over.
+_LOCKS = Path("/run/terrapod-users")
 _PROBE_S = 20.0
 _PASSWD = "passwd"  # noqa: S105  a file's name
 
@@ -58,7 +63,7 @@ class Isolation:
     home: Path
     settings: Settings
     why: str = ""
-    _used: dict[int, Path] = field(default_factory=dict)
+    _cells: "dict[int, Cell]" = field(default_factory=dict)
 
     @property
     def has_users(self) -> bool:
@@ -68,38 +73,60 @@ class Isolation:
     def name(self) -> str:
         return "bubblewrap+user" if self.kind == "bubblewrap" and self.has_users else self.kind
 
-    def cell(self, folder: Path, engine: Sequence[Path] = (), slot: int | None = None) -> "Cell":
-        """The place of one run. `slot`: that which an earlier life of this listener gave it."""
-        free = next(number for number in range(len(self._used) + 1) if number not in self._used)
-        number = free if slot is None else slot
-        self._used[number] = folder
-        return Cell(self, folder, number, list(engine))
+    def cell(self, folder: Path, slot: int | None = None) -> "Cell":
+        """The place of one run. `slot`: that which an earlier life of this listener gave it. Raises Unavailable."""
+        cell = Cell(self, folder, 0)
+        if not self.has_users:
+            cell.slot = next(number for number in range(len(self._cells) + 1) if number not in self._cells)
+        elif slot is None:
+            cell.slot, cell.lock = self._free_user()
+            _end_user(self.uid(cell.slot))  # whom a listener that was killed may have left
+        else:  # its keeper holds the user
+            cell.slot, cell.lock = slot, _lock(self.uid(slot))
+        self._cells[cell.slot] = cell
+        return cell
 
     def let_go(self, cell: "Cell") -> None:
-        self._used.pop(cell.slot, None)
+        self._cells.pop(cell.slot, None)
+        if cell.lock is not None:
+            os.close(cell.lock)
+            cell.lock = None
 
     def uid(self, slot: int) -> int:
         return self.settings.first_uid + slot
 
+    def _free_user(self) -> tuple[int, int]:
+        """A slot whose user no run of any listener of this host has, and the lock that says so."""
+        for slot in range(USERS_MOST):
+            if slot not in self._cells and (lock := _lock(self.uid(slot))) is not None:
+                return slot, lock
+        message = f"none of the {USERS_MOST} user ids from {self.settings.first_uid} on is free"
+        raise Unavailable(message)
+
     def clear(self) -> None:
         """Kills whom runs of an earlier life left, but for those of the cells in use. To be called in a thread."""
         if self.kind == "bubblewrap":
-            kept = {str(folder) for folder in self._used.values()}
+            kept = {str(cell.folder) for cell in self._cells.values()}
             _end_boxes(self.home, lambda folder: folder not in kept)
         if self.has_users:
-            for slot in range(self.settings.slots):
-                if slot not in self._used:
-                    _end_user(self.uid(slot))
+            for uid in processes.users(range(self.uid(0), self.uid(USERS_MOST))):
+                if uid - self.uid(0) not in self._cells and (lock := _lock(uid)) is not None:
+                    _end_user(uid)
+                    os.close(lock)
 
 
 @dataclass
 class Cell:
-    """Where and as whom the programs of one run are started. `engine`: files or folders that they run from."""
+    """Where and as whom the programs of one run are started. `engine`: files or folders that they run from.
+
+    `lock` holds its user for it: whoever has a copy of the descriptor.
+    """
 
     isolation: Isolation
     folder: Path
     slot: int
-    engine: list[Path]
+    engine: list[Path] = field(default_factory=list)
+    lock: int | None = None
 
     @property
     def is_boxed(self) -> bool:
@@ -134,7 +161,10 @@ class Cell:
         if self.is_boxed:
             _end_boxes(self.isolation.home, lambda folder: folder == str(self.folder))
         if self.isolation.has_users:
-            _end_user(self.isolation.uid(self.slot))
+            uid = self.isolation.uid(self.slot)
+            self.lock = self.lock if self.lock is not None else _lock(uid)
+            if self.lock is not None:
+                _end_user(uid)
 
     def _as_user(self) -> list[str]:
         if not self.isolation.has_users:
@@ -248,7 +278,7 @@ def _probe(isolation: Isolation) -> None:
     for name in ("tmp", "home"):
         (folder / name).mkdir(parents=True, mode=0o700)
     try:
-        cell = Cell(isolation, folder, 0, [])
+        cell = Cell(isolation, folder, 0)
         cell.hand_over()
         done = subprocess.run(  # noqa: S603  our own words
             cell.argv(["/bin/sh", "-c", 'echo here > "$0"', f"{folder}/tmp/probe"], folder),  # noqa: S108
@@ -269,6 +299,18 @@ def _found(name: str) -> str:
     return path
 
 
+def _lock(uid: int) -> int | None:
+    """Takes a user for this process and those who get the descriptor; None where another listener's run has it."""
+    _LOCKS.mkdir(mode=0o700, exist_ok=True)
+    handle = os.open(_LOCKS / str(uid), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
 def _end_boxes(home: Path, which: Callable[[str], bool]) -> None:
     """Kills boxes by the run's folder that they were given; with their init all inside is killed."""
     for pid, folder in processes.boxes(home / "work"):
@@ -279,8 +321,8 @@ def _end_boxes(home: Path, which: Callable[[str], bool]) -> None:
 
 def _end_user(uid: int) -> None:
     """Kills a user's processes until there are none: one may fork while another is killed."""
-    while left := processes.of_user(uid):
-        for pid in left:
+    while left := processes.users([uid]):
+        for pid in left[uid]:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.005)

@@ -30,8 +30,11 @@ class Keeper:
         self._pidfd, self._child = pidfd, child
 
     @classmethod
-    def start(cls, record: Record) -> "Keeper":
-        """It waits for `go`; until then it has begun nothing. The journal names it when this returns. Raises OSError."""
+    def start(cls, record: Record, lock: int | None = None) -> "Keeper":
+        """It waits for `go`; until then it has begun nothing. The journal names it when this returns. Raises OSError.
+
+        `lock` is a descriptor that it holds open until it ends.
+        """
         with (record.folder / "keeper.err").open("wb") as errors:
             signal.pthread_sigmask(signal.SIG_BLOCK, keeper.SIGNALS)  # what comes early waits for its handlers
             try:
@@ -43,6 +46,7 @@ class Keeper:
                     stdout=subprocess.DEVNULL,
                     stderr=errors,
                     start_new_session=True,
+                    pass_fds=() if lock is None else (lock,),
                 )
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, keeper.SIGNALS)

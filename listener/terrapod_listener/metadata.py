@@ -11,13 +11,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from terrapod_listener.isolation import Isolation, Unavailable
+from terrapod_listener.isolation import USERS_MOST, Isolation, Unavailable
 
 #: AWS, Azure, Google, Oracle and others; containers and pods on AWS; Alibaba.
 ADDRESSES = ("169.254.169.254", "169.254.170.2", "169.254.170.23", "100.100.100.200", "fd00:ec2::254", "fd00:ec2::23")
 _PRIORITY = "90"
-#: More than a host has runs at once, now or after its capacity is raised.
-_USERS_MOST = 1000
 _ASK_S = 20.0
 
 
@@ -27,7 +25,7 @@ def block(isolation: Isolation) -> None:
         _look_at_the_unit()
         return
     first = isolation.settings.first_uid
-    users = f"{first}-{first + _USERS_MOST - 1}"
+    users = f"{first}-{first + USERS_MOST - 1}"
     for address in ADDRESSES:
         family = "-6" if ":" in address else "-4"
         rule = [family, "rule", "add", "to", address, "uidrange", users, "priority", _PRIORITY, "prohibit"]

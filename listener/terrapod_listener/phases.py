@@ -448,7 +448,7 @@ class Job:
         try:
             if self._cancel:
                 (apply.kill if self._cancel == "force-cancel" else apply.interrupt)()
-            found = await (apply.start(job, self._secrets) if job else apply.again())
+            found = await (apply.start(job, self._secrets, self.cell.lock) if job else apply.again())
         finally:
             self.step = "state"
             await self._delivery.left_state(self._record, self._log, self.folder)

@@ -7,6 +7,7 @@ it by its path, in a bare interpreter.
 import contextlib
 import os
 import signal
+from collections.abc import Container
 from pathlib import Path
 
 
@@ -63,17 +64,17 @@ def _is_init(pid: int) -> bool:
     return len(numbers) > 1 and numbers[-1] == "1"
 
 
-def of_user(uid: int) -> list[int]:
-    """All processes whose real user this is."""
-    found = []
+def users(wanted: Container[int]) -> dict[int, list[int]]:
+    """Of these user ids those that have processes, and which."""
+    found: dict[int, list[int]] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, KeyError, IndexError):
                 lines = Path(entry.path, "status").read_text().splitlines()
-                words = next((line.split() for line in lines if line.startswith("Uid:")), [])
-                state = next((line for line in lines if line.startswith("State:")), "")
-                if words[1:2] == [str(uid)] and "Z" not in state.split()[1:2]:
-                    found.append(int(entry.name))
+                facts = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
+                uid = int(facts["Uid"][0])
+                if uid in wanted and facts["State"][0] != "Z":
+                    found.setdefault(uid, []).append(int(entry.name))
     return found
 
 

@@ -1,6 +1,7 @@
 """What a run may and may not do to its listener's host, by programs that try; with each kind that this host offers."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -57,12 +58,14 @@ def _cell(home: Path, kind: Literal["bubblewrap", "user"]) -> Iterator[Cell]:
         found = isolation.find(home, wanted)
     except isolation.Unavailable as why:
         pytest.skip(f"this host does not offer it: {why}")
-    made = found.cell(home / "work" / "run-a", [home / "engines" / "abc"])
+    made = found.cell(home / "work" / "run-a")
+    made.engine = [home / "engines" / "abc"]
     for name in ("home", "tmp", "config"):
         (made.folder / name).mkdir(parents=True, mode=0o700)
     made.hand_over()
     yield made
     made.clear()
+    found.let_go(made)
 
 
 class Ran:
@@ -180,7 +183,8 @@ def test_a_box_ends_with_whoever_started_it(box: Cell) -> None:
 def test_a_start_ends_what_an_earlier_life_left(cell: Cell) -> None:
     """Of a box too: one whose starter dies before it has asked to be told lives on; so does one that is to outlive it."""
     argv = cell.argv(["/bin/sh", "-c", "exec sleep 965432"], cell.folder, outlives=True)
-    with subprocess.Popen(argv, env=ENV, start_new_session=True) as left:
+    with subprocess.Popen(argv, env=ENV, start_new_session=True) as left, contextlib.ExitStack() as stack:
+        stack.callback(left.kill)
         _there("^sleep 96543[2]")
         cell.isolation.clear()  # its slot is in use: it goes on
         assert left.poll() is None
@@ -235,7 +239,27 @@ def test_two_runs_are_two_users(home: Path) -> None:
     (one.folder / "mine").write_text(SECRET)
     assert SECRET not in Ran(two, f"cat {one.folder}/mine; ls {one.folder}").out
     found.let_go(one)
-    assert found.cell(home / "work" / "run-3").slot == 0, "a place that is free is given again"
+    assert found.cell(home / "work" / "run-3").slot == one.slot, "a place that is free is given again"
+
+
+def test_two_listeners_of_a_host_never_share_a_user(home: Path) -> None:
+    """Each kills all of a user's processes when its run is over."""
+    if os.geteuid() != 0:
+        pytest.skip("only a root listener has users to give")
+    settings = Settings(want="user", first_uid=90_700)
+    one, two = (isolation.Isolation("user", home, settings) for _ in range(2))
+    first = one.cell(home / "work" / "run-1")
+    second = two.cell(home / "work" / "run-2")
+    assert (first.slot, second.slot) == (0, 1)
+    keeper = os.dup(first.lock or -1)
+    one.let_go(first)  # its listener was killed; its keeper goes on
+    assert two.cell(home / "work" / "run-3").slot == 2
+    adopted = isolation.Isolation("user", home, settings).cell(home / "work" / "run-1", slot=0)
+    assert adopted.lock is None
+    os.close(keeper)
+    adopted.clear()
+    assert adopted.lock is not None
+    assert two.cell(home / "work" / "run-4").slot == 3
 
 
 def test_a_listener_that_is_no_root_has_its_box(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

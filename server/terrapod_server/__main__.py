@@ -145,6 +145,9 @@ def set_password(email: str, password_stdin: bool, file: Path | None, data: Path
     click.echo(f"{email.lower()} has a new password, and no session any more")
 
 
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
 @main.group()
 def binaries() -> None:
     """The cache of terraform and tofu binaries."""
@@ -152,14 +155,29 @@ def binaries() -> None:
 
 @binaries.command(name="import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--sums", type=_FILE, help="The release's SHA256SUMS; default: the one beside each archive.")
+@click.option("--signature", type=_FILE, help="Its OpenPGP signature; default: the one beside each archive.")
+@click.option("--unsigned", is_flag=True, help="Vouch for the archives yourself: no signature is checked.")
 @_CONFIG
 @_DATA
-def import_(files: tuple[Path, ...], file: Path | None, data: Path | None) -> None:
+def import_(
+    files: tuple[Path, ...],
+    sums: Path | None,
+    signature: Path | None,
+    unsigned: bool,
+    file: Path | None,
+    data: Path | None,
+) -> None:
     """Import release archives.
 
-    For hosts without internet. A file is named as its release is, such as terraform_1.15.5_linux_amd64.zip.
+    For hosts without internet. A file is named as its release is, such as terraform_1.15.5_linux_amd64.zip, and its
+    publisher's signed checksums are needed beside it. What comes in unsigned is listed as such.
     """
-    sys.exit(asyncio.run(engines.import_all(_load(file, data), files)))
+    if unsigned and (sums or signature):
+        message = "--unsigned goes with neither --sums nor --signature"
+        raise click.UsageError(message)
+    importing = engines.import_all(_load(file, data), files, sums=sums, signature=signature, unsigned=unsigned)
+    sys.exit(asyncio.run(importing))
 
 
 @main.group()

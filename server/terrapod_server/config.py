@@ -57,6 +57,9 @@ class Engines(Section, frozen=True, kw_only=True):
     tofu_url: str = "https://github.com/opentofu/opentofu/releases/download"  #: where tofu's versions are
     tofu_index_url: str = "https://get.opentofu.org/tofu/api.json"  #: where the list of tofu's versions is
     timeout_s: float = 300.0  #: of one download
+    require_signatures: bool = True  #: whether a site's checksums must be signed; a bad signature is refused anyhow
+    terraform_keys: str = ""  #: file of the OpenPGP keys that may sign terraform's checksums; default: HashiCorp's
+    tofu_keys: str = ""  #: file of the OpenPGP keys that may sign tofu's checksums; default: OpenTofu's
 
 
 class Tls(Section, frozen=True, kw_only=True):
@@ -375,7 +378,7 @@ def _tls(config: Config) -> list[str]:
 
 
 def _contradictions(config: Config) -> list[str]:
-    wrong = [*_tls(config), *_too_small(config)]
+    wrong = [*_tls(config), *_too_small(config), *_engine_mistakes(config.engines)]
     for network in config.trusted_proxies:
         try:
             ipaddress.ip_network(network, strict=False)
@@ -397,6 +400,13 @@ def _contradictions(config: Config) -> list[str]:
     ):
         wrong.append("database_url: must begin with postgres:// or sqlite://")
     return wrong
+
+
+def _engine_mistakes(engines: Engines) -> list[str]:
+    files = {"terraform_keys": engines.terraform_keys, "tofu_keys": engines.tofu_keys}
+    return [
+        f"engines.{name}: {file} cannot be read" for name, file in files.items() if file and not Path(file).is_file()
+    ]
 
 
 def _auth_mistakes(auth: Auth) -> list[str]:

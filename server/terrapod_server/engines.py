@@ -11,18 +11,27 @@ from terrapod_server.mirror import actions as mirror
 from terrapod_shared.errors import TerrapodError
 
 
-async def import_all(config: Config, files: Sequence[Path]) -> int:
+async def import_all(
+    config: Config,
+    files: Sequence[Path],
+    *,
+    sums: Path | None = None,
+    signature: Path | None = None,
+    unsigned: bool = False,
+) -> int:
     """Imports each file; exit code 1 where one was refused, and the others are imported all the same."""
     failed = 0
     async with app.opened(config) as built:
         for file in files:
             try:
-                engine = await mirror.import_zip(built.services, file)
+                engine = await mirror.import_zip(
+                    built.services, file, sums=sums, signature=signature, unsigned=unsigned
+                )
             except TerrapodError as error:
                 click.echo(f"{file.name}: {error.detail}", err=True)
                 failed = 1
             else:
-                click.echo(
-                    f"{file.name}: {engine.tool} {engine.version} {engine.os}/{engine.arch}, sha256 {engine.sha256}"
-                )
+                signed = f"signed by {engine.signed_by}" if engine.signed_by else "not signed"
+                what = f"{engine.tool} {engine.version} {engine.os}/{engine.arch}"
+                click.echo(f"{file.name}: {what}, sha256 {engine.sha256}, {signed}")
     return failed

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from kit.openpgp import Signer
 from kit.postgres import free_port
 from kit.release_site import release_zip
 from kit.serving import state_bytes
@@ -107,7 +108,22 @@ def test_serve_binaries_import_and_a_clean_end(tmp_path: Path) -> None:
     archive.write_bytes(release_zip("terraform"))
     data, port = str(tmp_path / "data"), free_port()
     done = command("terrapod-server", "binaries", "import", str(archive), "--data", data)
+    assert (done.returncode, "--unsigned" in done.stderr) == (1, True), done.stderr
+    both = command("terrapod-server", "binaries", "import", str(archive), "--unsigned", "--sums", str(archive))
+    assert (both.returncode, "goes with neither" in both.stderr) == (2, True)
+    signer = Signer()
+    sums = f"{hashlib.sha256(archive.read_bytes()).hexdigest()}  {archive.name}\n".encode()
+    (tmp_path / "sums").write_bytes(sums)
+    (tmp_path / "signature").write_bytes(signer.sign(sums))
+    done = command(
+        "terrapod-server", "binaries", "import", str(archive), "--data", data,
+        "--sums", str(tmp_path / "sums"), "--signature", str(tmp_path / "signature"),
+        TERRAPOD_ENGINES__TERRAFORM_KEYS=signer.write(tmp_path / "keys.asc"),
+    )  # fmt: skip
     assert (done.returncode, "terraform 1.9.8 linux/amd64" in done.stdout) == (0, True), done.stderr
+    assert f"signed by {signer.fingerprint}" in done.stdout
+    again = command("terrapod-server", "binaries", "import", str(archive), "--unsigned", "--data", data)
+    assert again.returncode == 0, again.stderr
     bad = tmp_path / "terraform_1.9.9_linux_amd64.zip"
     bad.write_bytes(b"nonsense")
     refused = command("terrapod-server", "binaries", "import", str(bad), "--data", data)

@@ -1,14 +1,18 @@
-"""A release site on loopback: index, checksums and zips, in the forms of the two publishers."""
+"""A release site on loopback: index, signed checksums and zips, in the forms of the two publishers."""
 
 import contextlib
 import hashlib
 import io
 import json
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from kit.openpgp import Signer
 
 
 def release_zip(tool: str, content: bytes = b"#!/bin/sh\necho terraform\n") -> bytes:
@@ -24,19 +28,33 @@ class ReleaseSite:
     """What it serves, and how often each path was asked for."""
 
     url: str = ""
+    signer: Signer = field(default_factory=Signer)
+    keys: str = ""  #: file of the signer's public key
     files: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     #: While it is clear, zips are not answered.
     gate: threading.Event = field(default_factory=threading.Event)
 
-    def release(self, tool: str, version: str, content: bytes | None = None, *, listed: str = "") -> bytes:
-        """Adds a release; `listed` is another digest in its checksums than its own."""
+    def release(
+        self,
+        tool: str,
+        version: str,
+        content: bytes | None = None,
+        *,
+        listed: str = "",
+        signer: Signer | None = None,
+        signature: str = "",
+    ) -> bytes:
+        """Adds a release; `listed` is another digest in its checksums than its own, `signature` another name of that file."""
         raw = content or release_zip(tool)
         name = f"{tool}_{version}_linux_amd64.zip"
         base = f"/terraform/{version}" if tool == "terraform" else f"/tofu/v{version}"
         self.files[f"{base}/{name}"] = raw
         digest = listed or hashlib.sha256(raw).hexdigest()
-        self.files[f"{base}/{tool}_{version}_SHA256SUMS"] = f"{digest}  {name}\n".encode()
+        sums = f"{digest}  {name}\n".encode()
+        self.files[f"{base}/{tool}_{version}_SHA256SUMS"] = sums
+        suffix = signature or (".gpgsig" if tool == "tofu" else ".sig")
+        self.files[f"{base}/{tool}_{version}_SHA256SUMS{suffix}"] = (signer or self.signer).sign(sums)
         return raw
 
     def index(self, *versions: str) -> None:
@@ -52,6 +70,8 @@ class ReleaseSite:
             "terraform_url": f"{self.url}/terraform",
             "tofu_url": f"{self.url}/tofu",
             "tofu_index_url": f"{self.url}/tofu/api.json",
+            "terraform_keys": self.keys,
+            "tofu_keys": self.keys,
         }
 
 
@@ -79,9 +99,12 @@ def release_site() -> Iterator[ReleaseSite]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     site.url = f"http://127.0.0.1:{server.server_port}"
+    folder = tempfile.TemporaryDirectory()
+    site.keys = site.signer.write(Path(folder.name) / "keys.asc")
     try:
         yield site
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+        folder.cleanup()

@@ -2,13 +2,12 @@
 
 import asyncio
 import hashlib
-import importlib
+import logging
 import time
 import zipfile
 import zlib
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import Any
 
 import aiofiles
 import msgspec
@@ -16,14 +15,14 @@ from tortoise.exceptions import IntegrityError
 
 from terrapod_server.config import Engines
 from terrapod_server.kit.call import Services
-from terrapod_server.mirror import rules
+from terrapod_server.mirror import rules, vouching
 from terrapod_server.mirror.model import EngineFile
 from terrapod_server.store import keys
 from terrapod_shared.errors import BadGateway, Invalid, NotFound
 
+log = logging.getLogger(__name__)
 _INDEX_KEPT_S = 3600.0
 _INDEX_MOST = 64 << 20
-_SUMS_MOST = 1 << 20
 _BINARY_MOST = 2 << 30
 
 #: Released versions by tool and the site's address, with the time when they were read.
@@ -69,7 +68,7 @@ async def _released(engines: Engines, tool: str) -> list[str]:
     if failed and time.monotonic() - failed[0] < _UNREACHABLE_KEPT_S:
         raise BadGateway(failed[1])
     try:
-        raw = await _site().small(engines, url, _INDEX_MOST)
+        raw = await vouching.site().small(engines, url, _INDEX_MOST)
     except (BadGateway, NotFound) as error:
         _unreachable[url] = (time.monotonic(), error.detail)
         raise BadGateway(error.detail) from None
@@ -83,10 +82,6 @@ async def _released(engines: Engines, tool: str) -> list[str]:
         raise BadGateway(message) from None
     _indexes[tool, url] = (time.monotonic(), versions)
     return versions
-
-
-def _site() -> Any:
-    return importlib.import_module("terrapod_server.mirror.site")
 
 
 def check_names(tool: str, version: str, system: str, arch: str) -> None:
@@ -108,40 +103,58 @@ async def ensure(services: Services, tool: str, version: str, system: str, arch:
     """The engine in the cache; fetched and verified first where it is not there.
 
     However many ask at once, one fetches. Raises NotFound where the publisher
-    has no such release, BadGateway where the site cannot be reached or its
-    file does not have the checksum that it lists.
+    has no such release, BadGateway where the site cannot be reached, does not
+    sign its checksums, or its file does not have the one that it lists.
     """
     check_names(tool, version, system, arch)
+    engines = services.config.engines
     row = await EngineFile.get_or_none(tool=tool, version=version, os=system, arch=arch)
-    if row is not None:
+    if row is not None and not _is_doubtful(engines, row):
         return row
     lock = _fetching.setdefault((tool, version, system, arch), asyncio.Lock())
     try:
         async with lock:
             row = await EngineFile.get_or_none(tool=tool, version=version, os=system, arch=arch)
-            return row or await _fetch(services, tool, version, system, arch)
+            if row is not None and not _is_doubtful(engines, row):
+                return row
+            return await _fetch(services, tool, version, system, arch, row)
     finally:
         _fetching.pop((tool, version, system, arch), None)
 
 
-async def _fetch(services: Services, tool: str, version: str, system: str, arch: str) -> EngineFile:
+def _is_doubtful(engines: Engines, row: EngineFile) -> bool:
+    """Whether it came from a site before its signature had to be good; what an owner imported is the owner's word."""
+    return engines.require_signatures and row.source == "fetched" and not row.signed_by
+
+
+async def _fetch(
+    services: Services, tool: str, version: str, system: str, arch: str, old: EngineFile | None
+) -> EngineFile:
+    """`old`: what is here of it; kept where the publisher vouches for it after all."""
     engines = services.config.engines
     base = f"{engines.terraform_url}/{version}" if tool == "terraform" else f"{engines.tofu_url}/v{version}"
     file = rules.filename(tool, version, system, arch)
-    sums = await _site().small(engines, f"{base}/{tool}_{version}_SHA256SUMS", _SUMS_MOST)
-    wanted = rules.checksum(sums.decode("utf-8", "replace"), file)
-    if wanted is None:
-        message = f"the checksums of {tool} {version} list no {file}"
-        raise NotFound(message)
-    return await _keep(
-        services, (tool, version, system, arch), wanted, _site().download(engines, f"{base}/{file}"), "fetched"
-    )
+    vouched = await vouching.fetched(engines, base, tool, version, file)
+    if old is not None and old.sha256 == vouched.sha256:
+        old.signed_by = vouched.signed_by
+        await old.save(update_fields=["signed_by"])
+        return old
+    if old is not None:
+        log.warning("%s %s in the cache has not the SHA-256 that its publisher signs: fetched again", tool, version)
+        await old.delete()
+    chunks = vouching.site().download(engines, f"{base}/{file}")
+    return await _keep(services, (tool, version, system, arch), vouched, chunks, "fetched")
 
 
 async def _keep(
-    services: Services, name: tuple[str, str, str, str], wanted: str, chunks: AsyncIterator[bytes], source: str
+    services: Services,
+    name: tuple[str, str, str, str],
+    vouched: vouching.Vouched,
+    chunks: AsyncIterator[bytes],
+    source: str,
 ) -> EngineFile:
-    """Stores a file that has the wanted digest; a wrong one leaves nothing."""
+    """Stores a file that has the digest that is vouched for; a wrong one leaves nothing."""
+    wanted = vouched.sha256
     tool, version, system, arch = name
     key = keys.engine(tool, version, system, arch)
 
@@ -157,26 +170,55 @@ async def _keep(
     stored = await services.store.put(key, verified())
     try:
         return await EngineFile.create(
-            tool=tool, version=version, os=system, arch=arch, sha256=wanted, size=stored.size, source=source
-        )
+            tool=tool, version=version, os=system, arch=arch, sha256=wanted, size=stored.size, source=source,
+            signed_by=vouched.signed_by,
+        )  # fmt: skip
     except IntegrityError:  # another server process was quicker with the same file
         return await EngineFile.get(tool=tool, version=version, os=system, arch=arch)
 
 
-async def import_zip(services: Services, path: Path) -> EngineFile:
-    """Takes a release's zip from disk. Raises Invalid; its owner vouches for it, so no site is asked."""
+async def import_zip(
+    services: Services,
+    path: Path,
+    *,
+    sums: Path | None = None,
+    signature: Path | None = None,
+    unsigned: bool = False,
+) -> EngineFile:
+    """Takes a release's zip from disk; no site is asked.
+
+    `sums` and `signature` are the publisher's files, by default those beside
+    the zip; `unsigned`: whoever imports it vouches for it, which its row says.
+    Raises Invalid.
+    """
     name = rules.from_filename(path.name)
     if name is None:
         message = f"{path.name} is not named as a release, such as terraform_1.15.5_linux_amd64.zip"
         raise Invalid(message)
     digest = await asyncio.to_thread(_inspect, path, name[0])
+    vouched = vouching.Vouched(digest, "")
+    if not unsigned:
+        try:
+            vouched = await vouching.on_disk(
+                services.config.engines, path, name[0], name[1], sums=sums, signature=signature
+            )
+        except NotFound as error:
+            raise Invalid(error.detail) from None
+    if vouched.sha256 != digest:
+        message = f"{path.name} has the SHA-256 {digest}, and its publisher lists {vouched.sha256}"
+        raise Invalid(message)
     old = await EngineFile.get_or_none(tool=name[0], version=name[1], os=name[2], arch=name[3])
     if old is not None:
-        if old.sha256 == digest:
-            return old
-        message = f"{name[0]} {name[1]} is in the cache with another SHA-256, {old.sha256}; purge it first"
-        raise Invalid(message)
-    return await _keep(services, name, digest, _read(path), "imported")
+        if old.sha256 != digest:
+            message = f"{name[0]} {name[1]} is in the cache with another SHA-256, {old.sha256}; purge it first"
+            raise Invalid(message)
+        if vouched.signed_by or not old.signed_by:
+            old.signed_by, old.source = vouched.signed_by, "unsigned" if unsigned else "imported"
+            await old.save(update_fields=["signed_by", "source"])
+        return old
+    if unsigned:
+        log.warning("%s is imported without a signature", path.name)
+    return await _keep(services, name, vouched, _read(path), "unsigned" if unsigned else "imported")
 
 
 def _inspect(path: Path, tool: str) -> str:

@@ -21,7 +21,8 @@ ENGINE = Resource(
         Attr("arch", str, "architecture; amd64 where not said", write=True),
         Attr("sha256", str, "of the zip"),
         Attr("size", int, "bytes of the zip"),
-        Attr("source", str, "fetched or imported"),
+        Attr("source", str, "fetched, imported, or unsigned: imported without a signature on purpose"),
+        Attr("signed-by", str, "fingerprint of the key that signed its checksum; empty where no signature was checked"),
         Attr("cached-at", str, "when it came in"),
     ),
 )

@@ -5,7 +5,7 @@ from tortoise.models import Model
 
 
 class EngineFile(Model):
-    """A release's zip. `sha256` is of the zip, as its publisher lists it."""
+    """A release's zip. `sha256` is of the zip, as its publisher lists it in a list signed by the key `signed_by`."""
 
     id = fields.BigIntField(primary_key=True, generated=True)
     tool = fields.CharField(max_length=10)
@@ -14,7 +14,10 @@ class EngineFile(Model):
     arch = fields.CharField(max_length=10)
     sha256 = fields.CharField(max_length=64)
     size = fields.BigIntField()
-    source = fields.CharField(max_length=20, default="fetched")  #: or imported
+    source = fields.CharField(max_length=20, default="fetched")  #: imported, or unsigned: imported so on purpose
+    signed_by = fields.CharField(
+        max_length=64, default="", db_default=""
+    )  #: fingerprint; empty: no signature was checked
     cached_at = fields.DatetimeField(auto_now_add=True)
     last_used_at = fields.DatetimeField(null=True)
 

@@ -79,6 +79,16 @@ def filename(tool: str, version: str, system: str, arch: str) -> str:
     return f"{tool}_{version}_{system}_{arch}.zip"
 
 
+def sums_name(tool: str, version: str) -> str:
+    return f"{tool}_{version}_SHA256SUMS"
+
+
+def signature_names(tool: str, version: str) -> list[str]:
+    """Files that may hold the signature of the checksums, in the order of preference."""
+    sums = sums_name(tool, version)
+    return [f"{sums}.gpgsig"] if tool == "tofu" else [f"{sums}.sig", f"{sums}.72D7468F.sig"]
+
+
 def from_filename(name: str) -> tuple[str, str, str, str] | None:
     """Tool, version, system and architecture of a release's file name."""
     found = re.fullmatch(r"(terraform|tofu)_(\d+\.\d+\.\d+[0-9A-Za-z.-]*)_([a-z]+)_([a-z0-9]+)\.zip", name)

@@ -21,6 +21,7 @@ import msgspec
 MIB = 1 << 20
 #: Less is no slow hash any more.
 LEAST_ARGON2_KIB = 8192
+_VERSION = re.compile(r"\d{1,6}\.\d{1,6}\.\d{1,6}")
 _PROVIDER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 #: Variables of ours that are no settings: where the file is, and the token that `up` tells people to export.
 _NOT_SETTINGS = frozenset({"TERRAPOD_CONFIG", "TERRAPOD_TOKEN"})
@@ -60,6 +61,8 @@ class Engines(Section, frozen=True, kw_only=True):
     require_signatures: bool = True  #: whether a site's checksums must be signed; a bad signature is refused anyhow
     terraform_keys: str = ""  #: file of the OpenPGP keys that may sign terraform's checksums; default: HashiCorp's
     tofu_keys: str = ""  #: file of the OpenPGP keys that may sign tofu's checksums; default: OpenTofu's
+    terraform_floor: str = ""  #: oldest terraform that is used; default: what has no known hole, see engines.md
+    tofu_floor: str = ""  #: oldest tofu that is used; default: what has no known hole, see engines.md
 
 
 class Tls(Section, frozen=True, kw_only=True):

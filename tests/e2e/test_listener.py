@@ -24,7 +24,7 @@ STATE_MOST = 200_000
 @pytest.fixture(scope="module")
 def releases() -> Iterator[ReleaseSite]:
     with release_site() as started:
-        started.index("1.9.1", "1.9.2", "1.9.3")
+        started.index("1.12.1", "1.12.2", "1.12.3")
         yield started
 
 
@@ -238,17 +238,17 @@ def test_an_engine_that_is_not_what_was_announced_is_refused(strict: Site, api: 
 
 def test_tofu_comes_from_its_release_site(strict: Site, api: httpx.Client, releases: ReleaseSite) -> None:
     """No real tofu is on this machine: the release holds a script. What is shown is how a run comes to it."""
-    raw = releases.release("tofu", "1.9.1", release_zip("tofu", scripted.program(strict.folder / "tofu").read_bytes()))
-    tofu = {"User-Agent": "OpenTofu/1.9.1 (+https://opentofu.org)"}
-    by_client = Remote(api, **{"terraform-version": "1.9.1"})
+    raw = releases.release("tofu", "1.12.1", release_zip("tofu", scripted.program(strict.folder / "tofu").read_bytes()))
+    tofu = {"User-Agent": "OpenTofu/1.12.1 (+https://opentofu.org)"}
+    by_client = Remote(api, **{"terraform-version": "1.12.1"})
     assert by_client.workspace()["execution-backend"] == "terraform"
-    by_setting = Remote(api, **{"terraform-version": "1.9.1", "execution-backend": "tofu"})
+    by_setting = Remote(api, **{"terraform-version": "1.12.1", "execution-backend": "tofu"})
     for remote, headers in ((by_client, tofu), (by_setting, None)):
         remote.upload()
         run = remote.begin(headers=headers)
         shown = remote.until(run, "applied")
-        assert (shown["execution-backend"], shown["terraform-version"]) == ("tofu", "1.9.1")
-        assert "OpenTofu v1.9.1 (sha256 " in remote.log(run, "apply")
+        assert (shown["execution-backend"], shown["terraform-version"]) == ("tofu", "1.12.1")
+        assert "OpenTofu v1.12.1 (sha256 " in remote.log(run, "apply")
     assert sum(path.endswith(".zip") for path in releases.asked) == 1, "fetched once, by the server"
     kept = list((strict.data / "listener" / "engines").glob("*/release.zip"))
     assert [path.read_bytes() for path in kept] == [raw]
@@ -256,18 +256,18 @@ def test_tofu_comes_from_its_release_site(strict: Site, api: httpx.Client, relea
     with strict.api() as client:
         client.headers.update(tofu)
         assert Remote(client).workspace()["execution-backend"] == "tofu"
-    missing = Remote(api, **{"terraform-version": "1.9.2", "execution-backend": "tofu"})
+    missing = Remote(api, **{"terraform-version": "1.12.2", "execution-backend": "tofu"})
     missing.upload()
     shown = missing.until(missing.begin(), "errored")
     assert "4 times" in shown["error-message"]
-    assert "1.9.2" in shown["error-message"]
+    assert "1.12.2" in shown["error-message"]
 
 
 def test_a_damaged_engine_is_not_run(strict: Site, api: httpx.Client, releases: ReleaseSite) -> None:
     """What lies on the listener's disk is looked at again before it is run."""
-    program = scripted.program(strict.folder / "tofu-2").read_bytes() + b"# of 1.9.3\n"
-    releases.release("tofu", "1.9.3", release_zip("tofu", program))
-    remote = Remote(api, **{"terraform-version": "1.9.3", "execution-backend": "tofu"})
+    program = scripted.program(strict.folder / "tofu-2").read_bytes() + b"# of 1.12.3\n"
+    releases.release("tofu", "1.12.3", release_zip("tofu", program))
+    remote = Remote(api, **{"terraform-version": "1.12.3", "execution-backend": "tofu"})
     remote.upload()
     remote.until(remote.begin(), "applied")
     binary = next(

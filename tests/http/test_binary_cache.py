@@ -1,16 +1,23 @@
 """Engines from a release site on loopback, and from files: what is signed, by whom, and what is not."""
 
 import asyncio
+import dataclasses
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kit.openpgp import Signer
 from kit.release_site import ReleaseSite, release_site, release_zip
 from kit.serving import Running, running
+from terrapod_server.agents import work
+from terrapod_server.agents.model import Listener
+from terrapod_server.config import Engines
 from terrapod_server.mirror import actions
+from terrapod_server.mirror.model import EngineFile
+from terrapod_server.runs.model import Run
 from terrapod_shared import errors
 
 
@@ -50,10 +57,11 @@ async def test_a_wrong_checksum_is_refused_and_not_kept(cached: tuple[Running, R
 
 async def test_warm_tofu_and_bad_names(cached: tuple[Running, ReleaseSite]) -> None:
     server, site = cached
-    site.release("tofu", "1.11.4")
+    site.index("1.11.3", "1.11.7")
+    site.release("tofu", "1.11.7")
     warmed = await server.api.post("/admin/binary-cache/warm", json={"tool": "tofu", "version": "latest"})
     assert warmed.status_code == 200, warmed.text
-    assert warmed.json()["data"]["attributes"]["version"] == "1.11.4"
+    assert warmed.json()["data"]["attributes"]["version"] == "1.11.7"
     for path in ("packer/1.0.0/linux/amd64", "terraform/1.11.4/plan9/amd64", "terraform/nine/linux/amd64"):
         assert (await server.api.get(f"/binary-cache/{path}")).status_code == 422, path
     assert (await server.api.get("/binary-cache/terraform/1.11.3/linux/amd64")).status_code == 404
@@ -192,3 +200,77 @@ async def test_an_import_needs_its_signed_checksums(empty_url: str, tmp_path: Pa
         assert (again.id, again.source, again.signed_by) == (first.id, "imported", ours.fingerprint)
         kept = await actions.import_zip(server.services, zip_, unsigned=True)
         assert kept.signed_by == ours.fingerprint, "what was checked stays checked"
+
+
+async def test_versions_with_known_holes_are_not_used(cached: tuple[Running, ReleaseSite], tmp_path: Path) -> None:
+    """A signature says who made a release, not that it is any good: an old one is signed as well as a new one."""
+    server, site = cached
+    site.index("1.4.6", "1.5.6", "1.5.7", "1.10.9", "1.11.6")
+    for tool, version in (("terraform", "1.5.6"), ("tofu", "1.11.6"), ("tofu", "1.10.9")):
+        site.release(tool, version)
+        answer = await server.api.get(f"/binary-cache/{tool}/{version}/linux/amd64")
+        assert (answer.status_code, "known hole" in answer.text) == (422, True), answer.text
+        warmed = await server.api.post("/admin/binary-cache/warm", json={"tool": tool, "version": version})
+        assert (warmed.status_code, f"engines.{tool}_floor" in warmed.text) == (422, True)
+        zip_ = tmp_path / f"{tool}_{version}_linux_amd64.zip"
+        zip_.write_bytes(release_zip(tool))
+        with pytest.raises(errors.Invalid, match="known hole"):
+            await actions.import_zip(server.services, zip_, unsigned=True)
+    assert not [asked for asked in site.asked if asked.endswith((".zip", "SHA256SUMS"))]
+    local = [("terraform", "1.5.6"), ("tofu", "1.9.0")]
+    for tool, wanted in (("terraform", "1.5.6"), ("terraform", "v1.4"), ("terraform", "< 1.5"), ("tofu", "latest")):
+        with pytest.raises(errors.Invalid, match=r"CVE-2023-4782|GHSA-wcmj-x466-56mm"):
+            await actions.resolve(server.services, tool, wanted, local)
+    assert await actions.resolve(server.services, "terraform", "1.5", local) == "1.5.7"
+
+
+async def test_a_row_from_before_the_floor_is_not_handed_out(cached: tuple[Running, ReleaseSite]) -> None:
+    server, site = cached
+    raw = site.release("terraform", "1.5.6")
+    old = await EngineFile.create(
+        tool="terraform",
+        version="1.5.6",
+        os="linux",
+        arch="amd64",
+        sha256=hashlib.sha256(raw).hexdigest(),
+        size=len(raw),
+    )
+    with pytest.raises(errors.Invalid, match="known hole"):
+        await actions.ensure(server.services, "terraform", "1.5.6", old.os, old.arch)
+    with pytest.raises(errors.Invalid, match="known hole"):
+        await actions.resolve(server.services, "terraform", "1.5.6")
+
+
+async def test_an_owner_sets_another_floor(empty_url: str, tmp_path: Path) -> None:
+    with release_site() as site:
+        site.index("1.4.6", "1.9.0", "1.11.4")
+        site.release("terraform", "1.4.6")
+        floors = {"terraform_floor": "1.4.0", "tofu_floor": "1.11.0"}
+        async with running(tmp_path / "data", empty_url, engines={**site.engines, **floors}) as server:
+            assert (await server.api.get("/binary-cache/terraform/1.4/linux/amd64")).status_code == 302
+            assert await actions.resolve(server.services, "tofu", "1.11") == "1.11.4"
+            with pytest.raises(errors.Invalid, match=r"tofu 1\.9\.0 is below engines\.tofu_floor, 1\.11\.0"):
+                await actions.resolve(server.services, "tofu", "1.9.0")
+
+
+async def test_a_listeners_own_engine_is_under_the_floor_too(server: Running, tmp_path: Path) -> None:
+    listener = await server.listener(tmp_path / "home", engine="1.5.6")
+    workspace = (await server.workspace(**{"terraform-version": "1.5.6"}))["id"]
+    configuration = (await server.configuration(workspace))["id"]
+    refused = await server.run(workspace, configuration)
+    assert (refused.status_code, "CVE-2023-4782" in refused.text) == (422, True), refused.text
+    await listener.close()
+
+
+async def test_a_run_that_was_made_before_the_floor_rose_is_not_handed_out(empty_url: str, tmp_path: Path) -> None:
+    async with running(tmp_path / "data", empty_url, engines={"terraform_floor": "1.4.0"}) as server:
+        client = await server.listener(tmp_path / "home", engine="1.5.6")
+        workspace = (await server.workspace(**{"terraform-version": "1.5.6"}))["id"]
+        made = await server.run(workspace, (await server.configuration(workspace))["id"])
+        assert made.status_code == 201, made.text
+        run, listener = await Run.get(), await Listener.get()
+        assert (await work._engine(server.services, listener, run)).local
+        config = msgspec.structs.replace(server.services.config, engines=Engines())
+        with pytest.raises(errors.Invalid, match="known hole"):
+            await work._engine(dataclasses.replace(server.services, config=config), listener, run)
+        await client.close()

@@ -8,7 +8,8 @@ terraform does, and prints its argv and folder. `init.sh`, `plan.sh` and
 import sys
 from pathlib import Path
 
-VERSION = "0.0.1"
+#: Above the floor, and below the real one, so that `latest` is never this.
+VERSION = "1.6.1"
 _PROGRAM = r"""#!{python} -IS
 import json, os, re, signal, subprocess, sys
 from pathlib import Path

@@ -79,6 +79,7 @@ async def build(services: Services, listener: Listener, phase: Phase) -> wire.Wo
 
 async def _engine(services: Services, listener: Listener, run: Run) -> wire.Engine:
     tool: Literal["terraform", "tofu"] = "tofu" if run.engine_tool == "tofu" else "terraform"
+    mirror.check_floor(services, tool, run.engine_version)  # it may have risen since the run was made
     for entry in listener.local_engines:
         if (entry["tool"], entry["version"]) == (tool, run.engine_version):
             return wire.Engine(tool=tool, version=run.engine_version, sha256=entry["sha256"], local=True)

@@ -15,7 +15,7 @@ from tortoise.exceptions import IntegrityError
 
 from terrapod_server.config import Engines
 from terrapod_server.kit.call import Services
-from terrapod_server.mirror import rules, vouching
+from terrapod_server.mirror import holes, rules, vouching
 from terrapod_server.mirror.model import EngineFile
 from terrapod_server.store import keys
 from terrapod_shared.errors import BadGateway, Invalid, NotFound
@@ -37,11 +37,15 @@ _fetching: dict[tuple[str, ...], asyncio.Lock] = {}
 async def resolve(services: Services, tool: str, wanted: str, local: Iterable[tuple[str, str]] = ()) -> str:
     """The exact version that `wanted` means now. `local` are engines that listeners offer.
 
-    Raises Invalid where no release, cached file or local engine fits.
+    Raises Invalid where no release, cached file or local engine fits, or only such as have known holes.
     """
     if not rules.is_sensible(wanted):
         message = f"{wanted[:40]!r} is no version of {tool}"
         raise Invalid(message, pointer="/data/attributes/terraform-version")
+    engines = services.config.engines
+    exactly = wanted.strip().removeprefix("v")
+    if why := _why_not(engines, tool, exactly):
+        raise Invalid(why, pointer="/data/attributes/terraform-version")
     here = [version for name, version in local if name == tool]
     rows = await EngineFile.filter(tool=tool).values("version")
     here += [row["version"] for row in rows]
@@ -49,14 +53,26 @@ async def resolve(services: Services, tool: str, wanted: str, local: Iterable[tu
         return wanted
     reason = ""
     try:
-        known = await _released(services.config.engines, tool)
+        known = await _released(engines, tool)
     except BadGateway as error:
         known, reason = [], f" ({error.detail})"
-    found = rules.choose(wanted, [*known, *here])
+    found = rules.choose(wanted, [each for each in [*known, *here] if not _why_not(engines, tool, each)])
     if found is None:
+        newest = rules.choose(wanted, [*known, *here])
+        reason = f": {_why_not(engines, tool, newest)}" if newest else reason
         message = f"there is no {tool} that fits {wanted[:40]!r}{reason}"
         raise Invalid(message, pointer="/data/attributes/terraform-version")
     return found
+
+
+def _why_not(engines: Engines, tool: str, version: str) -> str:
+    return holes.why_not(tool, version, engines.terraform_floor if tool == "terraform" else engines.tofu_floor)
+
+
+def check_floor(services: Services, tool: str, version: str) -> None:
+    """Raises Invalid for a version with a known hole, wherever its program comes from."""
+    if why := _why_not(services.config.engines, tool, version):
+        raise Invalid(why)
 
 
 async def _released(engines: Engines, tool: str) -> list[str]:
@@ -102,11 +118,13 @@ def check_names(tool: str, version: str, system: str, arch: str) -> None:
 async def ensure(services: Services, tool: str, version: str, system: str, arch: str) -> EngineFile:
     """The engine in the cache; fetched and verified first where it is not there.
 
-    However many ask at once, one fetches. Raises NotFound where the publisher
+    However many ask at once, one fetches. Raises Invalid for a version with a
+    known hole, NotFound where the publisher
     has no such release, BadGateway where the site cannot be reached, does not
     sign its checksums, or its file does not have the one that it lists.
     """
     check_names(tool, version, system, arch)
+    check_floor(services, tool, version)
     engines = services.config.engines
     row = await EngineFile.get_or_none(tool=tool, version=version, os=system, arch=arch)
     if row is not None and not _is_doubtful(engines, row):
@@ -195,6 +213,7 @@ async def import_zip(
     if name is None:
         message = f"{path.name} is not named as a release, such as terraform_1.15.5_linux_amd64.zip"
         raise Invalid(message)
+    check_floor(services, name[0], name[1])
     digest = await asyncio.to_thread(_inspect, path, name[0])
     vouched = vouching.Vouched(digest, "")
     if not unsigned:

@@ -23,6 +23,12 @@ def is_exact(text: str) -> bool:
     return _EXACT.fullmatch(text) is not None
 
 
+def exact(text: str) -> tuple[int, int, int, int] | None:
+    """An exact version to compare by; its last number is 0 for a pre-release, which comes before the release."""
+    found = _EXACT.fullmatch(text)
+    return (int(found[1]), int(found[2]), int(found[3]), 0 if found[4] else 1) if found else None
+
+
 def choose(wanted: str, known: Iterable[str]) -> str | None:
     """The newest known release that `wanted` allows: exact, partial (1.11), constraint (~> 1.11.0), latest."""
     wanted = wanted.strip().removeprefix("v")

@@ -3,16 +3,19 @@
 import asyncio
 import hashlib
 import os
-import shutil
+import time
 import zipfile
+import zlib
 from pathlib import Path
 
 from terrapod_listener.client import Server
 from terrapod_listener.config import LocalEngine
-from terrapod_shared import wire
+from terrapod_shared import programs, wire
 from terrapod_shared.errors import Conflict
 
-_BINARY_MOST = 2 << 30
+#: How old a file's last change must be for its digest to be remembered: one in the same instant of the
+#: file system's clock as the one before would not be seen.
+_SETTLED_NS = 1_000_000_000
 
 
 def local_digest(engine: LocalEngine) -> str:
@@ -64,17 +67,36 @@ class Engines:
             return [binary, *(Path(file) for file in known[1].files)]
         return [binary.parent]
 
+    def recheck(self, work: wire.Work) -> None:
+        """Looks once more, right before the program is started. To be called in a thread.
+
+        Raises Conflict where it is no longer what `path` had checked.
+        """
+        engine = work.engine
+        if engine.local:
+            known = self._local.get((engine.tool, engine.version))
+            is_same = known is not None and local_digest(known[1]) == engine.sha256
+        else:
+            binary = self._folder / engine.sha256 / engine.tool
+            is_same = binary.is_file() and _unpacked.get(str(binary)) == _sha256(binary)
+        if not is_same:
+            message = (
+                f"{engine.tool} {engine.version} was changed on this host after it had been checked: it is not run"
+            )
+            raise Conflict(message)
+
     async def _fetched(self, work: wire.Work) -> Path:
         engine = work.engine
         place = self._folder / engine.sha256
         archive, binary = place / "release.zip", place / engine.tool
         if not archive.exists() or await asyncio.to_thread(_sha256, archive) != engine.sha256:
-            await asyncio.to_thread(place.mkdir, parents=True, exist_ok=True, mode=0o755)  # a run is another user
+            await asyncio.to_thread(place.mkdir, parents=True, exist_ok=True, mode=0o700)
             await self._server.download(
                 work.links["engine"].path, archive, lease=work.lease.number, sha256=engine.sha256
             )
             binary.unlink(missing_ok=True)
         await asyncio.to_thread(_unpack, archive, binary)
+        place.chmod(0o755)  # a run may be another user; the home keeps all others out
         return binary
 
 
@@ -83,13 +105,19 @@ _known: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def _sha256(path: Path) -> str:
-    """Of a file, once for as long as inode, size and both times stay; an engine has 100 MB, a run a second."""
+    """Of a file, once for as long as inode, size and both times stay; an engine has 100 MB, a run a second.
+
+    Whoever writes to a file can set its size and its time of modification, but not that of its last change.
+    """
     now = path.stat()
     mark = (str(path), now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
-    if mark not in _known:
-        with path.open("rb") as file:
-            _known[mark] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _known[mark]
+    if mark in _known:
+        return _known[mark]
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time_ns() - now.st_ctime_ns > _SETTLED_NS:
+        _known[mark] = digest
+    return digest
 
 
 #: The digest of each program that this process took out of a checked zip.
@@ -97,19 +125,29 @@ _unpacked: dict[str, str] = {}
 
 
 def _unpack(archive: Path, binary: Path) -> None:
-    """The program out of the checked zip, unless what is there is what this process took out of it."""
-    with zipfile.ZipFile(archive) as release:
-        entries = [entry for entry in release.infolist() if entry.filename == binary.name]
-        if len(entries) != 1 or entries[0].file_size > _BINARY_MOST:
-            message = f"the release holds no single file {binary.name}"
-            raise Conflict(message)
-        if binary.exists() and _unpacked.get(str(binary)) == _sha256(binary):
-            return
-        part = binary.with_name(f".{binary.name}.part")
-        with release.open(entries[0]) as inside, part.open("wb") as file:
-            shutil.copyfileobj(inside, file, 1 << 20)
-            file.flush()
-            os.fsync(file.fileno())  # without it a power cut leaves a program with holes
-        part.chmod(0o755)
-        part.replace(binary)
-    _unpacked[str(binary)] = _sha256(binary)
+    """The program out of the checked zip, unless what is there is what this process took out of it. Raises Conflict."""
+    if binary.is_file() and _unpacked.get(str(binary)) == _sha256(binary):
+        return
+    try:
+        with zipfile.ZipFile(archive) as release:
+            entry = programs.program_in(release, binary.name, programs.here())
+            _unpacked[str(binary)] = _write(release, entry, binary)
+    except (programs.BadRelease, zlib.error, EOFError, zipfile.BadZipFile) as error:
+        message = f"the release's archive is not used: {error}"
+        raise Conflict(message) from None
+
+
+def _write(release: zipfile.ZipFile, entry: zipfile.ZipInfo, binary: Path) -> str:
+    """SHA-256 of what was written, not of what lies there later."""
+    digest = hashlib.sha256()
+    part = binary.with_name(f".{binary.name}.part")
+    part.unlink(missing_ok=True)
+    with release.open(entry) as inside, part.open("xb") as file:
+        while chunk := inside.read(1 << 20):
+            digest.update(chunk)
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())  # without it a power cut leaves a program with holes
+    part.chmod(0o755)
+    part.replace(binary)
+    return digest.hexdigest()

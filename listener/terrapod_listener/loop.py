@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import platform
 import random
 import signal
 import time
@@ -19,7 +18,7 @@ from terrapod_listener.delivery import send
 from terrapod_listener.install import Engines, announced
 from terrapod_listener.lease import Lease
 from terrapod_listener.phases import Job
-from terrapod_shared import errors, wire
+from terrapod_shared import errors, programs, wire
 
 log = logging.getLogger("terrapod.listener")
 #: How long an answer that may carry work is waited for while the listener drains.
@@ -28,7 +27,6 @@ _CROSSING_S = 0.4
 _AGAIN_S = 60.0
 #: After a third signal: how long a killed terraform's state may take to reach the disk.
 _FORCED_S = 10.0
-_ARCHES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
 
 class Daemon:
@@ -181,7 +179,7 @@ class Daemon:
         return None
 
     async def _beat(self) -> wire.Beat:
-        system = platform.system().lower()
+        system, arch = programs.here()
         return wire.Beat(
             leases=[job.held for job in self._jobs.values() if job.is_accepted],
             free_slots=self._config.capacity - len(self._jobs),
@@ -190,7 +188,7 @@ class Daemon:
             version=__version__,
             os=system,
             isolation=self._isolation.name,
-            arch=_ARCHES.get(platform.machine(), platform.machine()),
+            arch=arch,
             draining=self._draining.is_set(),
             spooled=await asyncio.to_thread(self._spooled),
             accepts=self._config.accept,

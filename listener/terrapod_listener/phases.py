@@ -354,6 +354,7 @@ class Job:
             raise Canceled
         if self._is_lost and self.work.phase == "plan":
             raise errors.LeaseEnded("the lease has ended")
+        await asyncio.to_thread(self._engines.recheck, self.work)
         process = self._process
         if to_file is not None:
             process = Process(is_boxed=self.cell.is_boxed)
@@ -435,6 +436,7 @@ class Job:
         if self._cancel:
             raise Canceled
         async with self._hooks.around("apply", ready.module, self._log.write) as step:
+            await asyncio.to_thread(self._engines.recheck, work)
             self.step = "apply"
             self._delivery.is_folder_needed = True  # until its state is known to be elsewhere, or unchanged
             self._log.settle()  # the keeper appends from here on

@@ -188,3 +188,25 @@ def test_a_log_ends_at_its_limit_and_the_run_goes_on(api: httpx.Client) -> None:
     assert log.endswith("\n[the log is at its limit; the run goes on]\n\x03")
     assert SECRET[:9] not in log
     assert "***" in log
+
+
+@pytest.mark.parametrize("step", ["plan", "apply"])
+def test_an_engine_that_is_changed_within_a_run_is_not_started_again(
+    hooked: Site, api: httpx.Client, marks: Path, step: str
+) -> None:
+    """Each start is preceded by a look at the program, not only a phase's first."""
+    (program,) = (hooked.folder / "bin").iterdir()
+    good = program.read_bytes()
+    (marks / f"pre_{step}").write_text(f"echo '# changed' >> {program}")
+    remote = Remote(api)
+    remote.upload(apply_sh="echo applied")
+    try:
+        run = remote.begin()
+        shown = remote.until(run, "errored")
+    finally:
+        program.write_bytes(good)
+    assert "was changed on this host after it had been checked: it is not run" in shown["error-message"]
+    assert "called" in remote.log(run, step), "init had been called"
+    assert "applied" not in remote.log(run, step)
+    (marks / f"pre_{step}").unlink()
+    remote.until(remote.begin(), "applied")

@@ -18,12 +18,12 @@ from terrapod_server.kit.call import Services
 from terrapod_server.mirror import holes, rules, vouching
 from terrapod_server.mirror.model import EngineFile
 from terrapod_server.store import keys
+from terrapod_shared import programs
 from terrapod_shared.errors import BadGateway, Invalid, NotFound
 
 log = logging.getLogger(__name__)
 _INDEX_KEPT_S = 3600.0
 _INDEX_MOST = 64 << 20
-_BINARY_MOST = 2 << 30
 
 #: Released versions by tool and the site's address, with the time when they were read.
 _indexes: dict[tuple[str, str], tuple[float, list[str]]] = {}
@@ -214,7 +214,7 @@ async def import_zip(
         message = f"{path.name} is not named as a release, such as terraform_1.15.5_linux_amd64.zip"
         raise Invalid(message)
     check_floor(services, name[0], name[1])
-    digest = await asyncio.to_thread(_inspect, path, name[0])
+    digest = await asyncio.to_thread(_inspect, path, name)
     vouched = vouching.Vouched(digest, "")
     if not unsigned:
         try:
@@ -240,14 +240,14 @@ async def import_zip(
     return await _keep(services, name, vouched, _read(path), "unsigned" if unsigned else "imported")
 
 
-def _inspect(path: Path, tool: str) -> str:
+def _inspect(path: Path, name: tuple[str, str, str, str]) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
-            binaries = [entry for entry in archive.infolist() if entry.filename in (tool, f"{tool}.exe")]
-            if len(binaries) != 1 or binaries[0].file_size > _BINARY_MOST:
-                message = f"{path.name} must hold one file {tool}, of at most {_BINARY_MOST >> 30} GiB"
-                raise Invalid(message)
+            programs.program_in(archive, name[0], (name[2], name[3]))
             broken = archive.testzip()
+    except programs.BadRelease as error:
+        message = f"{path.name}: {error}"
+        raise Invalid(message) from None
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
         message = f"{path.name} is no zip archive: {error}"
         raise Invalid(message) from None

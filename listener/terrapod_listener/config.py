@@ -1,6 +1,7 @@
 """The listener's settings: `listener.toml` in its home and `TERRAPOD_LISTENER_…` variables, all mistakes at once."""
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,6 +48,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     block_metadata: bool = False  #: runs do not reach the cloud's metadata address; refused where that cannot be had
     run_limits: bool = True  #: memory, processor and process limits by systemd, where it gives them
     run_processes: int = 4096  #: processes and threads that one run may have
+    plugin_cache: bool = True  #: keep provider packages, and give runs what their lock files ask for
+    plugin_cache_bytes: int = 10 << 30  #: of all packages that are kept; the longest unused go first
+    provider_mirror: str = ""  #: https URL of a network mirror from which runs take all their providers
+    ca_file: str = ""  #: PEM file of further authorities that runs trust, as the mirror's
     keep_work: bool = False  #: leave the folders of runs that are over, to look into them
     poll_s: float = 30.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -96,6 +101,7 @@ def load(home: Path, environ: Mapping[str, str] = os.environ) -> Config:  # noqa
             mistakes.append(f"{key}: {error}")
     mistakes += _out_of_range(known)
     mistakes += [f"engines: {e.path} is not there" for e in known.get("engines", []) if not Path(e.path).is_file()]
+    mistakes += _mistakes_of_providers(known)
     mistakes += mistakes_of_accept(known.get("accept", Accept()))
     mistakes += mistakes_of_hooks(known.get("hooks", Hooks()))
     if mistakes:
@@ -114,3 +120,14 @@ def _out_of_range(known: Mapping[str, Any]) -> Iterator[str]:
         yield from (
             f"{name}: {path} is no absolute path" for path in known.get(name, ()) if not Path(path).is_absolute()
         )
+
+
+def _mistakes_of_providers(known: Mapping[str, Any]) -> list[str]:
+    wrong = []
+    if known.get("plugin_cache_bytes", 1) < 1:
+        wrong.append("plugin_cache_bytes: must be at least 1; plugin_cache = false keeps nothing")
+    if (url := known.get("provider_mirror", "")) and not re.fullmatch(r"https://[^\s/\"$%]+(/[^\s\"$%]*)?", url):
+        wrong.append(f"provider_mirror: {url!r} is no https URL")
+    if (file := known.get("ca_file", "")) and not Path(file).is_file():
+        wrong.append(f"ca_file: {file} is not there")
+    return wrong

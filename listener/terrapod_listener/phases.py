@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
-from terrapod_listener import __version__, accept, keeping, limits, schemas, statefile, terraform, workdir
+from terrapod_listener import __version__, accept, keeping, limits, plugins, schemas, statefile, terraform, workdir
 from terrapod_listener.applying import Apply
 from terrapod_listener.client import Server
 from terrapod_listener.config import Config
@@ -318,6 +318,8 @@ class Job:
         self._binary = await self._engine_here()
         self.cell.engine = self._engines.files(work, self._binary)
         self._ready = await preparation.fetch(variables)
+        shared = plugins.Plugins.of(self._home, self.folder, self._config)
+        await asyncio.to_thread(shared.offer, self._ready.module)
         await asyncio.to_thread(self.cell.hand_over)
         self.step = "init"
         argv = terraform.init_argv(readonly_lock=work.phase == "apply" and "lock-file" in work.links)
@@ -326,6 +328,7 @@ class Job:
         if step.code:
             raise Failed(f"{work.engine.tool} init failed")
         await asyncio.to_thread(workdir.check_backend, self.folder, self._ready.module, self._ready.states)
+        await asyncio.to_thread(shared.take, self._ready.module)
 
     async def _engine_here(self) -> Path:
         """The program, which may still be on its way. Raises Refused where the plan can be given back."""

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from terrapod_listener import terraform, workdir
+from terrapod_listener import plugins, terraform, workdir
 from terrapod_listener.client import Server
 from terrapod_listener.config import Config
 from terrapod_listener.outcomes import Failed
@@ -90,11 +90,18 @@ class Preparation:
             "TF_CLI_CONFIG_FILE": str(self._folder / "terraform.rc"),
         }
         hosts = [urlsplit(mine.server).netloc, *self._work.hosts]
-        write_private(self._folder / "terraform.rc", terraform.credentials(hosts, self._work.run_token).encode())
-        if mine.ca:
+        config = self._config
+        own = self._folder / plugins.OWN if config.plugin_cache else None
+        if own:
+            own.mkdir(mode=0o700, exist_ok=True)
+        rc = terraform.credentials(hosts, self._work.run_token)
+        rc += terraform.installation(str(own or ""), config.provider_mirror)
+        write_private(self._folder / "terraform.rc", rc.encode())
+        if mine.ca or config.ca_file:
             bundle = Path("/etc/ssl/certs/ca-certificates.crt")
             system = bundle.read_text() if bundle.exists() else ""
-            (self._folder / "ca.pem").write_text(f"{system}\n{mine.ca}")
+            more = Path(config.ca_file).read_text() if config.ca_file else ""
+            (self._folder / "ca.pem").write_text(f"{system}\n{mine.ca or ''}\n{more}")
             env["SSL_CERT_FILE"] = str(self._folder / "ca.pem")
         return env
 

@@ -55,6 +55,15 @@ def credentials(hosts: Iterable[str], token: str) -> str:
     return "".join(f"credentials {json.dumps(host)} {{\n  token = {json.dumps(token)}\n}}\n" for host in named)
 
 
+def installation(cache: str, mirror: str) -> str:
+    """A CLI configuration of where providers come from: a plugin cache's folder, a network mirror; each may be empty."""
+    text = f"plugin_cache_dir = {quoted(cache)}\n" if cache else ""
+    if mirror:
+        url = f"{mirror.rstrip('/')}/"
+        text += f"provider_installation {{\n  network_mirror {{\n    url = {quoted(url)}\n  }}\n}}\n"
+    return text
+
+
 def header(listener: str, version: str, engine: wire.Engine, platform: str) -> list[str]:
     """Exactly three lines: the CLI drops the first three of an apply's log."""
     name = "Terraform" if engine.tool == "terraform" else "OpenTofu"

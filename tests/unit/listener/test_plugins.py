@@ -104,6 +104,13 @@ def test_what_is_kept_is_given_to_whose_lock_file_has_its_digest(tmp_path: Path)
     assert (second.offer(), second.take()) == (0, 0)
 
 
+def test_what_the_runs_own_lock_file_does_not_name_is_not_kept(tmp_path: Path) -> None:
+    made = run(tmp_path)
+    (made.package() / "docs" / "a").write_bytes(b"another text")
+    assert made.take() == 0
+    assert made.names() == []
+
+
 def elf(system: int, machine: int) -> bytes:
     return b"\x7fELF\x02\x01\x01" + bytes([system]) + bytes(8) + struct.pack("<HH", 2, machine) + bytes(99)
 

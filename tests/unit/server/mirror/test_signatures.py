@@ -67,7 +67,7 @@ def test_a_file_of_several_keys_and_of_one_before_and_after_it_was_prolonged(tmp
     ours, other = Signer("ours"), Signer("other")
     longer = ours.prolonged(datetime.now(UTC) + timedelta(days=4000))
     file = tmp_path / "keys.asc"
-    file.write_text(f"{ours.certificate}\n{longer}\n{other.certificate}")
+    file.write_text(f"{longer}\n{ours.certificate}\n{other.certificate}")
     found = {key.fingerprint.upper(): key for key in signatures.keys("terraform", str(file))}
     assert set(found) == {ours.fingerprint, other.fingerprint}
     assert found[ours.fingerprint].expiration == longer.expiration

@@ -130,11 +130,12 @@ def killed(api: httpx.Client, site: Site, marks: Path) -> tuple[list[str], str]:
     (marks / "go").touch()
     remote.until(run, "applied")
     tokens = re.findall(r'token = "([^"]+)"', (marks / "token").read_text())
+    (marks / "token").unlink()
     assert len(set(tokens)) >= 2, "one of each lease"
     return [*known, *tokens], remote.log(run, "plan")
 
 
-def test_no_canary_is_left_in_clear(watched: Site, tmp_path: Path) -> None:
+def test_no_canary_is_left_in_clear(watched: Site) -> None:
     with watched.api() as api:
         pool = api.get("organizations/default/agent-pools").json()["data"][0]["id"]
         made = {"data": {"attributes": {"description": "t"}}}
@@ -142,7 +143,7 @@ def test_no_canary_is_left_in_clear(watched: Site, tmp_path: Path) -> None:
         me = api.get("account/details").json()["data"]["id"]
         user = api.post(f"users/{me}/authentication-tokens", json=made).json()["data"]["attributes"]["token"]
         known, text = [join, user], b""
-        for more, log in (real(api), failed(api), killed(api, watched, tmp_path)):
+        for more, log in (real(api), failed(api), killed(api, watched, watched.shared)):
             known += more
             text += log.encode()
         work = watched.data / "listener" / "work"

@@ -43,13 +43,15 @@ class Host:
         self, site: Site, api: httpx.Client, folder: Path, terraform: Path, beside: "Host | None" = None
     ) -> None:
         self.home, self.log = folder / "listener", folder / "listener.log"
-        self.made, self.go = folder / "shared" / "made", folder / "shared" / "go"
+        shared: Path = beside.made.parent if beside else folder / "shared"  # runs may change it, isolated as they are
+        self.made: Path = shared / "made"
+        self.go: Path = shared / "go"
         self.home.mkdir()
-        self.made.parent.mkdir()
-        self.made.parent.chmod(0o777)
+        shared.mkdir(exist_ok=True)
+        shared.chmod(0o777)
         files = f'["{terraform}", "{terraform_shim.library()}"]'
         (self.home / "listener.toml").write_text(
-            f'poll_s = 5.0\nwritable = ["{self.made.parent}"]\n{terraform_shim.readable()}[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
+            f'poll_s = 5.0\nwritable = ["{shared}"]\n{terraform_shim.readable()}[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
             f'path = "{terraform}"\nfiles = {files}\n'
             f'[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\n'
             f'path = "{scripted.program(folder / "bin")}"\n'
@@ -437,14 +439,16 @@ def test_a_full_spool_costs_no_state(host: Host) -> None:
 
 def test_nobody_is_left_behind_by_an_apply(host: Host) -> None:
     """A grandchild in a session of its own, whose parents are gone, too."""
-    pid = host.home.parent / "daemon"
-    command = f"setsid sh -c 'sleep 600 >/dev/null 2>&1 & echo $! > {pid}' >/dev/null 2>&1 & until [ -s {pid} ]; do sleep 0.02; done"
+    begun = host.made.parent / "daemon"
+    command = f"setsid sh -c 'sleep 600123 & touch {begun}' >/dev/null 2>&1 & until [ -e {begun} ]; do sleep 0.02; done"
     host.remote.upload(
         main_tf=f'resource "terraform_data" "a" {{\n provisioner "local-exec" {{ command = {json.dumps(command)} }}\n}}\n'
     )
     run = host.remote.begin()
     host.remote.until(run, "applied")
-    assert not is_alive(int(pid.read_text()))
+    left = subprocess.run(["pgrep", "-f", "-r", "R,S,D", "^sleep 600123"], capture_output=True, check=False)
+    assert begun.exists()
+    assert left.stdout == b""
 
 
 @pytest.mark.parametrize("step", ["accepted", "apply", "ended", "spooled", "acknowledged"])

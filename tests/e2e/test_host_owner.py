@@ -27,7 +27,9 @@ def hook(name: str, marks: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def marks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("marks")
+    folder = tmp_path_factory.mktemp("marks")
+    folder.chmod(0o777)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,7 @@ def hooked(tmp_path_factory: pytest.TempPathFactory, terraform: Path, marks: Pat
     settings = {
         "TERRAPOD_LISTENER_HOOKS": hooks,
         "TERRAPOD_LISTENER_ACCEPT": accept,
+        "TERRAPOD_LISTENER_WRITABLE": json.dumps([str(marks)]),
         "TERRAPOD_RUNS__LOG_BYTES": str(LOG_MOST),
     }
     with Site(tmp_path_factory.mktemp("hooked"), terraform, **settings) as started:

@@ -43,7 +43,7 @@ def start(disk: Path, script: str) -> "subprocess.Popen[bytes]":
         "root": str(disk / "work"), "states": [str(disk / "work" / "state")], "before": None,
         "spooled": str(disk / "spool" / "state"), "log": str(disk / "journal" / "log"), "log_most": 1 << 20,
         "exit": str(disk / "journal" / "exit.json"), "child": str(disk / "journal" / "child.json"),
-        "timeout_s": 60, "secrets": [],
+        "timeout_s": 60, "secrets": [], "is_isolated": False, "is_boxed": False,
     }  # fmt: skip
     process = subprocess.Popen([sys.executable, "-I", "-S", keeper.__file__], stdin=subprocess.PIPE)
     assert process.stdin

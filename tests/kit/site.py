@@ -65,6 +65,9 @@ class Site:
         """`settings` go into the environment of the server, and so of its listener's start."""
         self.folder, self.terraform, self.settings = folder, terraform, settings
         self.data = folder / "data"
+        self.shared = folder / "shared"  #: what runs may change besides their own folder: isolation hides the rest
+        self.shared.mkdir(parents=True)
+        self.shared.chmod(0o777)
         self.port = free_port()
         self.host = f"localhost:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -74,7 +77,7 @@ class Site:
         home.mkdir(parents=True, mode=0o700)
         files = f'["{self.terraform}", "{terraform_shim.library()}"]'
         (home / "listener.toml").write_text(
-            f'capacity = 3\n{terraform_shim.readable()}[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
+            f'capacity = 3\nwritable = ["{self.shared}"]\n{terraform_shim.readable()}[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
             f'path = "{self.terraform}"\nfiles = {files}\n'
             f'[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\n'
             f'path = "{scripted.program(self.folder / "bin")}"\n'

@@ -220,7 +220,7 @@ async def test_a_program_of_this_platform_is_taken(tmp_path: Path) -> None:
     raw = packed(tmp_path, lambda archive: archive.writestr("terraform", elf(machine=machines[programs.here()[1]])))
     held, task, _ = engines(tmp_path / "engines", raw)
     binary = await held.path(task)
-    assert binary.stat().st_mode & 0o777 == 0o700
+    assert binary.stat().st_mode & 0o777 == 0o755, "a run may be another user; the home keeps all others out"
     assert programs.platform_of(Path("/bin/sh").read_bytes()[: programs.HEAD]) == programs.here()
 
 

@@ -3,15 +3,16 @@
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import terraform_shim
+import pytest
 
 from kit import scripted
-from kit.serving import Running, until
+from kit.serving import Running, tar, until
 from kit.site import BIN
 from terrapod_server.agents.model import Listener
 from terrapod_server.runs.model import Phase, Run
@@ -24,23 +25,23 @@ async def listener(*argv: str) -> asyncio.subprocess.Process:
     )
 
 
-async def joined(server: Running, home: Path) -> str:
+async def joined(server: Running, home: Path, name: str = "one") -> str:
     """The listener's id."""
     home.mkdir(exist_ok=True)
     program = scripted.program(home.parent / "bin")
     (home / "listener.toml").write_text(
-        f'poll_s = 2.0\n{terraform_shim.readable()}[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\npath = "{program}"\n'
+        f'poll_s = 2.0\n[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\npath = "{program}"\n'
     )
-    argv = ("join", "--server", server.url, "--token", await server.join_token(), "--name", "one", "--home", str(home))
+    argv = ("join", "--server", server.url, "--token", await server.join_token(), "--name", name, "--home", str(home))
     assert await (await listener(*argv)).wait() == 0
-    return str((await Listener.get(name="one")).id)
+    return str((await Listener.get(name=name)).id)
 
 
 @contextlib.asynccontextmanager
-async def running_listener(home: Path) -> AsyncIterator[None]:
+async def running_listener(home: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await listener("run", "--home", str(home))
     try:
-        yield
+        yield process
         assert process.returncode is None
     finally:
         process.terminate()
@@ -96,3 +97,63 @@ async def test_the_log_says_how_long_the_run_waited(server: Running, tmp_path: P
     assert lines[0].startswith("\x02Terrapod listener one")
     assert lines[3].startswith("Waited 3 min 2"), lines[:5]
     assert lines[3].endswith(" for a listener.")
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.parametrize("is_ended", [False, True])
+async def test_a_listener_that_was_paused_in_a_plan_changes_nothing(
+    server: Running, tmp_path: Path, *, is_ended: bool
+) -> None:
+    """Its plan is another listener's when it wakes up. `is_ended`: its terraform was ready by then."""
+    pids, go = tmp_path / "pids", tmp_path / "go"
+    script = f"echo $$ >> {pids}; n=$(wc -l < {pids}); echo number $n; until [ -e {go}.$n ]; do sleep 0.02; done; echo end $n"
+    first, second = await joined(server, tmp_path / "1", "one"), await joined(server, tmp_path / "2", "two")
+    workspace = (await server.workspace(**{"terraform-version": scripted.VERSION, "auto-apply": True}))["id"]
+
+    async def text() -> str:
+        url = (await server.api.get(f"/runs/{run}/plan")).json()["data"]["attributes"]["log-read-url"]
+        return (await server.api.get(url, params={"limit": 4_000_000})).text
+
+    async def says(what: str) -> bool:
+        return what in await text()
+
+    async with running_listener(tmp_path / "1") as one:
+        await until(online(first))
+        await server.configuration(workspace, tar({"main.tf": b"", "plan.sh": script.encode()}))
+        run = (await server.run(workspace)).json()["data"]["id"]
+        await until(lambda: says("number 1"))
+        one.send_signal(signal.SIGSTOP)
+        try:
+            await Phase.filter(run_id=run, kind="plan").update(lease_until=-1.0)
+            async with running_listener(tmp_path / "2"):
+                await until(lambda: says("number 2"))
+                Path(f"{go}.1").touch() if is_ended else None
+                engine = int(pids.read_text().split()[0])
+                await until(lambda: _answer(is_alive(engine) is not is_ended))
+                before = await Phase.get(run_id=run, kind="plan")
+                one.send_signal(signal.SIGCONT)
+                await until(lambda: _answer(not (tmp_path / "1" / "journal" / run).exists()))
+                assert not is_alive(engine)
+                assert "end 1" not in await text()
+                now = await Phase.get(run_id=run, kind="plan")
+                assert (now.lease_number, now.lease_listener_id, now.lease_state, now.digests) == (
+                    before.lease_number, second, "leased", {},
+                )  # fmt: skip
+                Path(f"{go}.2").touch()
+                await until(lambda: Run.exists(id=run, status="applied"))
+                assert "end 2" in await text()
+        finally:
+            one.send_signal(signal.SIGCONT)
+        Path(f"{go}.3").touch()
+        run = (await server.run(workspace)).json()["data"]["id"]
+        await until(lambda: Run.exists(id=run, status="applied"))
+        assert (await Phase.get(run_id=run, kind="plan")).lease_listener_id == first, "it goes on with other work"
+
+
+async def _answer(value: bool) -> bool:
+    return value

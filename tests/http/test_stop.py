@@ -1,96 +1,18 @@
 """SIGTERM to a real server process: long polls end at once, what is under way ends, what was handed out is not forgotten."""
 
 import asyncio
-import contextlib
 import os
-import re
-import signal
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from kit.postgres import free_port
+from kit.process import Process, in_flight
 from kit.release_site import ReleaseSite, release_site
 from kit.serving import Running, tar, until
-from kit.site import BIN
 from terrapod_listener.client import Server as ListenerClient
-from terrapod_server import app
-from terrapod_server.config import load
 from terrapod_shared import errors, wire
-
-
-class Process:
-    """`terrapod-server serve`, started as often as a test likes, on one database and one port."""
-
-    def __init__(self, folder: Path, database_url: str, **settings: str) -> None:
-        self.folder, self.port = folder, free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.settings = {
-            "TERRAPOD_DATA": str(folder), "TERRAPOD_PORT": str(self.port), "TERRAPOD_DATABASE_URL": database_url,
-            "TERRAPOD_ENGINES__TERRAFORM_URL": "http://127.0.0.1:9/terraform", **settings,
-        }  # fmt: skip
-        self.process: asyncio.subprocess.Process | None = None
-
-    @contextlib.asynccontextmanager
-    async def prepared(self) -> AsyncIterator[Running]:
-        """The database with an administrator, and a client that outlives the processes."""
-        config = load(self.settings, None)
-        async with app.opened(config) as made:
-            token = await app.admin_token("test")
-        headers = {"Authorization": f"Bearer {token}"}
-        async with httpx.AsyncClient(base_url=f"{self.url}/api/v2/", headers=headers, timeout=60) as api:
-            try:
-                yield Running(self.url, token, api, made.services, self.folder)
-            finally:
-                if self.process is not None and self.process.returncode is None:
-                    self.process.kill()
-                    await self.process.wait()
-
-    async def start(self) -> None:
-        with (self.folder / "serve.log").open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                str(BIN / "terrapod-server"), "serve", env={"PATH": os.environ["PATH"], **self.settings},
-                stdout=log, stderr=log,
-            )  # fmt: skip
-
-        async def is_ready() -> bool:
-            assert self.process is not None
-            assert self.process.returncode is None, self.log
-            with contextlib.suppress(httpx.TransportError):
-                async with httpx.AsyncClient() as client:
-                    return (await client.get(f"{self.url}/ready")).status_code == 200
-            return False
-
-        await until(is_ready)
-
-    def terminate(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-
-    async def ended(self, timeout_s: float, *, is_cut_off: bool = False) -> float:
-        """How long it took to end by itself, well; `is_cut_off`: with a request that took longer than it may."""
-        assert self.process is not None
-        begun = time.monotonic()
-        code = await asyncio.wait_for(self.process.wait(), timeout_s)
-        assert code == 0, self.log
-        assert is_cut_off or "Traceback" not in self.log, self.log
-        return time.monotonic() - begun
-
-    @property
-    def log(self) -> str:
-        return (self.folder / "serve.log").read_text()
-
-    async def takes_no_more(self) -> bool:
-        """Whether nobody is let in any more."""
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        except OSError:
-            return True
-        writer.close()
-        return False
 
 
 @pytest.fixture
@@ -98,13 +20,6 @@ def process(database_url: str, tmp_path: Path) -> Process:
     folder = tmp_path / "data"
     folder.mkdir()
     return Process(folder, database_url)
-
-
-async def in_flight(server: Running) -> int:
-    text = (await server.api.get(f"{server.url}/metrics")).text
-    found = re.search(r"^terrapod_http_requests_in_flight (\d+)$", text, re.MULTILINE)
-    assert found, text
-    return int(found[1]) - 1
 
 
 async def test_long_polls_end_at_once_and_with_nothing(process: Process, tmp_path: Path) -> None:

@@ -133,12 +133,15 @@ async def heartbeat(call: Call) -> Response:
     me = _me(call)
     message = _decode(await auth.small(call), wire.Beat)
     wait = _wait_s(call)
-    async with call.services.bus.subscribe(f"listener:{me.id}") as subscription:
+    bus, lapsed = call.services.bus, queue.lapsed(me.id)
+    async with bus.subscribe(f"listener:{me.id}", lapsed) as subscription, bus.subscribe(lapsed) as lost:
         await actions.beat(me, message)
         verdicts = await queue.prolong(call.services, me.id, message.leases)
         pulse = await _pulse(me, verdicts)
         if wait and not _is_news(message, pulse):
             await subscription.wait(wait)
+            if lost.take():
+                verdicts = await queue.prolong(call.services, me.id, message.leases)
             pulse = await _pulse(me, verdicts)
     return _answer(pulse)
 
@@ -174,9 +177,15 @@ async def next_run(call: Call) -> Response:
     now = asyncio.get_running_loop().time
     until, loaded = now() + _wait_s(call), now()
     await actions.seen(me)
-    own = f"listener:{me.id}"
-    async with bus.subscribe(f"pool:{me.pool_id}", own) as any_, bus.subscribe(own) as mine:
+    own, lapsed = f"listener:{me.id}", queue.lapsed(me.id)
+    async with (
+        bus.subscribe(f"pool:{me.pool_id}", own, lapsed) as any_,
+        bus.subscribe(own) as mine,
+        bus.subscribe(lapsed) as lost,
+    ):
         while True:
+            if lost.take():  # whoever hears this answer asks again; a host that hangs would keep an offer for 15 s
+                return Response(status_code=204)
             if not bus.is_closing and not me.drain_requested:
                 phase = await queue.claim(me.id, me.pool_id, engines, me.accepts)
                 if phase is not None:
@@ -281,8 +290,8 @@ async def put_log(call: Call) -> Response:
     if not text.isascii() or not text.isdigit() or len(text) > 15:  # noqa: PLR2004
         message = "offset must be a whole number"
         raise Invalid(message)
+    chunk = await auth.small(call, logs.CHUNK_MOST)  # first: the lease may end while a body is on its way
     phase = await queue.check(call.path["run"], kind, call.principal.lease, _me(call).id)
-    chunk = await auth.small(call, logs.CHUNK_MOST)
     following = await logs.append(call.services, phase, int(text), chunk)
     return _answer(wire.LogAnswer(next_offset=following))
 

@@ -43,6 +43,9 @@ _opened: dict[str, str] = {}
 _readers: dict[str, Readers] = {}
 #: What `open_` made; kept, since the task that closes need not be the one that opened.
 _contexts: list[TortoiseContext] = []
+#: PostgreSQL ends a transaction whose process has said nothing for so long: one that is paused would keep its rows
+#: locked, and with them whoever sweeps its leases. No transaction here waits for more than the database and the store.
+_IDLE_MS = 15_000
 #: SQLite knows one writer; a second process waits so long for it.
 _BUSY_MS = 10_000
 
@@ -65,7 +68,12 @@ def settings(url: str, modules: Sequence[str], pool: int) -> dict[str, Any]:
     else:
         connection = {
             "engine": "tortoise.backends.asyncpg",
-            "credentials": {**_credentials(url), "minsize": 1, "maxsize": pool},
+            "credentials": {
+                **_credentials(url),
+                "minsize": 1,
+                "maxsize": pool,
+                "server_settings": {"idle_in_transaction_session_timeout": str(_IDLE_MS)},
+            },
         }
     return {
         "connections": {"default": connection},

@@ -4,12 +4,18 @@ The listener appends raw bytes at offsets; clients read the framed stream
 (`framing`). What was appended lately is kept in memory, so that the clients
 that follow a log cost the store nothing. Another server process, or this one
 after a restart, finds the parts in the store.
+
+A part's name carries the lease that wrote it. A process that was paused while
+it stored one may wake up when the lease is over and the phase is another
+listener's: no check before the store is asked can keep it from that, so what
+it stores then is passed over by whoever reads.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from terrapod_server.kit.call import Services
 from terrapod_server.runs import framing
@@ -28,13 +34,19 @@ _LOOK_S = 0.4
 _WRITER_S = 1.0
 
 
+class _Part(NamedTuple):
+    offset: int
+    length: int
+    lease: int
+
+
 @dataclass
 class _Live:
     """What this process knows of a log that is not sealed."""
 
     size: int = 0
-    #: Offset, length. They may overlap, with the same bytes, where an append was sent again to another process.
-    parts: list[tuple[int, int]] = field(default_factory=list)
+    #: They may overlap, with the same bytes, where an append was sent again to another process.
+    parts: list[_Part] = field(default_factory=list)
     tail: bytearray = field(default_factory=bytearray)
     fresh_until: float = -1e9
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -56,21 +68,55 @@ async def _look(services: Services, phase: Phase, live: _Live, *, now: bool = Fa
     if not now and time.monotonic() < live.fresh_until:
         return
     live.fresh_until = time.monotonic() + _LOOK_S
-    known = dict(live.parts[:-1])  # the last may have been written again, longer
-    parts: list[tuple[int, int]] = []
+    known = {(part.offset, part.lease): part.length for part in live.parts[:-1]}  # the last may have become longer
+    parts: list[_Part] = []
     end = 0
-    for key in await services.store.keys(keys.log_parts(phase.workspace_id, phase.run_id, phase.kind)):
-        offset = int(key.rpartition("/")[2])
+    names = await services.store.keys(keys.log_parts(phase.workspace_id, phase.run_id, phase.kind))
+    for offset, lease in which_count(name.rpartition("/")[2] for name in names):
         if offset > end:
             break
-        try:
-            length = known[offset] if offset in known else await services.store.size(key)
-        except NotFound:  # sealed by another process meanwhile
-            return
-        parts.append((offset, length))
+        length = known.get((offset, lease), -1)
+        if length < 0:
+            try:
+                length = await services.store.size(_key(phase, offset, lease))
+            except NotFound:  # sealed by another process meanwhile
+                return
+        parts.append(_Part(offset, length, lease))
         end = max(end, offset + length)
-    if end > live.size:
+    is_newer = bool(parts and live.parts) and parts[-1].lease > live.parts[-1].lease
+    if end > live.size or is_newer:
         live.parts, live.size = parts, end
+        live.tail.clear()
+
+
+def _key(phase: Phase, offset: int, lease: int) -> str:
+    return keys.log_part(phase.workspace_id, phase.run_id, phase.kind, offset, lease)
+
+
+def which_count(names: Iterable[str]) -> list[tuple[int, int]]:
+    """Offset and lease of the parts that count, by offset.
+
+    At one place that is the newest lease's part, and behind it none that an
+    older lease has written.
+    """
+    found: dict[int, int] = {}
+    for name in names:
+        offset, _, lease = name.partition(".")
+        found[int(offset)] = max(int(lease), found.get(int(offset), 0))
+    newest, kept = 0, []
+    for at, number in sorted(found.items()):
+        if number >= newest:
+            newest = number
+            kept.append((at, number))
+    return kept
+
+
+def _pass_over(live: _Live, offset: int, lease: int) -> None:
+    """Forgets what an older lease has stored from `offset` on, where this one goes on."""
+    first = next((part.offset for part in live.parts if part.offset >= offset and part.lease < lease), None)
+    if first is not None:
+        live.parts = [part for part in live.parts if part.offset < first]
+        live.size = max((part.offset + part.length for part in live.parts), default=0)
         live.tail.clear()
 
 
@@ -88,7 +134,7 @@ async def _size(services: Services, phase: Phase, *, now: bool) -> int:
 
 
 async def append(services: Services, phase: Phase, offset: int, chunk: bytes) -> int:
-    """Takes raw bytes at an offset; the next offset. The same bytes again are no error.
+    """Takes raw bytes at an offset, under the phase's lease; the next offset. The same bytes again are no error.
 
     Raises Conflict for a gap (its meta `expected` is where to go on) and for
     other bytes at the same place, TooLarge past the limit.
@@ -97,11 +143,12 @@ async def append(services: Services, phase: Phase, offset: int, chunk: bytes) ->
         error = Conflict(f"the log of {phase.id} is closed")
         error.meta["expected"] = phase.log_size
         raise error
-    live = _of(phase)
+    live, lease = _of(phase), phase.lease_number
     async with live.lock:
-        part = keys.log_part(phase.workspace_id, phase.run_id, phase.kind, live.size)
+        part = _key(phase, live.size, lease)
         if offset != live.size or await services.store.exists(part):  # another process took some
             await _look(services, phase, live, now=True)
+            _pass_over(live, offset, lease)
         if offset > live.size:
             error = Conflict(f"the log goes on at {live.size}, and not at {offset}")
             error.meta["expected"] = live.size
@@ -118,10 +165,9 @@ async def append(services: Services, phase: Phase, offset: int, chunk: bytes) ->
         fresh = chunk[known:]
         if fresh:
             at = live.size
-            key = keys.log_part(phase.workspace_id, phase.run_id, phase.kind, at)
-            await services.store.put(key, once(fresh), durable=False)
+            await services.store.put(_key(phase, at, lease), once(fresh), durable=False)
             if live.size == at:  # else a reader has found the part already
-                live.parts.append((at, len(fresh)))
+                live.parts.append(_Part(at, len(fresh), lease))
                 live.size += len(fresh)
                 live.tail += fresh
             if len(live.tail) > 2 * _TAIL:
@@ -139,15 +185,16 @@ async def _raw(services: Services, phase: Phase, live: _Live, start: int, stop: 
 
 
 async def _pieces(
-    services: Services, phase: Phase, parts: Sequence[tuple[int, int]], start: int, stop: int
+    services: Services, phase: Phase, parts: Sequence[_Part], start: int, stop: int
 ) -> AsyncIterator[bytes]:
-    for offset, length in parts:
+    for offset, length, lease in parts:
         if offset >= stop:
             break
         if offset + length > start:
-            key = keys.log_part(phase.workspace_id, phase.run_id, phase.kind, offset)
             until = min(offset + length, stop)
-            async for piece in services.store.get(key, offset=start - offset, limit=until - start):
+            async for piece in services.store.get(
+                _key(phase, offset, lease), offset=start - offset, limit=until - start
+            ):
                 yield piece
             start = until
 

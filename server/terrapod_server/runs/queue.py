@@ -25,7 +25,7 @@ from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
 from terrapod_server.store import keys
 from terrapod_shared import clock, wire
-from terrapod_shared.errors import Conflict, LeaseEnded, NotFound
+from terrapod_shared.errors import Conflict, LeaseEnded, NotFound, TerrapodError
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +185,11 @@ async def _prolong(services: Services, listener_id: str, lease: wire.HeldLease) 
         verdict=verdict,
         seconds=wire.LEASE_S if rows else 0.0,
     )
+
+
+def lapsed(listener_id: str) -> str:
+    """The topic that says that a lease, or an offer, of the listener ended without a word of it."""
+    return f"lapsed:{listener_id}"
 
 
 def phase_id_of(run_id: str, kind: str) -> str:
@@ -349,7 +354,10 @@ async def sweep(services: Services) -> None:
     for row in expired:
         phase = await Phase.get_or_none(id=row["id"])
         if phase is not None and phase.lease_state in ("offered", "leased"):  # else it was given back meanwhile
-            await _expire(services, phase)
+            try:
+                await _expire(services, phase)
+            except TerrapodError as error:  # somebody else changed the run; the leases behind it do not wait for that
+                log.warning("the lease of %s could not be ended: %s", phase.id, error.detail)
 
 
 async def _expire(services: Services, phase: Phase) -> None:
@@ -371,6 +379,7 @@ async def _expire(services: Services, phase: Phase) -> None:
         log.warning(
             "the lease of %s (%s) on listener %s has ended", phase.id, phase.lease_state, phase.lease_listener_id
         )
+        change.wake(lapsed(phase.lease_listener_id or ""))
         if phase.lease_state == "offered":
             change.wake(f"pool:{run.pool_id}")
         elif phase.kind == "apply":

@@ -35,9 +35,9 @@ def log_parts(workspace_id: str, run_id: str, phase: str) -> str:
     return f"workspaces/{workspace_id}/runs/{run_id}/{phase}.parts/"
 
 
-def log_part(workspace_id: str, run_id: str, phase: str, offset: int) -> str:
-    """Part names sort by offset."""
-    return f"{log_parts(workspace_id, run_id, phase)}{offset:016d}"
+def log_part(workspace_id: str, run_id: str, phase: str, offset: int, number: int) -> str:
+    """Part names sort by offset, and at one place by the number of the lease that wrote them."""
+    return f"{log_parts(workspace_id, run_id, phase)}{offset:016d}.{number:09d}"
 
 
 def module(module_id: str) -> str:

@@ -49,7 +49,7 @@ def test_all_keys_are_keys_and_a_workspace_goes_as_one() -> None:
 
 def test_log_parts_sort_by_offset() -> None:
     offsets = [0, 9, 10, 99, 1 << 20, 10**10]
-    parts = [keys.log_part("ws-1", "run-1", "plan", offset) for offset in offsets]
+    parts = [keys.log_part("ws-1", "run-1", "plan", offset, lease) for offset in offsets for lease in (1, 2, 10)]
     assert parts == sorted(parts)
     assert all(part.startswith(keys.log_parts("ws-1", "run-1", "plan")) for part in parts)
 

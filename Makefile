@@ -37,8 +37,9 @@ test: setup
 demo: setup
 	$(BIN)/python packaging/demo/demo.py
 
+# BENCH="--only fleet --listeners 1000 5000": some parts, and how large the fleet is
 bench: setup
-	$(BIN)/python packaging/bench/bench.py
+	$(BIN)/python packaging/bench/bench.py $(BENCH)
 
 migration: setup
 	$(BIN)/python packaging/makemigration.py

@@ -1,6 +1,7 @@
 """The baseline of API reads: a bare Starlette app on the server's Hypercorn settings.
 
-It answers fixed bytes of memory: `bare.py PORT FOLDER`, where FOLDER holds a file for each path `/NAME`.
+It answers fixed bytes of memory: `bare.py PORT FOLDER [CERTIFICATE KEY]`, where FOLDER holds a file for each path
+`/NAME`; `/poll/ANY?wait=S` is answered by 204 after so many seconds.
 """
 
 import asyncio
@@ -25,16 +26,22 @@ def build(folder: Path) -> Starlette:
         body = answers[request.path_params["name"]]
         return Response(body, media_type="application/vnd.api+json") if body else Response(status_code=204)
 
-    return Starlette(routes=[Route("/{name}", answer)])
+    async def poll(request: Request) -> Response:
+        await asyncio.sleep(float(request.query_params["wait"]))
+        return Response(status_code=204)
+
+    return Starlette(routes=[Route("/{name}", answer), Route("/poll/{who}", poll)])
 
 
-async def main(port: int, folder: Path) -> None:
+async def main(port: int, folder: Path, *tls: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     hypercorn = Config()
     hypercorn.bind = [f"127.0.0.1:{port}"]
     hypercorn.alpn_protocols = ["http/1.1"]
     hypercorn.keep_alive_timeout = 75
+    if tls:
+        hypercorn.certfile, hypercorn.keyfile = tls
     hypercorn.accesslog = None
     hypercorn.errorlog = logging.getLogger("hypercorn.error")
     hypercorn.include_server_header = False
@@ -42,4 +49,4 @@ async def main(port: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1]), Path(sys.argv[2])))
+    uvloop.run(main(int(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]))

@@ -6,6 +6,7 @@ No time is asserted: the machine may be busy. `--quick` takes fewer samples.
 
 import argparse
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "packaging" / "demo"))
 
 import audit
+import fleet
 import footprint
 import latency
 import protocol
@@ -25,10 +27,10 @@ import report
 import rights
 from processes import Site
 
-PARTS = ("remote", "latency", "reads", "rights", "audit", "memory", "protocol")
+PARTS = ("remote", "latency", "reads", "rights", "audit", "memory", "protocol", "fleet")
 
 
-def sections(folder: Path, only: list[str], *, quick: bool) -> Iterator[report.Section]:
+def sections(folder: Path, only: list[str], listeners: list[int], *, quick: bool) -> Iterator[report.Section]:
     engine = remote.make_engine(folder / "engine")
     archive = latency.tar({"main.tf": b"# nothing\n"})
     remote.prepare_listener(folder / "site" / "listener", engine)
@@ -48,17 +50,24 @@ def sections(folder: Path, only: list[str], *, quick: bool) -> Iterator[report.S
         yield footprint.measure(folder, idle, quick=quick)
     if "protocol" in only:
         yield protocol.measure(folder, quick=quick)
+    if "fleet" in only:
+        yield fleet.measure(folder, listeners, quick=quick)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer samples: under a minute")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="some parts, and no document")
+    parser.add_argument(
+        "--listeners", nargs="+", type=int, choices=sorted(fleet.TARGETS), default=[1_000], help="sizes of the fleet"
+    )
     options = parser.parse_args()
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a fleet's connections, at both ends
     begun, load = time.monotonic(), os.getloadavg()[0]
     found = []
     with tempfile.TemporaryDirectory(prefix="terrapod-bench-") as folder:
-        for section in sections(Path(folder), options.only, quick=options.quick):
+        for section in sections(Path(folder), options.only, options.listeners, quick=options.quick):
             print(section.title)
             for figure in section.figures:
                 print(report.line(figure), flush=True)

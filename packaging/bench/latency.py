@@ -48,12 +48,12 @@ def seconds(stamp: str) -> float:
     return datetime.fromisoformat(stamp).timestamp()
 
 
-async def joined(site: Site, home: Path) -> Listener:
+async def joined(site: Site, home: Path, ca: Path | None = None) -> Listener:
     """A listener without terraform: its calls are the real, signed ones."""
     pool = (await asyncio.to_thread(site.get, "organizations/default/agent-pools?q=default"))[0]["id"]
     path = f"agent-pools/{pool}/authentication-tokens"
     made = await asyncio.to_thread(site.post, path, "authentication-tokens", {"description": "bench"})
-    listener = Listener(await join(home, site.url, made["attributes"]["token"], "bench", None))
+    listener = Listener(await join(home, site.url, made["attributes"]["token"], "bench", ca))
     local = [wire.LocalEngine(tool="terraform", version=ENGINE, sha256="0" * 64)]
     await listener.beat(wire.Beat(free_slots=5, capacity=5, local_engines=local))
     return listener

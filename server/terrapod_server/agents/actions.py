@@ -5,7 +5,7 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -355,13 +355,6 @@ async def beat(row: Listener, message: wire.Beat) -> None:
         spooled=message.spooled[:100],
         accepts=msgspec.to_builtins(accepts),
     )
-
-
-async def seen(row: Listener) -> None:
-    """An idle listener's long poll is its heartbeat; noted at most every 30 s."""
-    now = datetime.now(UTC)
-    if row.last_seen_at is None or row.last_seen_at < now - timedelta(seconds=30):
-        await Listener.filter(id=row.id).update(last_seen_at=now)
 
 
 async def delete_for_workspace(workspace_id: str) -> None:

@@ -12,10 +12,12 @@ from terrapod_server.agents.actions import GRACE
 from terrapod_server.agents.model import Listener
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Call, Principal, Services
+from terrapod_server.kit.reads import Reader
 from terrapod_shared import clock, signing, wire
 from terrapod_shared.errors import NotFound, ProtocolMismatch, TerrapodError, Unauthorized
 
 NONCE_S = 120
+_READER = Reader(Listener)
 #: Nonces that this process has seen, with the time when they may be forgotten; all there is on SQLite.
 _seen: dict[str, float] = {}
 
@@ -56,12 +58,12 @@ async def verify(request: Request) -> tuple[Listener, signing.Verified]:
     found: list[Listener] = []
 
     async def resolve(key_id: str) -> Ed25519PublicKey | None:
-        row = await Listener.get_or_none(id=key_id)
-        if row is None:
+        record = await _READER.one('t."id" = $1', key_id)
+        if record is None:
             message = "this listener is not known here: join again"
             raise NotFound(message)
-        found.append(row)
-        return Ed25519PublicKey.from_public_bytes(base64.b64decode(row.public_key))
+        found.append(record.row)
+        return Ed25519PublicKey.from_public_bytes(base64.b64decode(record.row.public_key))
 
     raw = request.scope.get("raw_path") or request.url.path.encode()
     target = raw.partition(b"?")[0].decode("ascii", "replace")

@@ -4,13 +4,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from functools import wraps
+from functools import partial, wraps
 from typing import TypeVar
 
 import msgspec
 from starlette.responses import Response
 
-from terrapod_server.agents import actions, auth, late, work
+from terrapod_server.agents import actions, auth, idle, late, work
 from terrapod_server.agents.model import Listener
 from terrapod_server.configs import actions as configs
 from terrapod_server.kit import brake
@@ -170,24 +170,26 @@ async def _pulse(me: Listener, verdicts: list[wire.LeaseVerdict]) -> wire.Pulse:
 
 @speaks
 async def next_run(call: Call) -> Response:
-    """Work, as an offer of 15 s; 204 when there is none within `wait` seconds."""
+    """Work, as an offer of 15 s; 204 when there is none within `wait` seconds, of which 30 are the most."""
     me = _me(call)
     bus = call.services.bus
-    engines = [f"{entry['tool']} {entry['version']}" for entry in me.local_engines]
+    engines = tuple(sorted(f"{entry['tool']} {entry['version']}" for entry in me.local_engines))
     now = asyncio.get_running_loop().time
-    until, loaded = now() + _wait_s(call), now()
-    await actions.seen(me)
+    until, loaded = now() + min(_wait_s(call), wire.POLL_S), now()
+    await idle.heard(me)
     own, lapsed = f"listener:{me.id}", queue.lapsed(me.id)
     async with (
-        bus.subscribe(f"pool:{me.pool_id}", own, lapsed) as any_,
+        bus.subscribe(own, lapsed) as woken,
         bus.subscribe(own) as mine,
         bus.subscribe(lapsed) as lost,
+        idle.line(bus, me.pool_id, idle.Place((engines, msgspec.json.encode(me.accepts)), woken)) as (line, place),
     ):
-        while True:
+        while not bus.is_closing:
             if lost.take():  # whoever hears this answer asks again; a host that hangs would keep an offer for 15 s
-                return Response(status_code=204)
-            if not bus.is_closing and not me.drain_requested:
-                phase = await queue.claim(me.id, me.pool_id, engines, me.accepts)
+                break
+            if not me.drain_requested and line.may_look(place):
+                claim = partial(queue.claim, me.id, me.pool_id, engines, me.accepts)
+                phase = await line.look(place, claim)
                 if phase is not None:
                     answer = await _offer(call, phase)
                     if answer is not None:
@@ -195,13 +197,13 @@ async def next_run(call: Call) -> Response:
                     me = await _still(me.id)
                     continue
             left = until - now()
-            if left <= 0 or bus.is_closing or await call.request.is_disconnected() or not await any_.wait(left):
-                return Response(status_code=204)
-            # a pool's wake-up reaches all of its idle listeners: it must cost each no more than the claim
+            if left <= 0 or await call.request.is_disconnected() or not await woken.wait(left):
+                break
             if mine.take() or now() - loaded > _RELOAD_S:
                 me, loaded = await _still(me.id), now()
             if await call.request.is_disconnected():
-                return Response(status_code=204)
+                break
+    return Response(status_code=204)
 
 
 async def _still(listener_id: str) -> Listener:

@@ -1,5 +1,6 @@
 """What the agents room does every so often."""
 
+from terrapod_server.agents import idle
 from terrapod_server.agents.auth import NONCE_S
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Services
@@ -14,4 +15,7 @@ async def purge_nonces(_services: Services) -> None:
         )
 
 
-JOBS = (Job("purge nonces", 30, purge_nonces),)
+JOBS = (
+    Job("purge nonces", 30, purge_nonces),
+    Job("write down idle listeners", 2, idle.write_down, leader=False),
+)

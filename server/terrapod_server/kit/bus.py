@@ -96,20 +96,27 @@ class Bus:
     async def subscribe(self, *topics: str) -> AsyncIterator[Subscription]:
         subscription = Subscription()
         for topic in topics:
-            self._waiting[topic].add(subscription)
+            self.add(topic, subscription)
         if self.is_closing:
             subscription.wake()
         try:
             yield subscription
         finally:
             for topic in topics:
-                waiting = self._waiting[topic]
-                waiting.discard(subscription)
-                if not waiting:
-                    del self._waiting[topic]
+                self.remove(topic, subscription)
+
+    def add(self, topic: str, subscription: Subscription) -> None:
+        """For who does more than wait: its `wake` is called from the loop, and must not raise."""
+        self._waiting[topic].add(subscription)
+
+    def remove(self, topic: str, subscription: Subscription) -> None:
+        waiting = self._waiting[topic]
+        waiting.discard(subscription)
+        if not waiting:
+            del self._waiting[topic]
 
     def _deliver(self, topic: str) -> None:
-        for subscription in self._waiting.get(topic, ()):
+        for subscription in list(self._waiting.get(topic, ())):
             subscription.wake()
 
     def _heard(self, _connection: Any, _pid: int, _channel: str, payload: object) -> None:

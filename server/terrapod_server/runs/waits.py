@@ -12,8 +12,9 @@ from terrapod_server.runs.states import Status
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock
 
-#: A listener that has been heard of within this time is there.
-ONLINE = timedelta(seconds=90)
+#: A listener that has been heard of within this time is there: an idle one polls every 30 s, and a dead one is to be
+#: known as such within 45 s.
+ONLINE = timedelta(seconds=42)
 #: Shorter waits are not told in a log.
 NOTICEABLE_S = 5.0
 _HOLDERS = 3

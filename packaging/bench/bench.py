@@ -20,6 +20,7 @@ import audit
 import fleet
 import footprint
 import latency
+import loss
 import protocol
 import reads
 import remote
@@ -27,7 +28,7 @@ import report
 import rights
 from processes import Site
 
-PARTS = ("remote", "latency", "reads", "rights", "audit", "memory", "protocol", "fleet")
+PARTS = ("remote", "latency", "reads", "rights", "audit", "memory", "protocol", "fleet", "loss")
 
 
 def sections(folder: Path, only: list[str], listeners: list[int], *, quick: bool) -> Iterator[report.Section]:
@@ -52,6 +53,8 @@ def sections(folder: Path, only: list[str], listeners: list[int], *, quick: bool
         yield protocol.measure(folder, quick=quick)
     if "fleet" in only:
         yield fleet.measure(folder, listeners, quick=quick)
+    if "loss" in only:
+        yield loss.measure(folder)
 
 
 def main() -> None:

@@ -51,6 +51,7 @@ def run(options: Options) -> None:
         message = f"--plain-http is for loopback only, and {options.host} is not"
         raise Refused(message)
     serving.log_as("warning")
+    serving.allow_connections()
     config = prepare(options)
     uvloop.run(serving.until_signalled(lambda stop: _run(config, options, stop)))
 

@@ -187,7 +187,7 @@ async def next_run(call: Call) -> Response:
         while not bus.is_closing:
             if lost.take():  # whoever hears this answer asks again; a host that hangs would keep an offer for 15 s
                 break
-            if not me.drain_requested and line.may_look(place):
+            if line.may_look(place, is_away=me.drain_requested):
                 claim = partial(queue.claim, me.id, me.pool_id, engines, me.accepts)
                 phase = await line.look(place, claim)
                 if phase is not None:

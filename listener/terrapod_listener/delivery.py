@@ -122,7 +122,7 @@ class Delivery:
             report, digests=self._digests, log_bytes=log.end, error_message=log.masked(report.error_message)
         )
         try:
-            await self._server.report(self._work.run_id, full, self._work.lease.number)
+            await self._report(full, log)
         except errors.LeaseEnded:
             raise
         except errors.Conflict as error:
@@ -136,3 +136,12 @@ class Delivery:
                 state=self.state,
             )
             await self._server.report(self._work.run_id, failed, self._work.lease.number)
+
+    async def _report(self, report: wire.Report, log: Spool) -> None:
+        """Once more where the server has lost a part of the log since it took it: by a power cut, or it is a backup."""
+        try:
+            await self._server.report(self._work.run_id, report, self._work.lease.number)
+        except errors.Conflict as error:
+            if isinstance(error, errors.LeaseEnded) or not await log.send_again(error.meta.get("expected")):
+                raise
+            await self._server.report(self._work.run_id, report, self._work.lease.number)

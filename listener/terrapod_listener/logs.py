@@ -98,6 +98,18 @@ class Spool:
         self._fresh.set()
         await self._task
 
+    async def send_again(self, start: object) -> bool:
+        """Sends once more what is behind that offset, where it is ours: a server may come back with less than it had.
+
+        Whether there was anything to be sent. Raises what the server refuses.
+        """
+        if not isinstance(start, int) or not self._base <= start < self.end:
+            return False
+        self._sent = start - self._base
+        self._task = asyncio.create_task(self._send())
+        await self._task
+        return True
+
     async def abandon(self) -> None:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError, errors.TerrapodError):

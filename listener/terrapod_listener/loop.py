@@ -332,6 +332,8 @@ class Daemon:
         if error is not None and not isinstance(error, errors.Unauthorized | errors.NotFound):
             return
         found, mine = identity.load(self._home), self._server.identity.kept
+        if mine.next_key and isinstance(error, errors.Unauthorized):
+            self._renew_asked.set()  # the answer to a renewal was lost: the server may know the next key alone
         if found is None or found.kept.certificate == mine.certificate or found.kept.server != mine.server:
             return
         log.warning("this listener joined again: it is %s from now on", found.kept.listener_id)

@@ -1,55 +1,17 @@
 """A listener's process against a server in the test's own loop: what it does when its identity changes under it."""
 
-import asyncio
-import contextlib
-import os
 import signal
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kit import scripted
+from kit.daemon import is_alive, joined, online, running_listener
 from kit.serving import Running, tar, until
-from kit.site import BIN
 from terrapod_server.agents.model import Listener
 from terrapod_server.runs.model import Phase, Run
 from terrapod_shared import clock
-
-
-async def listener(*argv: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        str(BIN / "terrapod-listener"), *argv, env={"PATH": os.environ["PATH"]}, stderr=asyncio.subprocess.DEVNULL
-    )
-
-
-async def joined(server: Running, home: Path, name: str = "one") -> str:
-    """The listener's id."""
-    home.mkdir(exist_ok=True)
-    program = scripted.program(home.parent / "bin")
-    (home / "listener.toml").write_text(
-        f'poll_s = 2.0\n[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\npath = "{program}"\n'
-    )
-    argv = ("join", "--server", server.url, "--token", await server.join_token(), "--name", name, "--home", str(home))
-    assert await (await listener(*argv)).wait() == 0
-    return str((await Listener.get(name=name)).id)
-
-
-@contextlib.asynccontextmanager
-async def running_listener(home: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await listener("run", "--home", str(home))
-    try:
-        yield process
-        assert process.returncode is None
-    finally:
-        process.terminate()
-        assert await asyncio.wait_for(process.wait(), 20) == 0
-
-
-def online(listener_id: str) -> Any:
-    return lambda: Listener.exists(id=listener_id, free_slots__gt=0)
 
 
 async def test_a_certificate_is_renewed_when_the_server_says_so(server: Running, tmp_path: Path) -> None:
@@ -97,12 +59,6 @@ async def test_the_log_says_how_long_the_run_waited(server: Running, tmp_path: P
     assert lines[0].startswith("\x02Terrapod listener one")
     assert lines[3].startswith("Waited 3 min 2"), lines[:5]
     assert lines[3].endswith(" for a listener.")
-
-
-def is_alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 @pytest.mark.parametrize("is_ended", [False, True])

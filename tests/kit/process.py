@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -64,11 +64,11 @@ class Process:
             self.process.kill()
             await self.process.wait()
 
-    async def start(self, clock_s: int = 0) -> None:
-        """Returns once it is ready. `clock_s`: how far its clock is ahead."""
+    async def start(self, clock_s: int = 0, program: Sequence[str] = (str(BIN / "terrapod-server"),)) -> None:
+        """Returns once it is ready. `clock_s`: how far its clock is ahead. `program`: what is called with `serve`."""
         with (self.folder / "serve.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                str(BIN / "terrapod-server"), "serve",
+                *program, "serve",
                 env={"PATH": os.environ["PATH"], **self.settings, **shifted(clock_s)}, stdout=log, stderr=log,
             )  # fmt: skip
 

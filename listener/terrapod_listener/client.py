@@ -6,7 +6,8 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -44,12 +45,32 @@ async def digest_of(path: Path) -> bytes:
     return await asyncio.to_thread(read)
 
 
+class Standing:
+    """How the listener stands with its server; `on_change` is called when that was seen."""
+
+    def __init__(self) -> None:
+        self.on_change: Callable[[], None] = lambda: None
+        self.is_known = False  #: a heartbeat has been tried
+        self.heard_at: float | None = None  #: monotonic time at which one was answered last
+        self.why = ""  #: the last one was not, empty where it was
+        self.ended: Counter[tuple[str, str]] = Counter()  #: phases by kind and outcome, which the server knows of
+
+    def answered(self) -> None:
+        self.heard_at, self.why, self.is_known = time.monotonic(), "", True
+        self.on_change()
+
+    def failed(self, why: str) -> None:
+        self.why, self.is_known = why, True
+        self.on_change()
+
+
 class Server:
     """All calls of the protocol. `offset_s` is what the server's clock is ahead of ours."""
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.offset_s = 0.0
+        self.standing = Standing()
         kept = identity.kept
         self._http = httpx.AsyncClient(
             base_url=kept.server,
@@ -166,7 +187,7 @@ class Server:
 
     async def next_work(self, wait_s: float) -> wire.Work | None:
         """Work, signed by the key that the join pinned; None where there is none."""
-        answer = await self.call("GET", f"{self.base}/runs/next?wait={wait_s:g}", timeout_s=wait_s + 20)
+        answer = await self._heartbeat("GET", f"{self.base}/runs/next?wait={wait_s:g}", timeout_s=wait_s + 20)
         if answer.status_code == 204:  # noqa: PLR2004
             return None
         kept = self.identity.kept
@@ -177,12 +198,23 @@ class Server:
 
     async def beat(self, message: wire.Beat, wait_s: float = 0.0) -> wire.Pulse:
         path = f"{self.base}/heartbeat?wait={wait_s:g}"
-        answer = await self.call("POST", path, body=msgspec.json.encode(message), timeout_s=wait_s + 15)
+        answer = await self._heartbeat("POST", path, body=msgspec.json.encode(message), timeout_s=wait_s + 15)
         return msgspec.json.decode(answer.content, type=wire.Pulse)
+
+    async def _heartbeat(self, method: str, path: str, **more: Any) -> httpx.Response:
+        try:
+            answer = await self.call(method, path, **more)
+        except errors.TerrapodError as error:
+            self.standing.failed(error.detail)
+            raise
+        self.standing.answered()
+        return answer
 
     async def report(self, run_id: str, message: wire.Report, lease: int) -> wire.Reported:
         path = f"{self.base}/runs/{run_id}"
         answer = await self.persist("PATCH", path, body=msgspec.json.encode(message), lease=lease)
+        if message.status not in ("planning", "applying"):
+            self.standing.ended[message.phase, message.status] += 1
         return msgspec.json.decode(answer.content, type=wire.Reported)
 
 

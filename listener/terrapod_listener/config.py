@@ -1,5 +1,6 @@
 """The listener's settings: `listener.toml` in its home and `TERRAPOD_LISTENER_…` variables, all mistakes at once."""
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -54,6 +55,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ca_file: str = ""  #: PEM file of further authorities that runs trust, as the mirror's
     keep_work: bool = False  #: leave the folders of runs that are over, to look into them
     poll_s: float = 30.0
+    health_host: str = "127.0.0.1"  #: address of the port for health and metrics
+    health_port: int = 9846  #: 0: there is none
+    health_public: bool = False  #: whether `health_host` may be another than loopback; whoever reaches it may read
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
@@ -100,6 +104,7 @@ def load(home: Path, environ: Mapping[str, str] = os.environ) -> Config:  # noqa
         except msgspec.ValidationError as error:
             mistakes.append(f"{key}: {error}")
     mistakes += _out_of_range(known)
+    mistakes += _mistakes_of_health(known)
     mistakes += [f"engines: {e.path} is not there" for e in known.get("engines", []) if not Path(e.path).is_file()]
     mistakes += _mistakes_of_providers(known)
     mistakes += mistakes_of_accept(known.get("accept", Accept()))
@@ -131,3 +136,18 @@ def _mistakes_of_providers(known: Mapping[str, Any]) -> list[str]:
     if (file := known.get("ca_file", "")) and not Path(file).is_file():
         wrong.append(f"ca_file: {file} is not there")
     return wrong
+
+
+def _mistakes_of_health(known: Mapping[str, Any]) -> Iterator[str]:
+    host = known.get("health_host", "")
+    if not 0 <= known.get("health_port", 0) <= 65535:  # noqa: PLR2004
+        yield "health_port: must be between 0 and 65535"
+    if not host or host == "localhost":
+        return
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        yield f"health_host: {host!r} is no address"
+        return
+    if not is_loopback and not known.get("health_public"):
+        yield f"health_host: {host} is not loopback: others could read it; health_public = true allows that"

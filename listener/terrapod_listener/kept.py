@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
@@ -77,6 +78,12 @@ def drop(state: Path) -> None:
     state.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         state.parent.rmdir()
+
+
+def count(home: Path, live: Collection[str]) -> int:
+    """How many states are in the spool, but those of the runs `live`; none is opened. To be called in a thread."""
+    found = (path for path in (home / "spool").glob("*/state-*") if path.name.removeprefix("state-").isdecimal())
+    return sum(path.parent.name not in live for path in found)
 
 
 def spooled(home: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from terrapod_listener.config import Config
 from terrapod_listener.delivery import send
 from terrapod_listener.install import Engines, announced
 from terrapod_listener.lease import Lease
+from terrapod_listener.observing import Facts, Observer
 from terrapod_listener.phases import Job
 from terrapod_shared import errors, programs, wire
 
@@ -46,6 +47,7 @@ class Daemon:
         self._signals = 0
         self._forced = asyncio.Event()
         self._isolation: isolation.Isolation
+        self._observer = Observer(home, config, self._facts)
 
     async def run(self) -> None:
         """Works until SIGTERM: the first drains, the second interrupts, the third kills."""
@@ -55,7 +57,8 @@ class Daemon:
             message = f"another listener already runs with {self._home}"
             raise SystemExit(message) from None
         with lock:
-            await self._run()
+            async with self._observer():
+                await self._run()
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -155,6 +158,7 @@ class Daemon:
             log.info("this listener drains: it takes no more work, and %d runs go on", len(self._jobs))
             self._draining.set()
             self._say(draining=True)
+            self._observer.tell()
             if self._jobs:
                 self._tell()
 
@@ -276,6 +280,7 @@ class Daemon:
         self._jobs[task] = job
         task.add_done_callback(self._ended)
         self._changed.set()
+        self._observer.tell()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         job = self._jobs.pop(task)
@@ -283,6 +288,7 @@ class Daemon:
         if all(other.work.run_id != job.work.run_id for other in self._jobs.values()):
             self._leases.pop(job.work.run_id, None)
         self._changed.set()
+        self._observer.tell()
         if job.is_spooled:
             self._tell()
         if not task.cancelled() and task.exception() is not None:
@@ -359,8 +365,19 @@ class Daemon:
 
     def _spooled(self) -> list[dict[str, Any]]:
         """What waits in the spool; an apply that goes on keeps its copy there too."""
-        live = {job.work.run_id for job in self._jobs.values() if not job.settled.is_set()}
+        live = self._live()
         return [facts for facts in kept.spooled(self._home) if facts["run_id"] not in live]
+
+    def _live(self) -> set[str]:
+        return {job.work.run_id for job in self._jobs.values() if not job.settled.is_set()}
+
+    def _facts(self) -> Facts:
+        return Facts(
+            phases=[job.work.phase for job in self._jobs.values()],
+            live=self._live(),
+            is_draining=self._draining.is_set(),
+            server=self._server,
+        )
 
     async def _deliver_left(self) -> None:
         """What an earlier life of this listener could not deliver, once, before any new work; keepers go on meanwhile."""

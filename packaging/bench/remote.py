@@ -64,7 +64,7 @@ def prepare_listener(home: Path, engine: Engine) -> None:
     home.mkdir(parents=True, mode=0o700)
     files = ", ".join(f'"{file}"' for file in (engine.timed, engine.plain, terraform_shim.library()))
     (home / "listener.toml").write_text(
-        f'{terraform_shim.readable()}writable = ["{engine.times.parent}"]\n'
+        f'{terraform_shim.settings()}writable = ["{engine.times.parent}"]\n'
         f'[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\npath = "{engine.timed}"\nfiles = [{files}]\n'
     )
 

@@ -69,7 +69,7 @@ def prepare_listener(home: Path, program: Path, version: str, files: list[Path])
     home.mkdir(parents=True, mode=0o700)
     names = ", ".join(f'"{file}"' for file in files)
     (home / "listener.toml").write_text(
-        terraform_shim.readable()
+        terraform_shim.settings()
         + f'[[engines]]\ntool = "terraform"\nversion = "{version}"\npath = "{program}"\nfiles = [{names}]\n'
     )
 

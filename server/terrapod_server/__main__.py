@@ -52,7 +52,10 @@ def serve(file: Path | None) -> None:
 
     Settings come from a file and from the environment; docs/settings.md lists them. The first start makes the data folder with the keys; the database is brought to this release's schema.
     """
-    serving.run(_load(file))
+    try:
+        serving.run(_load(file))
+    except serving.CannotListen as error:
+        raise click.ClickException(str(error)) from None
 
 
 @main.command()
@@ -77,7 +80,7 @@ def start_all(data: Path, host: str, port: int, plain_http: bool, no_listener: b
     """
     try:
         up.run(up.Options(data.resolve(), host, port, plain_http=plain_http, with_listener=not no_listener))
-    except up.Refused as error:
+    except (up.Refused, serving.CannotListen) as error:
         raise click.ClickException(str(error)) from None
 
 

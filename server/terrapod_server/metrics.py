@@ -2,9 +2,6 @@
 
 import importlib.metadata
 import platform
-import resource
-import time
-from pathlib import Path
 
 from starlette.responses import Response
 
@@ -13,13 +10,12 @@ from terrapod_server.agents.model import LateState, Pool
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import Access, Endpoint, Raw
-from terrapod_server.kit.metrics import MEDIA, Sample, family
 from terrapod_server.runs import states
+from terrapod_shared.prometheus import MEDIA, Sample, family, process
 
 #: Pools with labels of their own, by name; what is beyond them is one.
 POOLS_MOST = 100
 _OTHERS = "(others)"
-_BEGUN = time.time()
 
 
 async def show(call: Call) -> Response:
@@ -31,7 +27,7 @@ async def show(call: Call) -> Response:
         lines += family("terrapod_audit_backlog", "gauge", about, [({}, writer.backlog)])
         about = "1 while audit entries wait in a file, since the database takes none."
         lines += family("terrapod_audit_spooling", "gauge", about, [({}, writer.is_spooling)])
-    lines += [*call.services.measured.lines(), *_process()]
+    lines += [*call.services.measured.lines(), *process()]
     return Response("\n".join(lines) + "\n", media_type=MEDIA)
 
 
@@ -95,16 +91,6 @@ _FIGURES = (
 async def _late() -> list[str]:
     count = await LateState.filter(status=late.WAITING).count()
     return list(family("terrapod_late_states", "gauge", "Late states that wait for an admin's word.", [({}, count)]))
-
-
-def _process() -> list[str]:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return [
-        *family("process_resident_memory_bytes", "gauge", "Memory.", [({}, pages * resource.getpagesize())]),
-        *family("process_cpu_seconds_total", "counter", "Processor time.", [({}, used.ru_utime + used.ru_stime)]),
-        *family("process_start_time_seconds", "gauge", "When it began, in seconds of the epoch.", [({}, _BEGUN)]),
-    ]
 
 
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (Raw("GET", "/metrics", show, Access.AUDIT),)

@@ -5,8 +5,10 @@ import contextlib
 import ctypes
 import gc
 import logging
+import os
 import resource
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 
 import uvloop
@@ -15,10 +17,16 @@ from hypercorn.config import Config as Hypercorn
 
 from terrapod_server import app
 from terrapod_server.config import Config
+from terrapod_shared.notify import Manager
 
 log = logging.getLogger("terrapod")
 #: After so many turns of the younger generations the garbage collector looks through all that is there.
 _OLDEST_TURNS = 200
+_BACKLOG = 100
+
+
+class CannotListen(Exception):
+    """The address or the port is not to be had; the text is for the user."""
 
 
 def run(config: Config) -> None:
@@ -56,13 +64,21 @@ async def serve_until(
 ) -> None:
     """Serves until `stop` is set; then requests under way finish, and long polls end with nothing.
 
-    `ready` is set once it serves; the app is put into `made`.
+    `ready` is set once it serves; the app is put into `made`. systemd is told, where it asks. Raises CannotListen.
     """
-    built = app.build(config)
-    if made is not None:
-        made.append(built)
+    with bound(config.host, config.port) as listening:
+        built = app.build(config)
+        if made is not None:
+            made.append(built)
+        await _serve(config, built, listening, stop, ready)
+
+
+async def _serve(
+    config: Config, built: app.App, listening: socket.socket, stop: asyncio.Event, ready: asyncio.Event | None
+) -> None:
+    manager = Manager.of(os.environ)
     hypercorn = Hypercorn()
-    hypercorn.bind = [f"[{config.host}]:{config.port}" if ":" in config.host else f"{config.host}:{config.port}"]
+    hypercorn.bind = [f"fd://{listening.fileno()}"]
     hypercorn.alpn_protocols = ["h2", "http/1.1"] if config.http2 else ["http/1.1"]
     hypercorn.graceful_timeout = config.shutdown_s
     hypercorn.shutdown_timeout = config.shutdown_s + 5
@@ -75,15 +91,38 @@ async def serve_until(
 
     async def stopping() -> None:
         await stop.wait()
+        manager.stopping()
         built.services.bus.close()
 
-    started = built.asgi.on_started
-    if ready is not None:
-        started.append(ready.set)
-    started.append(_settle_memory)
+    def serving() -> None:
+        listening.listen(_BACKLOG)  # who comes before Hypercorn's loop does waits for it
+        listening.detach()  # it is Hypercorn's from now on
+        manager.ready()
+        manager.status(f"Serves {config.url}")
+        if ready is not None:
+            ready.set()
+
+    built.asgi.on_started += [serving, _settle_memory]
+    alive = asyncio.create_task(manager.keep_alive())
     task = asyncio.create_task(serve(built.asgi, hypercorn, shutdown_trigger=stopping, mode="asgi"))  # type: ignore[arg-type]
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    finally:
+        alive.cancel()
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket with this address, on which nobody listens yet. Raises CannotListen, before anything is begun."""
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise CannotListen(f"{host} port {port} cannot be listened on: {error.strerror or error}") from None
+    return found
 
 
 def _settle_memory() -> None:

@@ -233,7 +233,7 @@ def _home(folder: Path, name: str, engine: Path) -> tuple[Path, bool]:
     is_mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
     files = json.dumps([str(engine), str(engine.parents[1] / "real" / "terraform"), str(terraform_shim.library())])
     (home / "listener.toml").write_text(
-        f'capacity = {CAPACITY}\n{terraform_shim.readable()}[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
+        f'capacity = {CAPACITY}\n{terraform_shim.settings()}[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
         f'path = "{engine}"\nfiles = {files}\n'
     )
     return home, is_mounted

@@ -51,7 +51,7 @@ class Host:
         shared.chmod(0o777)
         files = f'["{terraform}", "{terraform_shim.library()}"]'
         (self.home / "listener.toml").write_text(
-            f'poll_s = 5.0\nwritable = ["{shared}"]\n{terraform_shim.readable()}[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
+            f'poll_s = 5.0\nwritable = ["{shared}"]\n{terraform_shim.settings()}[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
             f'path = "{terraform}"\nfiles = {files}\n'
             f'[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\n'
             f'path = "{scripted.program(folder / "bin")}"\n'

@@ -27,7 +27,7 @@ async def joined(server: Running, home: Path, name: str = "one") -> str:
     home.mkdir(exist_ok=True)
     program = scripted.program(home.parent / "bin")
     (home / "listener.toml").write_text(
-        f'poll_s = 2.0\n{terraform_shim.readable()}[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\npath = "{program}"\n'
+        f'poll_s = 2.0\n{terraform_shim.settings()}[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\npath = "{program}"\n'
     )
     argv = ("join", "--server", server.url, "--token", await server.join_token(), "--name", name, "--home", str(home))
     assert await (await listener(*argv)).wait() == 0

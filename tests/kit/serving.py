@@ -138,7 +138,7 @@ class Running:
 @contextlib.asynccontextmanager
 async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterator[Running]:
     """Starts and stops a server; the release sites of its settings are nowhere, so that no test asks the internet."""
-    port = free_port()
+    port = settings.get("port") or free_port()
     nowhere = {
         "terraform_url": "http://127.0.0.1:9/terraform",
         "tofu_url": "http://127.0.0.1:9/tofu",

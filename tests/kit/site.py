@@ -77,7 +77,7 @@ class Site:
         home.mkdir(parents=True, mode=0o700)
         files = f'["{self.terraform}", "{terraform_shim.library()}"]'
         (home / "listener.toml").write_text(
-            f'capacity = 3\nwritable = ["{self.shared}"]\n{terraform_shim.readable()}[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
+            f'capacity = 3\nwritable = ["{self.shared}"]\n{terraform_shim.settings()}[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
             f'path = "{self.terraform}"\nfiles = {files}\n'
             f'[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\n'
             f'path = "{scripted.program(self.folder / "bin")}"\n'

@@ -1,23 +1,20 @@
 """What this process counts for Prometheus, and how it is written down.
 
 Labels come of declarations and enumerations alone: no id, no secret and no
-path as it was sent ever becomes one, so their number is bounded. The format is
-Prometheus' text format 0.0.4.
+path as it was sent ever becomes one, so their number is bounded.
 """
 
 import bisect
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from terrapod_server.kit.jsonapi import Endpoint, Raw
+from terrapod_shared.prometheus import family, line
 
-MEDIA = "text/plain; version=0.0.4; charset=utf-8"
 #: Upper bounds in seconds; the last bucket has none.
 BOUNDS = (0.005, 0.02, 0.05, 0.1, 0.5, 2.0, 10.0)
 _ENDS = {"next": "listener-poll", "heartbeat": "listener-heartbeat", "events": "stream"}
-Sample = tuple[Mapping[str, str], float]
 
 
 @dataclass
@@ -82,9 +79,9 @@ class Measured:
             count = 0
             for bound, n in zip((*map(str, BOUNDS), "+Inf"), latency.buckets, strict=True):
                 count += n
-                lines.append(_line(f"{name}_bucket", {"class": kind, "le": bound}, count))
-            lines.append(_line(f"{name}_sum", {"class": kind}, latency.total_s))
-            lines.append(_line(f"{name}_count", {"class": kind}, count))
+                lines.append(line(f"{name}_bucket", {"class": kind, "le": bound}, count))
+            lines.append(line(f"{name}_sum", {"class": kind}, latency.total_s))
+            lines.append(line(f"{name}_count", {"class": kind}, count))
         return lines
 
 
@@ -100,25 +97,3 @@ def route_class(path: str) -> str:
     if parts[0] == "organizations" and len(parts) > 1:
         parts = parts[1:]
     return parts[0].strip(".")
-
-
-def family(name: str, kind: str, about: str, samples: Iterable[Sample]) -> Sequence[str]:
-    """The lines of one metric."""
-    return [
-        f"# HELP {name} {about}",
-        f"# TYPE {name} {kind}",
-        *(_line(name, labels, value) for labels, value in samples),
-    ]
-
-
-def _line(name: str, labels: Mapping[str, str], value: float) -> str:
-    shown = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
-    return f"{name}{{{shown}}} {_number(value)}" if shown else f"{name} {_number(value)}"
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(float(value))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')

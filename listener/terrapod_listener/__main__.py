@@ -1,4 +1,4 @@
-"""`terrapod-listener`: join, run, status, drain, rescue."""
+"""`terrapod-listener`: join, run, status, drain, rescue, install-service."""
 
 import asyncio
 import logging
@@ -13,6 +13,8 @@ import msgspec
 from terrapod_listener import config as settings
 from terrapod_listener import identity, joining, loop
 from terrapod_listener import rescue as rescue_
+from terrapod_listener.service import SERVICE, install_service
+from terrapod_shared import services
 from terrapod_shared.errors import TerrapodError
 from terrapod_shared.files import write_private
 
@@ -50,12 +52,20 @@ def join(server: str, token: str, name: str, ca: Path | None, home: Path) -> Non
 
     It makes the keys here, spends the token, and keeps the certificate.
     """
+    _check_owner(home.resolve())
     try:
         joined = asyncio.run(joining.join(home.resolve(), server, token, name, ca))
     except TerrapodError as error:
         raise click.ClickException(error.detail) from None
     me = joined.kept
     click.echo(f"joined pool {me.pool_id} as {me.name} ({me.listener_id}); certificate until {joined.expires()}")
+
+
+def _check_owner(home: Path) -> None:
+    try:
+        services.check_owner(home, SERVICE.program)
+    except services.Refused as error:
+        raise click.ClickException(str(error)) from None
 
 
 def _opened(home: Path) -> identity.Identity:
@@ -80,6 +90,7 @@ def run(hide: tuple[Path, ...], home: Path) -> None:
     The first SIGTERM drains: no new work, running work finishes. A second interrupts terraform, a third kills it.
     """
     home = home.resolve()
+    _check_owner(home)
     try:
         config = settings.load(home, os.environ)
     except settings.Mistakes as error:
@@ -152,6 +163,8 @@ def rescue(run_id: str, output: Path | None, push: bool, home: Path) -> None:
         write_private(output, raw)
     click.echo(f"{run_id}: serial {mark['serial']}, lineage {mark['lineage']}, from {path}", err=True)
 
+
+main.add_command(install_service)
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""`terrapod-server`: up, serve, check, binaries, keys, audit."""
+"""`terrapod-server`: up, serve, check, users, binaries, keys, audit, install-service."""
 
 import asyncio
 import os
@@ -10,6 +10,7 @@ import click
 
 from terrapod_server import app, auditing, engines, keyring, serving, up
 from terrapod_server import config as settings
+from terrapod_server.service import install_service
 from terrapod_shared.errors import TerrapodError
 
 
@@ -241,6 +242,8 @@ def verify(file: Path | None, data: Path | None, checkpoints: tuple[Path, ...]) 
     """
     sys.exit(asyncio.run(auditing.verify(_load(file, data), checkpoints)))
 
+
+main.add_command(install_service)
 
 if __name__ == "__main__":
     main()

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup check fmt test chaos demo bench migration docs dist
+.PHONY: setup check fmt test chaos demo bench migration docs dist deb deb-proof
 
 setup: .venv/ready
 
@@ -50,6 +50,14 @@ docs: setup
 
 dist: setup
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation -w dist .
+
+# A Debian package of the wheel, for the minor version of Python that made .venv
+deb: setup
+	$(BIN)/python packaging/deb/build.py
+
+# The package in a clean root: installed, its units' commands as their users until they are ready. Needs root.
+deb-proof: deb
+	$(BIN)/python packaging/deb/prove.py dist/terrapod_*.deb
 
 # Faults fall on real programs while runs are applied; CHAOS="--seed N --faults N --applies N"
 chaos: setup

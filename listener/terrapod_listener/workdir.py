@@ -8,7 +8,7 @@ import stat
 import tarfile
 from pathlib import Path
 
-from terrapod_listener import statefile
+from terrapod_listener import statefile, untar
 from terrapod_shared import wire
 from terrapod_shared.errors import Conflict
 
@@ -26,8 +26,8 @@ class Hostile(Conflict):
 def unpack(archive: Path, target: Path, limits: wire.Limits) -> None:
     """Unpacks a gzip tar below `target`. To be called in a thread. Raises Hostile.
 
-    The `data` filter refuses absolute names, links that leave, and devices; the
-    caps and the refusal of duplicate or empty names are ours.
+    `untar` refuses what would land or point outside, and devices; caps, and the
+    refusal of duplicate or empty names, are here.
     """
     target.mkdir(parents=True, mode=0o700)
     seen: set[str] = set()
@@ -50,7 +50,7 @@ def unpack(archive: Path, target: Path, limits: wire.Limits) -> None:
                 if _is_dropped(name):
                     continue
                 entry.mode = (entry.mode or 0) & 0o755 | stat.S_IRUSR | stat.S_IWUSR
-                tar.extract(entry, target, filter="data")
+                untar.place(tar, entry, target)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         message = f"the archive cannot be unpacked: {error}"
         raise Hostile(message) from None

@@ -3,7 +3,9 @@
 What a host's owner does is done there: `dpkg -i`, sysusers and tmpfiles by its
 maintainer script, the command of each unit as the unit's user until it says
 that it is ready, a join, removal. All in namespaces: no port of this host is
-used, and what was started ends with the proof.
+used, and what was started ends with the proof. With --boot the system is then
+booted by systemd-nspawn, and the services run under a real systemd; `booted.py`
+is what happens there.
 """
 
 import argparse
@@ -22,11 +24,12 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-PACKAGES = "python3,systemd,ca-certificates"
+PACKAGES = "python3,systemd,systemd-sysv,dbus,ca-certificates,bubblewrap"
 WAIT_S = 60.0
+BOOT_S = 300.0
 _SIOCSIFFLAGS, _UP = 0x8914, 1
 ADMIN = """
 import asyncio, pathlib
@@ -159,6 +162,16 @@ def ready(port: int) -> None:
             return
 
 
+def wait_for(ask: Callable[[], bool]) -> None:
+    """Raises Wrong after a while."""
+    until = time.monotonic() + WAIT_S
+    while not ask():
+        if time.monotonic() > until:
+            message = "it was waited for in vain"
+            raise Wrong(message)
+        time.sleep(0.1)
+
+
 def join_token(token: str) -> str:
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/vnd.api+json"}
     base = "http://127.0.0.1:8443/api/v2"
@@ -223,10 +236,50 @@ def inside(root: Root, package: Path) -> None:
     removed(root)
 
 
+PROOF_UNIT = """\
+[Unit]
+After=multi-user.target
+[Service]
+Type=oneshot
+# nspawn hides parts of /proc, and the kernel lets nobody mount a whole one where some of it is hidden
+ExecStartPre=-/bin/umount /proc/kmsg
+ExecStart=/usr/bin/python3 /proof/booted.py
+ExecStopPost=/bin/systemctl --no-block poweroff
+StandardOutput=file:/proof/log
+StandardError=inherit
+[Install]
+WantedBy=default.target
+"""
+
+
+def booted(root: Path, package: Path) -> None:
+    """The same system under its own systemd. Raises Wrong."""
+    proof, own = root / "proof", Path(__file__).parent
+    (proof / "kit").mkdir(parents=True)
+    for file, name in (
+        (package, "terrapod.deb"), (own / "prove.py", "prove.py"), (own / "booted.py", "booted.py"),
+        (own.parents[1] / "tests" / "kit" / "scripted.py", "kit/scripted.py"),
+    ):  # fmt: skip
+        shutil.copyfile(file, proof / name)
+    (root / "etc/systemd/system/proof.service").write_text(PROOF_UNIT)
+    subprocess.run(["/usr/sbin/chroot", str(root), "systemctl", "enable", "--quiet", "proof.service"], check=True)
+    done = subprocess.run(
+        ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network", "--boot", "-D", str(root)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=BOOT_S, check=False,
+        env={**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "yes"},
+    )  # fmt: skip
+    log = proof / "log"
+    print(log.read_text() if log.exists() else done.stdout, end="", flush=True)
+    if not (proof / "result").exists():
+        message = "the services do not work under systemd"
+        raise Wrong(message)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("package", type=Path)
     parser.add_argument("--root", type=Path, help="a clean system that is there already; it is changed")
+    parser.add_argument("--boot", action="store_true", help="then boot it, and prove the units under a real systemd")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     try:
@@ -243,7 +296,11 @@ def main() -> int:
                 bootstrap(root)
             namespaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
             own = [sys.executable, __file__, str(options.package.resolve()), "--root", str(root), "--inside"]
-            return subprocess.run([*namespaces, *own], check=False).returncode
+            code = subprocess.run([*namespaces, *own], check=False).returncode
+            if code == 0 and options.boot:
+                say("booted by systemd-nspawn")
+                booted(root, options.package)
+            return code
     except Wrong as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

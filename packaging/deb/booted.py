@@ -66,14 +66,20 @@ class Api:
         return str(self.call("runs", {"message": str(time.time())}, relationships=related)["id"])
 
     def reaches(self, run_id: str, *wanted: str) -> str:
-        """Waits until a run has one of these states. Raises Wrong."""
+        """Waits until a run has one of these states. Raises Wrong, with the logs, where it ends in another."""
         until = time.monotonic() + prove.WAIT_S
         while (status := self.call(f"runs/{run_id}")["attributes"]["status"]) not in wanted:
-            if time.monotonic() > until:
-                message = f"{run_id} is {status} and not {wanted}"
+            if time.monotonic() > until or status in ("errored", "canceled"):
+                logs = [self.log(run_id, phase) for phase in ("plan", "apply")]
+                message = f"{run_id} is {status} and not {wanted}:\n{''.join(logs)}"
                 raise prove.Wrong(message)
             time.sleep(0.1)
         return str(status)
+
+    def log(self, run_id: str, phase: str) -> str:
+        url = self.call(f"runs/{run_id}/{phase}")["attributes"]["log-read-url"]
+        with urllib.request.urlopen(url, timeout=30) as got:
+            return str(got.read().decode("utf-8", "replace"))
 
 
 def started() -> Api:
@@ -109,8 +115,8 @@ def started() -> Api:
 def outlived(api: Api, workspace: str) -> None:
     """The listener is killed while it applies: systemd starts it again, and the apply was never interrupted."""
     apply = (
-        "echo $$ > /tmp/begun; until [ -e /tmp/go ]; do sleep 0.1; done; mktemp > /dev/null\n"
-        'echo "{\\"version\\": 4, \\"terraform_version\\": \\"0.0.1\\", \\"serial\\": 1, \\"lineage\\": \\"a\\", '
+        "echo $$ > /tmp/begun; until [ -e /tmp/go ]; do sleep 0.1; done; touch /tmp/after || exit 1\n"
+        'mkdir -p "$(dirname "$STATE")"; echo "{\\"version\\": 4, \\"terraform_version\\": \\"0.0.1\\", \\"serial\\": 1, \\"lineage\\": \\"a\\", '
         '\\"outputs\\": {}, \\"resources\\": []}" > $STATE\n'
     )
     run_id, tmp = api.begin(workspace, apply_sh=apply), HOME / "tmp"

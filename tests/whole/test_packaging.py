@@ -68,7 +68,9 @@ def test_an_apply_outlives_its_listener() -> None:
         "Type=notify", "KillMode=process", "TimeoutStopSec=infinity", "Restart=always", "OOMPolicy=continue"
     }  # fmt: skip
     assert wanted <= set(lines)
-    assert not any(line.startswith(("PrivateTmp=", "RuntimeDirectory=", "ProcSubset=")) for line in lines)
+    assert not any(
+        line.startswith(("PrivateTmp=", "ProtectProc=", "RuntimeDirectory=", "ProcSubset=")) for line in lines
+    )
 
 
 @pytest.mark.skipif(not shutil.which("systemd-sysusers"), reason="systemd-sysusers is not there")

@@ -55,9 +55,9 @@ dist: setup
 deb: setup
 	$(BIN)/python packaging/deb/build.py
 
-# The package in a clean root: installed, its units' commands as their users until they are ready. Needs root.
+# The package in a clean root, then booted: its units under a real systemd. Needs root, debootstrap and systemd-container
 deb-proof: deb
-	$(BIN)/python packaging/deb/prove.py dist/terrapod_*.deb
+	$(BIN)/python packaging/deb/prove.py --boot dist/terrapod_*.deb
 
 # Faults fall on real programs while runs are applied; CHAOS="--seed N --faults N --applies N"
 chaos: setup

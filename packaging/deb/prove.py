@@ -289,6 +289,10 @@ def main() -> int:
         if os.geteuid() != 0:
             message = "only root can make a system in a folder"
             raise Wrong(message)
+        for tool in ("debootstrap", "unshare", *(["systemd-nspawn"] if options.boot else [])):
+            if not shutil.which(tool):
+                message = f"{tool} is not there: apt-get install debootstrap util-linux systemd-container"
+                raise Wrong(message)
         with tempfile.TemporaryDirectory(prefix="terrapod-proof-") as folder:
             root = options.root or Path(folder) / "root"
             if not options.root:

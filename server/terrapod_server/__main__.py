@@ -11,6 +11,7 @@ import click
 from terrapod_server import app, auditing, engines, keyring, serving, up
 from terrapod_server import config as settings
 from terrapod_server.service import install_service
+from terrapod_shared import services
 from terrapod_shared.errors import TerrapodError
 
 
@@ -46,6 +47,15 @@ def _load(file: Path | None, data: Path | None = None) -> settings.Config:
         raise SystemExit(2) from None
 
 
+def _owned(config: settings.Config) -> settings.Config:
+    """What root would write into another user's data folder, that user's server could not read."""
+    try:
+        services.check_owner(config.folder, "terrapod")
+    except services.Refused as error:
+        raise click.ClickException(str(error)) from None
+    return config
+
+
 @main.command()
 @_CONFIG
 def serve(file: Path | None) -> None:
@@ -54,7 +64,7 @@ def serve(file: Path | None) -> None:
     Settings come from a file and from the environment; docs/settings.md lists them. The first start makes the data folder with the keys; the database is brought to this release's schema.
     """
     try:
-        serving.run(_load(file))
+        serving.run(_owned(_load(file)))
     except serving.CannotListen as error:
         raise click.ClickException(str(error)) from None
 
@@ -114,6 +124,8 @@ def _config_of(file: Path | None, data: Path | None) -> settings.Config:
 
 
 def _in_app(config: settings.Config, work: Callable[[app.App], Awaitable[None]]) -> None:
+    _owned(config)
+
     async def run() -> None:
         async with app.opened(config) as made:
             await work(made)
@@ -180,7 +192,7 @@ def import_(
     if unsigned and (sums or signature):
         message = "--unsigned goes with neither --sums nor --signature"
         raise click.UsageError(message)
-    importing = engines.import_all(_load(file, data), files, sums=sums, signature=signature, unsigned=unsigned)
+    importing = engines.import_all(_owned(_load(file, data)), files, sums=sums, signature=signature, unsigned=unsigned)
     sys.exit(asyncio.run(importing))
 
 
@@ -212,7 +224,7 @@ def rotate(file: Path | None, data: Path | None) -> None:
     What older keys encrypted stays readable, so they stay in the file. Start every server process again afterwards,
     and keep a copy of the file: without it nothing at rest can be read.
     """
-    config = _load(file, data)
+    config = _owned(_load(file, data))
     try:
         made = keyring.rotate(config)
     except keyring.Unreadable as error:
@@ -240,7 +252,7 @@ def verify(file: Path | None, data: Path | None, checkpoints: tuple[Path, ...]) 
 
     Exit code 1 where an entry was altered, moved, put in or removed, 2 where the log cannot be read.
     """
-    sys.exit(asyncio.run(auditing.verify(_load(file, data), checkpoints)))
+    sys.exit(asyncio.run(auditing.verify(_owned(_load(file, data)), checkpoints)))
 
 
 main.add_command(install_service)

@@ -135,3 +135,18 @@ def test_a_home_of_another_user_is_not_written_to(tmp_path: Path, call: list[str
     assert refused.exit_code == 1
     assert "belongs to another user: call this as that one, such as `runuser -u terrapod-listener" in refused.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a folder away")
+@pytest.mark.parametrize(
+    "call", [["serve"], ["keys", "rotate"], ["users", "create", "--email", "a@b.c", "--password-stdin"]]
+)
+def test_data_of_another_user_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: list[str]
+) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    monkeypatch.setenv("TERRAPOD_DATA", str(tmp_path))
+    refused = CliRunner().invoke(server, call, input="a good password 123\n")
+    assert refused.exit_code == 1, refused.output
+    assert f"{tmp_path} belongs to another user: call this as that one, such as `runuser -u terrapod " in refused.output
+    assert list(tmp_path.iterdir()) == []

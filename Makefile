@@ -24,14 +24,15 @@ fmt: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# pysaml2's identity provider, against which SAML is tested, signs with xmlsec1, and faketime gives a server another
-# clock: without them those tests are skipped
-FAKETIME := /usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1
+# What tests run for real, and skip by name where it is not there: xmlsec1 signs for the SAML identity provider, faketime
+# gives one server another clock, bubblewrap isolates runs, nginx stands in front
+TOOLS := xmlsec1 faketime bubblewrap nginx-light iproute2 procps
 test: setup
-	@{ command -v xmlsec1 >/dev/null && [ -e $(FAKETIME) ]; } || { [ "$$(id -u)" = 0 ] && \
-	  echo "installing xmlsec1 and faketime with apt-get" && \
-	  apt-get update -qq >/dev/null && apt-get install -y -qq xmlsec1 faketime >/dev/null 2>&1; } || \
-	  echo "xmlsec1 or faketime is not there: some tests will be skipped (apt-get install xmlsec1 faketime)" >&2
+	@{ command -v xmlsec1 && command -v faketime && command -v bwrap && { command -v nginx || [ -x /usr/sbin/nginx ]; } && \
+	  command -v pgrep && { command -v ip || [ -x /usr/sbin/ip ]; }; } >/dev/null || { [ "$$(id -u)" = 0 ] && \
+	  echo "installing $(TOOLS) with apt-get" && \
+	  apt-get update -qq >/dev/null && apt-get install -y -qq --no-install-recommends $(TOOLS) >/dev/null 2>&1; } || \
+	  echo "not all is there, and some tests will be skipped by name: apt-get install $(TOOLS)" >&2
 	$(BIN)/pytest -n 4 --dist worksteal
 
 demo: setup

@@ -1,6 +1,7 @@
 """`terrapod-listener`: join, run, status, drain, rescue, install-service."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import resource
@@ -101,7 +102,10 @@ def run(hide: tuple[Path, ...], home: Path) -> None:
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory is not for the disk; nor of terraform's
+    with contextlib.suppress(
+        OSError
+    ):  # what is in memory is not for the disk; the unit has said so already, and forbids it
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     asyncio.run(loop.Daemon(home, _opened(home), config).run())
 
 

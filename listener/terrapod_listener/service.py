@@ -11,7 +11,7 @@ SERVICE = services.Service(
     module="terrapod_listener",
     units=Path(__file__).parent / "units",
     home="/var/lib/terrapod-listener",
-    has_sandbox=True,
+    drop_ins=("bubblewrap", "no-metadata"),
 )
 _NEXT = """
 Next:
@@ -33,16 +33,21 @@ Next:
 )
 @click.option("--bubblewrap", is_flag=True, help="Add the drop-in that lets runs be put into sandboxes.")
 @click.option(
+    "--block-metadata", is_flag=True, help="Add the drop-in that keeps it, and runs, from the cloud's metadata address."
+)
+@click.option(
     "--root", type=click.Path(path_type=Path), default=Path("/"), help="Write below this folder, as for an image."
 )
 @click.option("--dry-run", is_flag=True, help="Show the files, and write nothing.")
-def install_service(home: Path, bubblewrap: bool, root: Path, dry_run: bool) -> None:
+def install_service(home: Path, bubblewrap: bool, block_metadata: bool, root: Path, dry_run: bool) -> None:
     """Make this a service of systemd.
 
     Writes its unit, user and folders for this interpreter; calling it again changes nothing, or brings them up to date.
     """
+    asked = dict(zip(SERVICE.drop_ins, (bubblewrap, block_metadata), strict=True))
+    chosen = tuple(name for name, is_wanted in asked.items() if is_wanted)
     try:
-        services.install(SERVICE, services.Wish(home, root, dry_run, bubblewrap=bubblewrap))
+        services.install(SERVICE, services.Wish(home, root, dry_run, drop_ins=chosen))
     except services.Refused as error:
         raise click.ClickException(str(error)) from None
     if not dry_run:

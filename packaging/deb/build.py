@@ -102,15 +102,14 @@ def install_files(tree: Path) -> None:
         ("systemd", "usr/lib/systemd/system"), ("sysusers.d", "usr/lib/sysusers.d"), ("tmpfiles.d", "usr/lib/tmpfiles.d")
     ):  # fmt: skip
         for file in sorted((ROOT / "packaging" / folder).iterdir()):
-            if file.name != "bubblewrap.conf":
-                copy(file, tree / target / file.name)
+            is_drop_in = folder == "systemd" and file.suffix == ".conf"
+            copy(file, tree / ("usr/share/terrapod" if is_drop_in else target) / file.name)
     copy(HERE / "server.toml", tree / "etc" / "terrapod" / "server.toml")
     about = tree / "usr" / "share" / "doc" / "terrapod"
     for file in (ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")):
         copy(file, about / file.relative_to(ROOT))
     copy(ROOT / "LICENSE", about / "copyright")
     copy(ROOT / "packaging" / "nginx" / "terrapod.conf", about / "examples" / "nginx.conf")
-    copy(ROOT / "packaging" / "systemd" / "bubblewrap.conf", tree / "usr" / "share" / "terrapod" / "bubblewrap.conf")
 
 
 def control(tree: Path, version: str, about: str) -> None:

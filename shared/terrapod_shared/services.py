@@ -32,10 +32,10 @@ class Service:
     module: str
     units: Path
     home: str
-    has_sandbox: bool = False  #: there is a drop-in for bubblewrap
+    drop_ins: tuple[str, ...] = ()  #: that may be asked for
 
     def files(
-        self, home: Path, interpreter: Path, *, config: Path | None = None, bubblewrap: bool = False
+        self, home: Path, interpreter: Path, *, config: Path | None = None, drop_ins: Sequence[str] = ()
     ) -> dict[str, str]:
         """Text by path. Raises Refused for a home that the unit cannot hold."""
         for path in filter(None, (home, interpreter, config)):
@@ -49,8 +49,8 @@ class Service:
             f"/etc/sysusers.d/{name}.conf": self._text("sysusers.conf").replace(self.home, str(home)),
             f"/etc/tmpfiles.d/{name}.conf": self._text("tmpfiles.conf").replace(self.home, str(home)),
         }
-        if bubblewrap and self.has_sandbox:
-            found[f"/etc/systemd/system/{name}.service.d/bubblewrap.conf"] = self._text("bubblewrap.conf")
+        for each in drop_ins:
+            found[f"/etc/systemd/system/{name}.service.d/{each}.conf"] = self._text(f"{each}.conf")
         return {path: mark + text for path, text in found.items()}
 
     def _text(self, name: str) -> str:
@@ -114,13 +114,13 @@ class Wish:
     root: Path
     dry_run: bool
     config: Path | None = None
-    bubblewrap: bool = False
+    drop_ins: tuple[str, ...] = ()
 
 
 def install(service: Service, wish: Wish) -> None:
     """Writes or shows the files. Raises Refused."""
     own, needed = interpreter()
-    files = service.files(wish.home, own, config=wish.config, bubblewrap=wish.bubblewrap)
+    files = service.files(wish.home, own, config=wish.config, drop_ins=wish.drop_ins)
     wrong = [*hidden(*needed), *hidden(wish.home)]
     if wish.dry_run:
         for path, text in files.items():

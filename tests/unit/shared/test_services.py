@@ -45,7 +45,8 @@ def test_a_unit_names_this_interpreter() -> None:
 def test_the_drop_in_comes_only_when_it_is_asked_for() -> None:
     path = "/etc/systemd/system/terrapod-listener.service.d/bubblewrap.conf"
     assert path not in LISTENER.files(HOME, PYTHON)
-    assert "RestrictNamespaces=user" in LISTENER.files(HOME, PYTHON, bubblewrap=True)[path]
+    assert "RestrictNamespaces=user" in LISTENER.files(HOME, PYTHON, drop_ins=("bubblewrap",))[path]
+    assert set(LISTENER.drop_ins) == {path.stem for path in LISTENER.units.glob("*.conf")} - {"sysusers", "tmpfiles"}
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ class Server:
         self.identity = identity
         self.offset_s = 0.0
         self.standing = Standing()
+        self.is_told_to_drain = False  #: by the last answer without work
         kept = identity.kept
         self._http = httpx.AsyncClient(
             base_url=kept.server,
@@ -189,6 +190,7 @@ class Server:
         """Work, signed by the key that the join pinned; None where there is none."""
         answer = await self._heartbeat("GET", f"{self.base}/runs/next?wait={wait_s:g}", timeout_s=wait_s + 20)
         if answer.status_code == 204:  # noqa: PLR2004
+            self.is_told_to_drain = wire.DRAIN_HEADER in answer.headers
             return None
         kept = self.identity.kept
         signing.verify_work(

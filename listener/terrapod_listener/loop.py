@@ -236,10 +236,17 @@ class Daemon:
                 await self._until_draining(asyncio.sleep(pause_s(attempt)))
                 attempt += 1
                 continue
-            if work is not None and self._draining.is_set():
-                await self._give_back(work)
+            if work is None and self._server.is_told_to_drain:
+                self.drain()
+            elif work is not None and self._draining.is_set():
+                await self._give_back(work, "the listener takes no more work")
             elif work is not None:
-                cell = self._isolation.cell(self._home / "work" / work.run_id)
+                try:
+                    cell = await asyncio.to_thread(self._isolation.cell, self._home / "work" / work.run_id)
+                except (isolation.Unavailable, OSError) as error:
+                    await self._give_back(work, f"the listener's host: {error}")
+                    await self._until_draining(asyncio.sleep(pause_s(attempt := attempt + 1)))
+                    continue
                 job = Job(self._home, self._server, engines, self._config, work, cell)
                 self._start(job, asked)
                 await self._until_draining(_within(job.decided, work.lease.offer_seconds))
@@ -265,8 +272,9 @@ class Daemon:
             return None
         return await poll
 
-    async def _give_back(self, work: wire.Work) -> None:
-        refusal = wire.Report(phase=work.phase, status="refused", reason="the listener takes no more work")
+    async def _give_back(self, work: wire.Work, why: str) -> None:
+        log.warning("%s %s is given back: %s", work.phase, work.run_id, why)
+        refusal = wire.Report(phase=work.phase, status="refused", reason=why)
         with contextlib.suppress(errors.TerrapodError, TimeoutError):
             async with asyncio.timeout(_CROSSING_S):
                 await self._server.report(work.run_id, refusal, work.lease.number)

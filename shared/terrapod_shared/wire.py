@@ -27,6 +27,7 @@ PROTOCOL_HEADER: Final = "Terrapod-Protocol"
 LEASE_HEADER: Final = "Terrapod-Lease"  #: the lease's number; `0` where none is meant
 DIGEST_HEADER: Final = "Terrapod-SHA256"  #: of an artifact, in answers and uploads
 WORK_SIGNATURE_HEADER: Final = "Terrapod-Work-Signature"  #: by the server's key, over a work answer
+DRAIN_HEADER: Final = "Terrapod-Drain"  #: of a 204: the listener is to take no more work
 SIGNED_COMPONENTS: Final = (
     "@method",
     "@path",

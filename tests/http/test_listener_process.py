@@ -1,5 +1,7 @@
 """A listener's process against a server in the test's own loop: what it does when its identity changes under it."""
 
+import asyncio
+import contextlib
 import signal
 from datetime import timedelta
 from pathlib import Path
@@ -7,11 +9,23 @@ from pathlib import Path
 import pytest
 
 from kit import scripted
-from kit.daemon import is_alive, joined, online, running_listener
+from kit.daemon import is_alive, joined, listener, online, running_listener
 from kit.serving import Running, tar, until
 from terrapod_server.agents.model import Listener
 from terrapod_server.runs.model import Phase, Run
 from terrapod_shared import clock
+
+
+async def test_an_idle_listener_that_the_server_drains_leaves(server: Running, tmp_path: Path) -> None:
+    me = await joined(server, tmp_path / "home")
+    process = await listener("run", "--home", str(tmp_path / "home"))
+    try:
+        await until(online(me))
+        assert (await server.api.post(f"/listeners/{me}/actions/drain")).status_code == 200
+        assert await asyncio.wait_for(process.wait(), 15) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
 
 
 async def test_a_certificate_is_renewed_when_the_server_says_so(server: Running, tmp_path: Path) -> None:

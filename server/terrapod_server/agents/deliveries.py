@@ -170,7 +170,10 @@ async def _pulse(me: Listener, verdicts: list[wire.LeaseVerdict]) -> wire.Pulse:
 
 @speaks
 async def next_run(call: Call) -> Response:
-    """Work, as an offer of 15 s; 204 when there is none within `wait` seconds, of which 30 are the most."""
+    """Work, as an offer of 15 s; 204 when there is none within `wait` seconds, of which 30 are the most.
+
+    A listener that is to drain is told so at once.
+    """
     me = _me(call)
     bus = call.services.bus
     engines = tuple(sorted(f"{entry['tool']} {entry['version']}" for entry in me.local_engines))
@@ -187,7 +190,9 @@ async def next_run(call: Call) -> Response:
         while not bus.is_closing:
             if lost.take():  # whoever hears this answer asks again; a host that hangs would keep an offer for 15 s
                 break
-            if line.may_look(place, is_away=me.drain_requested):
+            if me.drain_requested:
+                return Response(status_code=204, headers={wire.DRAIN_HEADER: "true"})
+            if line.may_look(place):
                 claim = partial(queue.claim, me.id, me.pool_id, engines, me.accepts)
                 phase = await line.look(place, claim)
                 if phase is not None:

@@ -41,7 +41,7 @@ class Place:
     kind: Hashable
     woken: Subscription
     is_called: bool = False
-    is_away: bool = False  #: it takes no work now
+    has_work: bool = False  #: it asks for no more
 
 
 class Line(Subscription):
@@ -77,13 +77,9 @@ class Line(Subscription):
     def is_empty(self) -> bool:
         return not self._places
 
-    def may_look(self, place: Place, *, is_away: bool) -> bool:
-        """Whether there may be something for it. One that is away leaves it to the next."""
-        place.is_away = is_away
-        if is_away and place.is_called:
-            place.is_called = False
-            self._call()
-        return not is_away and (place.is_called or not self._is_barren(place.kind))
+    def may_look(self, place: Place) -> bool:
+        """Whether there may be something for it."""
+        return place.is_called or not self._is_barren(place.kind)
 
     async def look(self, place: Place, claim: Callable[[], Awaitable[T | None]]) -> T | None:
         """What the claim finds. Whatever that is, the next one is called who may find something."""
@@ -93,7 +89,7 @@ class Line(Subscription):
         except Exception:
             place.is_called = False  # nobody is called by a database that does not answer
             raise
-        place.is_called, place.is_away = False, found is not None
+        place.is_called, place.has_work = False, found is not None
         if found is None and news == self._news:
             self._barren[place.kind] = time.monotonic() + _BARREN_S
         self._call()
@@ -106,7 +102,7 @@ class Line(Subscription):
         if all(self._is_barren(kind) for kind in self._kinds):
             return
         for place in self._places:
-            if not (place.is_called or place.is_away or self._is_barren(place.kind)):
+            if not (place.is_called or place.has_work or self._is_barren(place.kind)):
                 place.is_called = True
                 place.woken.wake()
                 return

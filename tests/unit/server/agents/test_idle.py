@@ -38,7 +38,7 @@ async def test_one_is_called_and_the_next_only_where_there_may_be_more() -> None
     line.leave(found[0])
     assert await line.look(found[1], nothing) is None
     assert called(found) == [], "its kind found nothing"
-    assert not line.may_look(found[2], is_away=False)
+    assert not line.may_look(found[2])
     line.wake()
     assert called(found) == [1]
     line.wake()
@@ -54,17 +54,14 @@ async def test_a_kind_that_cannot_take_it_leaves_it_to_another() -> None:
     assert called(found) == [2]
 
 
-async def test_who_goes_or_drains_leaves_it_to_the_next() -> None:
+async def test_who_goes_leaves_it_to_the_next() -> None:
     line = Line()
     found = places(line, "a", "a", "a")
     line.wake()
     line.leave(found[0])
     assert called(found) == [0, 1]
-    assert not line.may_look(found[1], is_away=True)
+    line.leave(found[1])
     assert called(found) == [2]
-    line.wake()
-    assert called(found) == [], "one is on its way, and the other is away"
-    assert line.may_look(found[1], is_away=False)
 
 
 async def test_a_cancelled_look_is_done_by_the_next_and_a_failed_one_by_nobody() -> None:
@@ -86,7 +83,7 @@ async def test_a_cancelled_look_is_done_by_the_next_and_a_failed_one_by_nobody()
         await line.look(found[1], fails)
     line.leave(found[1])
     assert called(found) == [], "a database that does not answer is not asked by thousands"
-    assert line.may_look(found[2], is_away=False)
+    assert line.may_look(found[2])
 
 
 async def test_what_came_while_somebody_looked_is_not_lost() -> None:
@@ -100,7 +97,7 @@ async def test_what_came_while_somebody_looked_is_not_lost() -> None:
 
     await line.look(found[0], late)
     assert 1 in called(found)
-    assert line.may_look(found[0], is_away=False), "what it saw is older than the word"
+    assert line.may_look(found[0]), "what it saw is older than the word"
 
 
 class Work:
@@ -127,7 +124,7 @@ async def poll(line: Line, work: Work) -> None:
     line.join(place)
     try:
         while True:
-            if line.may_look(place, is_away=work.chance.random() < 0.05):
+            if line.may_look(place):
                 found = await line.look(place, work.claim)
                 if found:
                     break

@@ -112,7 +112,7 @@ def run(hide: tuple[Path, ...], home: Path) -> None:
 @main.command()
 @_HOME
 def status(home: Path) -> None:
-    """Say who this listener is, and what it could not deliver yet."""
+    """Say who this listener is, and what waits here."""
     home = home.resolve()
     for line in rescue_.lines(home, _opened(home)):
         click.echo(line)

@@ -10,7 +10,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "packaging" / "demo"))
 import audit
 import fleet
 import footprint
+import isolating
 import latency
 import loss
 import protocol
@@ -28,7 +29,7 @@ import report
 import rights
 from processes import Site
 
-PARTS = ("remote", "latency", "reads", "rights", "audit", "memory", "protocol", "fleet", "loss")
+PARTS = ("remote", "latency", "reads", "rights", "audit", "memory", "protocol", "isolation", "fleet", "loss")
 
 
 def sections(folder: Path, only: list[str], listeners: list[int], *, quick: bool) -> Iterator[report.Section]:
@@ -41,20 +42,17 @@ def sections(folder: Path, only: list[str], listeners: list[int], *, quick: bool
             yield remote.measure(folder, site, engine, quick=quick)
         if "latency" in only:
             yield latency.measure(folder, site, quick=quick)
-    if "reads" in only:
-        yield reads.measure(folder, archive, quick=quick)
-    if "rights" in only:
-        yield rights.measure(folder, quick=quick)
-    if "audit" in only:
-        yield audit.measure(folder, quick=quick)
-    if "memory" in only:
-        yield footprint.measure(folder, idle, quick=quick)
-    if "protocol" in only:
-        yield protocol.measure(folder, quick=quick)
-    if "fleet" in only:
-        yield fleet.measure(folder, listeners, quick=quick)
-    if "loss" in only:
-        yield loss.measure(folder)
+    others: dict[str, Callable[[], report.Section]] = {
+        "reads": lambda: reads.measure(folder, archive, quick=quick),
+        "rights": lambda: rights.measure(folder, quick=quick),
+        "audit": lambda: audit.measure(folder, quick=quick),
+        "memory": lambda: footprint.measure(folder, idle, quick=quick),
+        "protocol": lambda: protocol.measure(folder, quick=quick),
+        "isolation": lambda: isolating.measure(folder, quick=quick),
+        "fleet": lambda: fleet.measure(folder, listeners, quick=quick),
+        "loss": lambda: loss.measure(folder),
+    }
+    yield from (measure() for name, measure in others.items() if name in only)
 
 
 def main() -> None:

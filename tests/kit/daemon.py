@@ -27,6 +27,7 @@ async def joined(server: Running, home: Path, name: str = "one") -> str:
     home.mkdir(exist_ok=True)
     program = scripted.program(home.parent / "bin")
     (home / "listener.toml").write_text(
+        'isolation = "none"\n'  # scripts tell the test their pids, and wait for its files
         f'poll_s = 2.0\n{terraform_shim.settings()}[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\npath = "{program}"\n'
     )
     argv = ("join", "--server", server.url, "--token", await server.join_token(), "--name", name, "--home", str(home))

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_READ = 64 << 10
+_READ = 256 << 10
 _LOOK_S = 0.25
 #: Copies of a state take at most so much of the time, as 1/n.
 _COPY_SHARE = 20
@@ -207,6 +207,7 @@ class Program:
         for number in SIGNALS:
             signal.signal(number, lambda *_: None)
         reader, writer = os.pipe2(os.O_CLOEXEC)
+        processes.widened(writer)
         both = os.open(f"/proc/self/fd/{writer}", os.O_RDWR | os.O_CLOEXEC)
         os.close(writer)
         os.set_blocking(reader, False)

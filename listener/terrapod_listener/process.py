@@ -8,7 +8,7 @@ from pathlib import Path
 
 from terrapod_listener import processes
 
-_READ = 64 << 10
+_READ = 256 << 10
 _ASK_AGAIN_S = 0.02
 
 
@@ -44,6 +44,7 @@ class Process:
         """
         # a pipe of our own: asyncio's `wait` would wait for everybody who holds its pipe, not for the child alone
         reader_end, writer_end = os.pipe()
+        processes.widened(writer_end)
         target = to_file.open("wb") if to_file else None
         try:
             self._child = child = await asyncio.create_subprocess_exec(

@@ -5,10 +5,20 @@ it by its path, in a bare interpreter.
 """
 
 import contextlib
+import fcntl
 import os
 import signal
 from collections.abc import Container
 from pathlib import Path
+
+#: Bytes; what Linux gives to everybody.
+PIPE = 1 << 20
+
+
+def widened(pipe: int) -> None:
+    """Room for what a program prints while nobody reads; what comes in larger pieces costs less. A host may not give it."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)
 
 
 def started(pid: int) -> str:

@@ -235,7 +235,9 @@ def test_two_runs_are_two_users(home: Path) -> None:
         for name in ("home", "tmp"):
             (cell.folder / name).mkdir(parents=True, mode=0o700)
         cell.hand_over()
-    assert [Ran(cell, "id -u").out.strip() for cell in (one, two)] == ["90500", "90501"]
+    users = [int(Ran(cell, "id -u").out) for cell in (one, two)]
+    assert users == [found.uid(cell.slot) for cell in (one, two)]
+    assert len({0, *users}) == 3
     (one.folder / "mine").write_text(SECRET)
     assert SECRET not in Ran(two, f"cat {one.folder}/mine; ls {one.folder}").out
     found.let_go(one)

@@ -60,16 +60,21 @@ async def until_signalled(work: Callable[[asyncio.Event], Awaitable[None]]) -> N
 
 
 async def serve_until(
-    config: Config, stop: asyncio.Event, ready: asyncio.Event | None = None, made: list[app.App] | None = None
+    config: Config,
+    stop: asyncio.Event,
+    ready: asyncio.Event | None = None,
+    made: list[app.App] | None = None,
+    before: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Serves until `stop` is set; then requests under way finish, and long polls end with nothing.
 
-    `ready` is set once it serves; the app is put into `made`. systemd is told, where it asks. Raises CannotListen.
+    `before` is done once the database is open and nobody is served yet; `ready` is set once it serves; the app is put into `made`. systemd is told, where it asks. Raises CannotListen.
     """
     with bound(config.host, config.port) as listening:
         built = app.build(config)
         if made is not None:
             made.append(built)
+        built.asgi.before_serving += [before] if before else []
         await _serve(config, built, listening, stop, ready)
 
 

@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +95,14 @@ def _free_port(host: str) -> int:
 
 async def _run(config: Config, options: Options, stop: asyncio.Event) -> None:
     ready, server_stop = asyncio.Event(), asyncio.Event()
-    server = asyncio.create_task(serving.serve_until(config, server_stop, ready))
+    first = partial(_first_token, options.data)  # whoever finds the server ready finds its token too
+    server = asyncio.create_task(serving.serve_until(config, server_stop, ready, before=first))
     waiting = asyncio.create_task(ready.wait())
     await asyncio.wait({server, waiting}, return_when=asyncio.FIRST_COMPLETED)
     if not ready.is_set():
         waiting.cancel()
         await server
         return
-    await _first_token(options.data)
     listener: asyncio.Task[None] | None = None
     if options.with_listener:
         listener = asyncio.create_task(_keep_listener(config, options, stop))

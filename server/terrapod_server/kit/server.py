@@ -52,6 +52,8 @@ class Server:
         self.routes, self.registry, self.services = routes, registry, services
         self._start, self._stop = start, stop
         self._headers = headers.common(services.config)
+        #: Done at the end of the start, before anybody is served.
+        self.before_serving: list[Callable[[], Awaitable[None]]] = []
         #: Called once the start is done.
         self.on_started: list[Callable[[], object]] = []
         limits = services.config.limits
@@ -71,12 +73,21 @@ class Server:
         else:
             await send({"type": "websocket.close", "code": 1000})
 
+    async def _begin(self) -> None:
+        await self._start()
+        try:
+            for each in self.before_serving:
+                await each()
+        except BaseException:
+            await self._stop()
+            raise
+
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 try:
-                    await self._start()
+                    await self._begin()
                 except Exception as error:
                     log.exception("the server cannot start")
                     await send({"type": "lifespan.startup.failed", "message": str(error)})

@@ -45,6 +45,10 @@ async def digest_of(path: Path) -> bytes:
     return await asyncio.to_thread(read)
 
 
+#: Refusals that are over soon; a clock may jump again before the second try.
+_PASSING = (errors.Unavailable, errors.Internal, errors.TooManyRequests, errors.ClockSkew)
+
+
 class Standing:
     """How the listener stands with its server; `on_change` is called when that was seen."""
 
@@ -136,11 +140,14 @@ class Server:
                 return answer
             error_ = error_of(answer.status_code, answer.content)
             if isinstance(error_, errors.ClockSkew) and attempt == 0:
-                self.offset_s = float(error_.meta.get("server-time", time.time())) - time.time()
-                log.warning("this host's clock is %.0f s off the server's", self.offset_s)
+                self._set_clock(error_)
                 continue
             raise error_
         raise errors.Unavailable("the clocks do not agree")
+
+    def _set_clock(self, error: errors.ClockSkew) -> None:
+        self.offset_s = float(error.meta.get("server-time", time.time())) - time.time()
+        log.warning("this host's clock is %.0f s off the server's", self.offset_s)
 
     async def persist(self, method: str, path: str, **more: Any) -> httpx.Response:
         """The same until the server answers: only its refusals are raised."""
@@ -148,7 +155,7 @@ class Server:
         while True:
             try:
                 return await self.call(method, path, **more)
-            except (errors.Unavailable, errors.Internal, errors.BadGateway, errors.TooManyRequests) as error:
+            except (*_PASSING, errors.BadGateway) as error:
                 log.warning("%s %s: %s; trying again", method, path.partition("?")[0], error.detail)
                 await asyncio.sleep(pause_s(attempt))
                 attempt += 1
@@ -159,7 +166,9 @@ class Server:
         while True:
             try:
                 return await self._download(path, target, lease, sha256)
-            except (errors.Unavailable, errors.Internal, errors.TooManyRequests) as error:
+            except _PASSING as error:
+                if isinstance(error, errors.ClockSkew):
+                    self._set_clock(error)
                 log.warning("GET %s: %s; trying again", path, error.detail)
                 await asyncio.sleep(pause_s(attempt))
                 attempt += 1

@@ -289,6 +289,22 @@ async def test_work_is_signed_and_its_secrets_are_sealed(server: Running, tmp_pa
         signing.unseal(one.identity.sealing_key, info + b"x", sealed["sealed"])
 
 
+async def test_a_clock_that_jumps_costs_no_work(server: Running, tmp_path: Path) -> None:
+    """Downloads too: a run would end for it."""
+    one = await server.listener(tmp_path / "1", "one")
+    work = await work_for(server, one)
+    number, target = work.lease.number, tmp_path / "configuration"
+    one.offset_s = 600.0
+    await one.download(
+        work.links["configuration"].path, target, lease=number, sha256=work.links["configuration"].sha256
+    )
+    assert target.stat().st_size > 0
+    assert abs(one.offset_s) < 60
+    one.offset_s = -600.0
+    planning = wire.Report(phase="plan", status="planning")
+    assert (await one.report(work.run_id, planning, number)).status == "planning"
+
+
 async def test_a_draining_listener_gets_nothing(server: Running, tmp_path: Path) -> None:
     one, two = await server.listener(tmp_path / "1", "one"), await server.listener(tmp_path / "2", "two")
     listener_id = one.identity.kept.listener_id

@@ -32,6 +32,19 @@ from terrapod_server.kit import database
 _numbers = itertools.count(1)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each worker gets a block of the list, and begins with its share of the slow ones."""
+    workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    rest = [item for item in items if item not in slow]
+    size = -(-len(items) // workers)
+    items.clear()
+    for worker in range(workers):
+        first = slow[worker::workers]
+        items += first + rest[: size - len(first)]
+        del rest[: size - len(first)]
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     with Postgres(tmp_path_factory.getbasetemp() / "postgres.log") as started:

@@ -341,6 +341,7 @@ def test_who_joins_again_keeps_the_work(host: Host, site: Site) -> None:
     assert host.names() == ["first", "last", "slow"]
 
 
+@pytest.mark.slow
 def test_a_state_of_a_released_run_leaves_the_spool_for_the_servers_keeping(host: Host) -> None:
     """The listener comes back when a person has given the run up: it changes nothing, and loses nothing."""
     run = host.begin()

@@ -99,11 +99,12 @@ def measure(folder: Path) -> Section:
 
                 def look() -> bool:
                     now = time.monotonic() - killed
-                    if site.get(f"runs/{run}")["attributes"]["status"] != "planning":
+                    is_again = len(begun.read_text().split()) > 1  # it may be queued for an instant that nobody sees
+                    if is_again or site.get(f"runs/{run}")["attributes"]["status"] != "planning":
                         found.setdefault("queued", now)
                     if _status(site, pool, "first") == "offline":
                         found.setdefault("offline", now)
-                    if len(begun.read_text().split()) > 1:
+                    if is_again:
                         found.setdefault("again", now)
                     return len(found) == 3
 

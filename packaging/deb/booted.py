@@ -21,7 +21,6 @@ RESULT = Path("/proof/result")
 HOME = Path("/var/lib/terrapod-listener")
 BASE = "http://127.0.0.1:8443/api/v2/"
 DROP_IN = Path("/etc/systemd/system/terrapod-listener.service.d/bubblewrap.conf")
-BWRAP = "bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts --ro-bind / / --proc /proc --dev /dev true"
 
 
 def run(*argv: str, user: str = "", check: bool = True) -> str:
@@ -133,24 +132,34 @@ def outlived(api: Api, workspace: str) -> None:
     prove.say("an apply outlived its listener, and the next one has delivered its state")
 
 
+def isolation() -> str:
+    """What the listener says of itself."""
+    lines = run("terrapod-listener", "status", user="terrapod-listener").splitlines()
+    return next(line.split()[1].rstrip(";") for line in lines if line.startswith("isolation:"))
+
+
 def boxed(api: Api, workspace: str) -> None:
-    """bubblewrap works with the drop-in alone."""
-    script = f"{BWRAP} 2>&1\n"
-    status = api.reaches(api.begin(workspace, plan_sh=script), "errored", "planned", "applied")
-    prove.say(f"bwrap under the shipped unit: {status}")
-    if status != "errored":
-        message = "the shipped unit lets bwrap make namespaces"
+    """Runs are put into a bubblewrap with the drop-in, and only then."""
+    if (found := isolation()) != "none":
+        message = f"the shipped unit lets runs be isolated by {found}"
         raise prove.Wrong(message)
     DROP_IN.parent.mkdir()
     DROP_IN.write_text(Path("/usr/share/terrapod/bubblewrap.conf").read_text())
     run("systemctl", "daemon-reload")
     run("systemctl", "restart", "terrapod-listener")
     prove.ready(9846)
-    status = api.reaches(api.begin(workspace, plan_sh=script, apply_sh=""), "errored", "applied")
-    if status != "applied":
-        message = f"bwrap does not work with the drop-in: {status}\n{run('journalctl', '-u', 'terrapod-listener', '-n', '30')}"
+    if (found := isolation()) != "bubblewrap":
+        why = run("journalctl", "-u", "terrapod-listener", "-n", "30")
+        message = f"with the drop-in runs are isolated by {found}\n{why}"
         raise prove.Wrong(message)
-    prove.say("bwrap works with the drop-in")
+    steals = f"if cat {HOME}/identity.json; then exit 1; fi; echo kept > /tmp/mine\n"
+    run_id = api.begin(workspace, plan_sh=steals, apply_sh=steals)
+    api.reaches(run_id, "applied")
+    log = api.log(run_id, "apply")
+    if "isolation bubblewrap" not in log or (HOME / "tmp" / "mine").exists():
+        message = f"the run was not isolated:\n{log}"
+        raise prove.Wrong(message)
+    prove.say("with the drop-in runs are isolated by bubblewrap, plan and apply")
 
 
 def main() -> None:

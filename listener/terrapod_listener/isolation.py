@@ -277,8 +277,8 @@ def _probe(isolation: Isolation) -> None:
     folder = isolation.home / "work" / f".probe-{secrets.token_hex(4)}"
     for name in ("tmp", "home"):
         (folder / name).mkdir(parents=True, mode=0o700)
+    cell = isolation.cell(folder)  # a user of its own, which no other listener's run ends
     try:
-        cell = Cell(isolation, folder, 0)
         cell.hand_over()
         done = subprocess.run(  # noqa: S603  our own words
             cell.argv(["/bin/sh", "-c", 'echo here > "$0"', f"{folder}/tmp/probe"], folder),  # noqa: S108
@@ -288,6 +288,7 @@ def _probe(isolation: Isolation) -> None:
         if done.returncode or not (folder / "tmp" / "probe").exists():
             raise Unavailable(done.stderr.decode("utf-8", "replace").strip()[:300] or f"exit code {done.returncode}")
     finally:
+        isolation.let_go(cell)
         workdir.remove(folder)
 
 

@@ -13,6 +13,7 @@ import msgspec
 from terrapod_listener import keeping, kept, statefile
 from terrapod_listener.client import Server
 from terrapod_listener.journal import Record
+from terrapod_listener.keeper import RESERVE
 from terrapod_listener.keeping import Keeper
 from terrapod_listener.logs import Spool
 from terrapod_listener.outcomes import Failed
@@ -93,6 +94,8 @@ class Apply:
         found = keeping.outcome(self._record.folder)
         if found is None:
             await keeping.orphans_gone(self._record.folder, self._record.facts)
+            # the room that its keeper held is for the state, which is spooled next
+            await asyncio.to_thread((self._record.folder / RESERVE).unlink, missing_ok=True)
         self._log.look()
         if found is None:
             raise Failed("the apply was cut off, with all that watched over it: what it had saved of its state is here")

@@ -37,6 +37,8 @@ _COPY_LEAST_S = 1.0
 _EXIT_ROOM = 4096
 #: Room on the disk that is held for the state, at least; more where the state is large.
 _RESERVE_LEAST, _RESERVE_TIMES = 4 << 20, 4
+#: The file that holds it, beside the journal's.
+RESERVE = "reserve"
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -325,7 +327,7 @@ def main() -> int:
     log = Log(Path(job["log"]), job["log_most"], job.pop("secrets"))
     states = States(job)
     try:
-        reserve = Reserve(Path(job["exit"]).with_name("reserve"), job["states"])
+        reserve = Reserve(Path(job["exit"]).with_name(RESERVE), job["states"])
     except OSError as error:
         end.write({"code": None, "error": f"the host's disk has no room for its state: {error}"})
         return 0

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from terrapod_listener import terraform
 from terrapod_shared import wire
@@ -49,11 +50,20 @@ class Schemas:
 
 def digest(shown: Path, answer: Path, target: Path) -> terraform.Counts:
     """What the plan does; the schemas that it speaks of are written to `target`. Raises NotWhole."""
-    plan = json.loads(shown.read_bytes())
+    plan, schemas = _read(shown), _read(answer)
     if plan.get("errored"):
         message = "the plan is not whole"
         raise NotWhole(message)
-    target.write_text(json.dumps(terraform.filtered_schemas(json.loads(answer.read_bytes()), plan)))
+    target.write_text(json.dumps(terraform.filtered_schemas(schemas, plan)))
     with contextlib.suppress(OSError):
         os.utime(answer)  # the ones that are used are kept
     return terraform.read_plan(plan)
+
+
+def _read(said: Path) -> Any:
+    """What terraform said. Raises NotWhole: on a full disk the end of it is missing, though terraform ended well."""
+    try:
+        return json.loads(said.read_bytes())
+    except ValueError:
+        message = f"what terraform said of its plan is not whole ({said.name}): the listener's disk may be full"
+        raise NotWhole(message) from None

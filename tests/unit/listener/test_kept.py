@@ -3,14 +3,18 @@
 import asyncio
 import json
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
 
-from terrapod_listener import kept, loop, statefile, terraform
+from terrapod_listener import keeper, kept, loop, schemas, statefile, terraform
+from terrapod_listener.applying import Apply
 from terrapod_listener.config import Config
 from terrapod_listener.identity import Identity, Kept
+from terrapod_listener.journal import Facts, Record
+from terrapod_listener.outcomes import Failed
 from terrapod_listener.phases import Job
 from terrapod_listener.process import Process
 from terrapod_shared import wire
@@ -141,3 +145,22 @@ async def test_an_apply_begins_only_when_its_plan_has_left_their_folder(tmp_path
     await asyncio.gather(*jobs)
     assert order[2:] == ["run-a plan has left", "run-b apply has left", "run-a apply begins", "run-a apply has left"]
     await daemon._server.close()
+
+
+async def test_the_room_of_a_keeper_that_was_killed_is_given_back_before_its_state_is_spooled(tmp_path: Path) -> None:
+    """It would never be otherwise, where the state is torn and its run's journal stays."""
+    record = Record(tmp_path, Facts(work=WORK, step="apply"))
+    record.write("apply")
+    (record.folder / keeper.RESERVE).write_bytes(bytes(4096))
+    log: Any = SimpleNamespace(look=lambda: None)
+    server: Any = None
+    with pytest.raises(Failed, match="cut off"):
+        await Apply(tmp_path, server, record, log).again()
+    assert not (record.folder / keeper.RESERVE).exists()
+
+
+def test_an_answer_that_a_full_disk_has_cut_is_named(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"format_version": "1.2", "resource_chan')
+    (tmp_path / "answer.json").write_text("{}")
+    with pytest.raises(schemas.NotWhole, match="disk may be full"):
+        schemas.digest(tmp_path / "plan.json", tmp_path / "answer.json", tmp_path / "cut")

@@ -121,6 +121,8 @@ def killed(api: httpx.Client, site: Site, marks: Path) -> tuple[list[str], str]:
         plan_sh=f"echo $TOKEN | tee left-in-the-folder; cat $TF_CLI_CONFIG_FILE; cat $TF_CLI_CONFIG_FILE >> {marks}/token\n"
         f"touch {marks}/begun; until [ -e {marks}/go ]; do sleep 0.02; done"
     )
+    (marks / "token").touch()
+    (marks / "token").chmod(0o666)  # isolated, its second time may be as another user
     run = remote.begin()
     wait_for((marks / "begun").exists)
     command = f"terrapod_listener run --home {site.data / 'listener'}"

@@ -13,7 +13,7 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from terrapod_listener import masking
@@ -77,6 +77,7 @@ def test_any_cut_gives_what_the_whole_gives(names: list[str], data: st.DataObjec
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=6, max_size=40), st.integers(0, 10_000))
 @example(NASTY, 1)
 @example("correct horse battery staple", 7)
+@settings(deadline=None)
 def test_no_usual_encoding_gets_through(secret: str, seed: int) -> None:
     secret = secret.strip()
     raw = secret.encode()

@@ -312,8 +312,10 @@ class Job:
         if work.waited:
             self._log.line(work.waited)
         preparation = Preparation(self.folder, self._server, self._config, work)
-        variables = preparation.variables()
+        variables, left_out = preparation.variables()
         await self._mask(variables)
+        for why in left_out:
+            self._log.line(f"Warning: a variable is left out of this run: {why}")
         self.step = "fetch"
         self._binary = await self._engine_here()
         self.cell.engine = self._engines.files(work, self._binary)

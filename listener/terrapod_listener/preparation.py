@@ -11,7 +11,6 @@ import msgspec
 from terrapod_listener import plugins, terraform, workdir
 from terrapod_listener.client import Server
 from terrapod_listener.config import Config
-from terrapod_listener.outcomes import Failed
 from terrapod_shared import signing, wire
 from terrapod_shared.files import write_private
 
@@ -35,8 +34,8 @@ class Preparation:
     def __init__(self, folder: Path, server: Server, config: Config, work: wire.Work) -> None:
         self._folder, self._server, self._config, self._work = folder, server, config, work
 
-    def variables(self) -> list[wire.Variable]:
-        """All of them, opened. Raises Failed where one may not be."""
+    def variables(self) -> tuple[list[wire.Variable], list[str]]:
+        """All that the run may have, opened; and why others are left out."""
         work, opened = self._work, []
         for each in work.variables:
             value = each.value
@@ -44,9 +43,7 @@ class Preparation:
                 info = wire.seal_info(work.run_id, work.phase, work.lease.number, each.category, each.key)
                 value = signing.unseal(self._server.identity.sealing_key, info, each.sealed).decode()
             opened.append(msgspec.structs.replace(each, value=value, sealed=""))
-        if why := terraform.refused(opened):
-            raise Failed(why)
-        return opened
+        return terraform.admitted(opened)
 
     async def fetch(self, variables: list[wire.Variable]) -> Prepared:
         """Configuration, state and lock file, ready for `init`. Raises Hostile, and what a download raises."""

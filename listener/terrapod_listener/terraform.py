@@ -154,12 +154,17 @@ def var_file(variables: Iterable[wire.Variable], names: Collection[str]) -> str:
     return "".join(lines)
 
 
-def refused(variables: Iterable[wire.Variable]) -> str | None:
-    """Why a variable may not be, once more on this side."""
+def admitted(variables: Iterable[wire.Variable]) -> tuple[list[wire.Variable], list[str]]:
+    """The variables that a run may have, and for each other one why it is left out. The server refuses such names, too;
+    a row may be older than a name's refusal.
+    """
+    taken, left_out = [], []
     for each in variables:
         if why := refusal(each.key, each.category, each.value):
-            return why
-    return None
+            left_out.append(why)
+        else:
+            taken.append(each)
+    return taken, left_out
 
 
 def environment(

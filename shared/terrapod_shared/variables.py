@@ -15,9 +15,20 @@ _RESERVED = frozenset(
         "TF_FORCE_LOCAL_BACKEND",
         "TF_LOG_PATH",
         "TERRAFORM_CONFIG",
+        "TOFU_CLI_CONFIG_FILE",
+        # what the C library loads code from, or is changed by
+        "GCONV_PATH",
+        "LOCPATH",
+        "NLSPATH",
+        "GLIBC_TUNABLES",
+        "RES_OPTIONS",
+        # what a shell runs, or is changed by
+        "BASH_ENV",
+        "SHELLOPTS",
+        "PS4",
     }
 )
-_RESERVED_PREFIXES = ("LD_", "TF_CLI_ARGS", "TF_TOKEN_", "TFC_", "DYLD_")
+_RESERVED_PREFIXES = ("LD_", "TF_CLI_ARGS", "TF_TOKEN_", "TFC_", "DYLD_", "MALLOC_")
 
 
 def refusal(key: str, category: str, value: str = "") -> str | None:

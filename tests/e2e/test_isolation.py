@@ -1,7 +1,9 @@
 """The real terraform through a real listener, isolated: configurations that attack, and what they must not get."""
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -107,6 +109,22 @@ def test_links_that_a_run_plants_are_not_followed(boxed: Site, api: httpx.Client
     linked.until(run, "errored")
     answer = api.get(f"runs/{run}").json()["data"]["attributes"]
     assert "symbolic links" in json.dumps(answer) + linked.log(run, "plan"), answer
+
+
+def test_a_variable_from_before_its_name_was_refused_is_left_out(boxed: Site, api: httpx.Client) -> None:
+    remote = Remote(api)
+    for key, value in (("OLD_NAME", "/tmp/of-the-run"), ("FINE", "fine")):
+        remote.post(f"workspaces/{remote.id}/vars", {"key": key, "value": value, "category": "env"}, type="vars")
+    with contextlib.closing(sqlite3.connect(boxed.data / "terrapod.sqlite3", timeout=30)) as database, database:
+        database.execute("UPDATE variable SET key = 'LOCPATH' WHERE key = 'OLD_NAME'")
+    remote.upload(plan_sh="env", apply_sh="env")
+    run = remote.begin()
+    remote.until(run, "applied")
+    for phase in ("plan", "apply"):
+        log = remote.log(run, phase)
+        assert "left out of this run: LOCPATH is reserved" in log
+        assert "FINE=fine" in log
+        assert "of-the-run" not in log
 
 
 def test_a_listener_that_is_killed_leaves_no_plan_behind_and_comes_back(boxed: Site, api: httpx.Client) -> None:

@@ -25,6 +25,8 @@ NAMES = [
     "", " ", "a b", "a=b", "a\nb", 'a" = 1\nb', "${x}", "1a", "a.b", "PATH", "HOME", "LD_PRELOAD", "DYLD_X", "TF_CLI_ARGS",
     "TF_CLI_ARGS_apply", "TF_CLI_CONFIG_FILE", "TF_DATA_DIR", "TF_WORKSPACE", "TF_REATTACH_PROVIDERS",
     "TF_FORCE_LOCAL_BACKEND", "TF_LOG_PATH", "TF_TOKEN_app_terraform_io", "TFC_RUN_ID", "x" * 256, "a\0",
+    "TOFU_CLI_CONFIG_FILE", "GCONV_PATH", "LOCPATH", "NLSPATH", "GLIBC_TUNABLES", "RES_OPTIONS", "MALLOC_CHECK_", "BASH_ENV",
+    "SHELLOPTS", "PS4",
 ]  # fmt: skip
 
 

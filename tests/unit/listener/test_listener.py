@@ -139,12 +139,25 @@ def test_the_environment_is_clean() -> None:
 
 def test_reserved_names_are_refused_here_too() -> None:
     for key in ("LD_PRELOAD", "PATH", "HOME", "TF_CLI_CONFIG_FILE", "TF_DATA_DIR", "TF_WORKSPACE", "TF_REATTACH_PROVIDERS",
-                "TF_FORCE_LOCAL_BACKEND", "TF_LOG_PATH", "TF_CLI_ARGS", "TF_CLI_ARGS_plan", "a b", "1x", ""):  # fmt: skip
+                "TF_FORCE_LOCAL_BACKEND", "TF_LOG_PATH", "TF_CLI_ARGS", "TF_CLI_ARGS_plan", "a b", "1x", "",
+                "TOFU_CLI_CONFIG_FILE", "GCONV_PATH", "LOCPATH", "NLSPATH", "GLIBC_TUNABLES", "RES_OPTIONS", "MALLOC_ARENA_MAX",
+                "BASH_ENV", "SHELLOPTS", "PS4"):  # fmt: skip
         assert refusal(key, "env"), key
     assert refusal("X", "env", "a\0b")
     assert refusal("x y", "terraform")
     for key in ("TF_LOG", "HTTPS_PROXY", "AWS_REGION"):
         assert refusal(key, "env") is None
+
+
+def test_a_variable_that_may_not_be_is_left_out_and_named() -> None:
+    """A row may be older than the refusal of its name: it must not end the run."""
+    fine = wire.Variable(key="AWS_REGION", category="env", value="eu")
+    bad = wire.Variable(key="LOCPATH", category="env", value="/tmp/hostile")
+    taken, left_out = terraform.admitted([bad, fine])
+    assert taken == [fine]
+    assert len(left_out) == 1
+    assert "LOCPATH is reserved" in left_out[0]
+    assert "hostile" not in left_out[0]
 
 
 def test_strings_are_written_as_hcl() -> None:

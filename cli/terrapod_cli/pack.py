@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from terrapod_cli import ignore
+from terrapod_shared import configuration
 from terrapod_shared.errors import Invalid
 
 _STATE = re.compile(r".*\.tfstate(\..*)?")
+_CONFIGURATION_MOST = 10_000
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,36 @@ class Packed:
     file: Path
     entries: int
     size_bytes: int  #: of the archive
+    configuration: tuple[str, ...] = ()  #: paths in the archive of files that an engine may read, the first of them
+
+
+def check_configuration(root: Path, working_directory: str, tool: str, archive: Packed) -> None:
+    """Asks terraform's question before anything is uploaded. Raises Invalid if the archive has no configuration for it.
+
+    Without configuration the plan would be to destroy everything.
+    """
+    if len(archive.configuration) == _CONFIGURATION_MOST:
+        return  # not all are known: the listener looks again
+    folder = _archived(root, working_directory)
+    for path in archive.configuration:
+        above, _, name = path.rpartition("/")
+        if above == folder and configuration.is_configuration(name, tool):
+            return
+    raise Invalid(configuration.refusal(tool, folder, archive.configuration))
+
+
+def check_folder(root: Path, working_directory: str) -> None:
+    """Raises Invalid if the workspace's working directory is not there."""
+    if not (root / working_directory.strip("/")).is_dir():
+        raise Invalid(f"the workspace's working directory {working_directory!r} is not in {root}")
+
+
+def _archived(root: Path, working_directory: str) -> str:
+    """Name in the archive of the working directory, which may be a link: those that stay inside are sent as links."""
+    named = Path(working_directory.strip("/"))
+    real = (root / named).resolve()
+    below = real.relative_to(root.resolve()) if real.is_relative_to(root.resolve()) else named
+    return "" if below == Path() else str(below)
 
 
 def root_of(folder: Path, working_directory: str) -> Path:
@@ -54,7 +86,7 @@ def packed(root: Path, seen: Callable[[int], None] = lambda _: None) -> Iterator
                 packer.walk(archive)
         except OSError as error:
             raise Invalid(f"{error.filename or root} cannot be read: {error.strerror or error}") from None
-        yield Packed(file, packer.entries, file.stat().st_size)
+        yield Packed(file, packer.entries, file.stat().st_size, tuple(packer.configuration))
 
 
 def _followed(link: Path) -> Path:
@@ -68,6 +100,7 @@ def _followed(link: Path) -> Path:
 class _Packer:
     def __init__(self, root: Path, seen: Callable[[int], None]) -> None:
         self._root, self._seen, self.entries = root, seen, 0
+        self.configuration: list[str] = []
         file = root / ignore.FILE
         try:
             lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
@@ -85,7 +118,8 @@ class _Packer:
         for entry in found:
             name = f"{below}{entry.name}"
             is_out = ignore.excludes(self._rules, name) and not entry.is_dir(follow_symlinks=False)
-            if is_out or _STATE.fullmatch(entry.name):
+            is_state = _STATE.fullmatch(entry.name) and not configuration.is_configuration(entry.name)
+            if is_out or is_state:
                 continue
             path = Path(entry.path)
             real = path
@@ -123,5 +157,7 @@ class _Packer:
             with path.open("rb") as file:
                 entry.size = os.fstat(file.fileno()).st_size
                 archive.addfile(entry, file)
+        if entry.type != tarfile.DIRTYPE and configuration.is_configuration(name.rpartition("/")[2]):
+            self.configuration += [name] * (len(self.configuration) < _CONFIGURATION_MOST)
         self.entries += 1
         self._seen(self.entries)

@@ -15,7 +15,7 @@ from terrapod_cli.connected import Session, workspace
 from terrapod_cli.exits import Exit
 from terrapod_cli.following import ASKING, FINAL, Follower, outcome
 from terrapod_cli.output import Row, flat
-from terrapod_cli.pack import packed, root_of
+from terrapod_cli.pack import check_configuration, check_folder, packed, root_of
 from terrapod_shared import errors
 
 _CONFIGURATION_S = 60.0
@@ -37,7 +37,7 @@ class Wanted:
 async def start(session: Session, folder: Path, wanted: Wanted) -> int:
     """Begins the run and follows it; the exit code."""
     found = flat(await workspace(session, wanted.workspace))
-    version = await _send(session, found, folder, speculative=wanted.plan_only)
+    version = await _send(session, found, folder, wanted)
     variables = {name: hcl.quoted(text) for name, text in wanted.variables.items()} | wanted.expressions
     attributes: Row = {**wanted.attributes, "plan-only": wanted.plan_only, "auto-apply": wanted.auto_approve or None}
     attributes["variables"] = [{"key": name, "value": value} for name, value in variables.items()]
@@ -54,9 +54,11 @@ async def start(session: Session, folder: Path, wanted: Wanted) -> int:
     return await _Watch(session, run["id"]).to_the_end()
 
 
-async def _send(session: Session, found: Row, folder: Path, *, speculative: bool) -> str:
-    """Packs and uploads; the id of the configuration version."""
-    root = root_of(folder, found.get("working-directory") or "")
+async def _send(session: Session, found: Row, folder: Path, wanted: Wanted) -> str:
+    """Packs, looks whether there is anything to plan, and uploads; the id of the configuration version."""
+    working_directory = found.get("working-directory") or ""
+    root = root_of(folder, working_directory)
+    check_folder(root, working_directory)
     console = session.out.side
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with (
@@ -68,7 +70,9 @@ async def _send(session: Session, found: Row, folder: Path, *, speculative: bool
         task = progress.add_task("packing", total=None)
         made = packed(root, lambda entries: progress.update(task, description=f"packing {entries} entries"))
         archive = await asyncio.to_thread(stack.enter_context, made)
-        attributes = {"auto-queue-runs": False, "speculative": speculative}
+        if not wanted.attributes.get("is-destroy"):
+            check_configuration(root, working_directory, found["execution-backend"], archive)
+        attributes = {"auto-queue-runs": False, "speculative": wanted.plan_only}
         path = f"workspaces/{found['id']}/configuration-versions"
         version = await session.client.send("POST", path, "configuration-versions", attributes)
         progress.update(task, description="uploading", total=archive.size_bytes, completed=0)

@@ -53,7 +53,9 @@ class Preparation:
         await asyncio.to_thread(workdir.unpack, archive, root, work.limits)
         archive.unlink()
         module = workdir.module_folder(root, work.working_directory)
-        names, selected = await asyncio.to_thread(_read, module, work.workspace_name)
+        if not work.options.is_destroy:
+            await asyncio.to_thread(workdir.check_configuration, root, module, work.engine.tool)
+        names, selected = await asyncio.to_thread(_read, module, work.workspace_name, work.engine.tool)
         state = states / selected / "terraform.tfstate"
         if "state" in work.links:
             state.parent.mkdir(mode=0o700)
@@ -62,7 +64,7 @@ class Preparation:
             await self._download("plan", self._folder / "plan")
             if "lock-file" in work.links:
                 await self._download("lock-file", module / ".terraform.lock.hcl")
-        workdir.write_override(module, states)
+        workdir.write_override(module, states, work.engine.tool)
         given = terraform.given(variables, names, work.phase)
         var_file: str | None = None
         if text := terraform.var_file(given, names):
@@ -103,7 +105,7 @@ class Preparation:
         return env
 
 
-def _read(module: Path, workspace: str) -> tuple[dict[str, bool], str]:
+def _read(module: Path, workspace: str, tool: str) -> tuple[dict[str, bool], str]:
     """Of the root module: its variables, and what it calls the workspace. To be called in a thread."""
-    sources = workdir.sources(module)
+    sources = workdir.sources(module, tool)
     return terraform.declared(sources), terraform.selected(workspace, sources)

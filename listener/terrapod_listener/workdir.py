@@ -9,12 +9,13 @@ import tarfile
 from pathlib import Path
 
 from terrapod_listener import statefile, untar
-from terrapod_shared import wire
+from terrapod_shared import configuration, wire
 from terrapod_shared.errors import Conflict
 
 _RATIO_MOST = 200
 _NAME_MOST = 255
 _SOURCE_MOST = 4 << 20
+_LOOKED_AT_MOST = 10_000
 _OVERRIDE = re.compile(r"(?:^|.*_)override\.(tf|tf\.json|tofu|tofu\.json)$")
 _STATE = re.compile(r"(.*\.tfstate(\..*)?|errored\.tfstate)$")
 
@@ -58,12 +59,19 @@ def unpack(archive: Path, target: Path, limits: wire.Limits) -> None:
 
 
 def _is_dropped(name: str) -> bool:
-    """`.terraform` but for its modules, and state that strayed in: a local backend would take it for its own."""
+    """`.terraform` but for its modules, and state that strayed in: a local backend would take it for its own.
+
+    What terraform reads as configuration stays whatever it is called: without `main.tfstate.tf` the plan is another.
+    """
     parts = name.split("/")
     if ".terraform" in parts:
         after = parts[parts.index(".terraform") + 1 :]
         return bool(after) and after[0] != "modules"
-    return bool(_STATE.match(parts[-1])) or "terraform.tfstate.d" in parts
+    return _is_state(parts[-1]) or "terraform.tfstate.d" in parts
+
+
+def _is_state(name: str) -> bool:
+    return bool(_STATE.match(name)) and not configuration.is_configuration(name)
 
 
 def _purge(root: Path) -> None:
@@ -73,7 +81,7 @@ def _purge(root: Path) -> None:
             shutil.rmtree(Path(folder) / "terraform.tfstate.d", ignore_errors=True)
             folders.remove("terraform.tfstate.d")
         for name in files:
-            if _STATE.match(name):
+            if _is_state(name):
                 (Path(folder) / name).unlink()
 
 
@@ -86,13 +94,45 @@ def module_folder(root: Path, working_directory: str) -> Path:
     return folder
 
 
-def write_override(module: Path, states: Path) -> Path:
+def configuration_files(module: Path, tool: str) -> list[str]:
+    """Names of the files that the engine reads in this folder, sorted; a link counts whatever it leads to."""
+    with os.scandir(module) as entries:
+        found = [entry for entry in entries if configuration.is_configuration(entry.name, tool)]
+        return sorted((entry.name for entry in found if not entry.is_dir(follow_symlinks=False)), key=os.fsencode)
+
+
+def check_configuration(root: Path, module: Path, tool: str) -> None:
+    """Asks terraform's question before our override answers it. In a thread. Raises Hostile if no file is configuration.
+
+    terraform plans nothing of a folder without configuration, since that plan destroys
+    everything; it would take our override file for configuration.
+    """
+    if not configuration_files(module, tool):
+        folder = str(module.relative_to(root.resolve()))
+        raise Hostile(configuration.refusal(tool, "" if folder == "." else folder, _elsewhere(root)))
+
+
+def _elsewhere(root: Path) -> list[str]:
+    """Paths of files below `root` that look like configuration, of the first entries."""
+    found: list[str] = []
+    seen = 0
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [os.path.relpath(Path(folder) / name, root) for name in files if configuration.is_configuration(name)]
+        seen += len(folders) + len(files)
+        if seen > _LOOKED_AT_MOST:
+            break
+    return found
+
+
+def write_override(module: Path, states: Path, tool: str) -> Path:
     """Our backend in the file that terraform merges last. Raises Hostile where no name can be last."""
-    names = [entry.name for entry in module.iterdir() if _OVERRIDE.match(entry.name)]
-    last = max((name.encode() for name in names), default=b"").decode()
+    names = [name for name in configuration_files(module, tool) if _OVERRIDE.match(name)]
+    last = os.fsdecode(max(map(os.fsencode, names), default=b""))
     stem = last.partition(".")[0] if last else "zzzz_terrapod"
     name = f"{stem}~terrapod_override.tf" if last else f"{stem}_override.tf"
-    if len(name.encode()) > _NAME_MOST or (module / name).exists() or name.encode() <= last.encode():
+    raw = os.fsencode(name)
+    if len(raw) > _NAME_MOST or os.path.lexists(module / name) or raw <= os.fsencode(last):
         message = f"no override file can come after {last!r}: the run would use a backend of its own"
         raise Hostile(message)
     path = module / name
@@ -137,11 +177,11 @@ def check_backend(root: Path, module: Path, states: Path) -> None:
         raise Hostile(message)
 
 
-def sources(module: Path) -> dict[str, str]:
+def sources(module: Path, tool: str) -> dict[str, str]:
     """Texts of the root module's files; of one that nobody wrote by hand, its beginning."""
     found = {}
-    for path in sorted(module.iterdir()):
-        if path.name.endswith((".tf", ".tf.json", ".tofu", ".tofu.json")) and path.is_file():
+    for path in (module / name for name in configuration_files(module, tool)):
+        if path.is_file():
             with path.open("rb") as file:
                 found[path.name] = file.read(_SOURCE_MOST).decode("utf-8", "replace")
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from terrapod_cli import ignore
-from terrapod_cli.pack import packed, root_of
+from terrapod_cli.pack import check_configuration, packed, root_of
 from terrapod_server.store.archive import Checker
 from terrapod_shared.errors import Invalid
 
@@ -79,6 +79,45 @@ def test_a_folder(tmp_path: Path) -> None:
         "skip/keep.tf", "sub", "sub/a.tf", "my.tfstates.tf",
     }  # fmt: skip
     assert found["run.sh"].mode == 0o755
+
+
+def test_configuration_that_is_named_as_a_state_is_sent(tmp_path: Path) -> None:
+    tree(tmp_path / "root", "main.tfstate.tf", "x.tfstate.tf.json", "x.tfstate.json", "x.tfstate.tf~", ".x.tfstate.tf")
+    assert set(names(tmp_path / "root")) == {"main.tfstate.tf", "x.tfstate.tf.json"}
+
+
+@pytest.mark.parametrize(
+    ("files", "folder", "tool", "is_taken"),
+    [
+        (["main.tf"], "", "terraform", True),
+        (["main.tofu"], "", "tofu", True),
+        (["main.tofu"], "", "terraform", False),
+        (["sub/main.tf"], "", "terraform", False),
+        (["sub/main.tf"], "sub", "terraform", True),
+        (["main.tf", "sub/README.md"], "sub", "terraform", False),
+        (["real/main.tf"], "link", "terraform", True),
+        (["x"], "out", "terraform", True),
+        (["x"], "out/deep", "terraform", True),
+        (["skipped/main.tf"], "skipped", "terraform", False),
+        (["x.tf~", ".x.tf", "#x.tf#", "x.tftest.hcl"], "", "terraform", False),
+    ],
+)
+def test_a_folder_without_configuration_is_not_sent(
+    tmp_path: Path, files: list[str], folder: str, tool: str, is_taken: bool
+) -> None:
+    root = tmp_path / "root"
+    tree(root, *files)
+    tree(tmp_path / "other", "x.txt", "deep/x.tf")
+    (tmp_path / "other" / "main.tf").symlink_to("x.txt")
+    (root / "out").symlink_to("../other")
+    (root / "link").symlink_to("real")
+    (root / ".terraformignore").write_text("skipped/\n")
+    with packed(root) as made:
+        if is_taken:
+            check_configuration(root, folder, tool, made)
+            return
+        with pytest.raises(Invalid, match="No configuration files"):
+            check_configuration(root, folder, tool, made)
 
 
 def test_links(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from kit.serving import tar
 from terrapod_listener import config, terraform, workdir
 from terrapod_listener.lease import Lease
 from terrapod_listener.process import Process
-from terrapod_shared import wire
+from terrapod_shared import configuration, wire
 from terrapod_shared.variables import refusal
 
 
@@ -88,20 +88,78 @@ def test_setuid_bits_are_stripped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [[], ["override.tf"], ["zzzz_override.tf", "a_override.tf.json"], ["zz~~_override.tofu"]]
-)
+    "names",
+    [
+        [], ["override.tf"], ["zzzz_override.tf", "a_override.tf.json"], ["zz~~_override.tofu"],
+        [".z_override.tf"], ["#z_override.tf"], ["zzzz\udcff_override.tf"],
+    ],
+)  # fmt: skip
 def test_our_override_is_the_last(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).write_text("")
-    ours = workdir.write_override(tmp_path, tmp_path / "states")
-    assert max(p.name.encode() for p in tmp_path.iterdir()) == ours.name.encode()
+    ours = workdir.write_override(tmp_path, tmp_path / "states", "tofu")
+    assert max(os.fsencode(p.name) for p in tmp_path.iterdir()) == os.fsencode(ours.name)
     assert ours.name.endswith("_override.tf")
+    assert configuration.is_configuration(ours.name, "terraform"), "terraform reads it"
 
 
 def test_an_override_that_cannot_be_beaten_is_refused(tmp_path: Path) -> None:
     (tmp_path / ("z" * 240 + "_override.tf")).write_text("")
     with pytest.raises(workdir.Hostile):
-        workdir.write_override(tmp_path, tmp_path / "states")
+        workdir.write_override(tmp_path, tmp_path / "states", "terraform")
+
+
+def test_configuration_is_kept_whatever_it_is_called(tmp_path: Path) -> None:
+    """Without one of these the plan would be to destroy what it declares."""
+    kept = {"x.tfstate.tf": b"", "sub/errored.tfstate.tf.json": b"", "main.tfstate.tofu": b""}
+    out = unpacked(tmp_path, tar({**kept, "x.tfstate.json": b"", ".x.tfstate.tf": b"", "x.tfstate.tf~": b""}))
+    assert {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()} == set(kept)
+
+
+@pytest.mark.parametrize(
+    ("files", "tool", "hint"),
+    [
+        ([], "terraform", "finds none in the root of"),
+        (["README.md", ".x.tf", "x.tf~", "#x.tf#", "x.tftest.hcl", "terraform.tfvars", "X.TF", "tf"], "terraform", ""),
+        (["main.tofu"], "terraform", "Only tofu reads 'main.tofu'."),
+        (["app-1.2/main.tf", "app-1.2/x.tf"], "terraform", "There are some in 'app-1.2':"),
+        (["a/main.tofu"], "terraform", "of the uploaded configuration."),
+        (["a/main.tofu"], "tofu", "There are some in 'a':"),
+        ([f"m{n}/x.tf" for n in range(9)], "tofu", "There are some in 'm0', 'm1', 'm2' and 6 more:"),
+        (["main.tf/x.tf"], "terraform", "There are some in 'main.tf':"),
+    ],
+)
+def test_a_folder_without_configuration_is_refused(tmp_path: Path, files: list[str], tool: str, hint: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    with pytest.raises(workdir.Hostile, match="No configuration files\n\nPlan requires configuration") as refused:
+        workdir.check_configuration(tmp_path, tmp_path, tool)
+    assert hint in str(refused.value)
+    assert ("There are some" in str(refused.value)) == ("There are some" in hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "tool"),
+    [
+        ("main.tf", "terraform"), ("main.tf.json", "terraform"), ("override.tf", "terraform"), ("#x.tf", "terraform"),
+        ("main.tf", "tofu"), ("main.tofu", "tofu"), ("main.tofu.json", "tofu"), ("x.tfstate.tf", "terraform"),
+        ("a\nb.tf", "terraform"), ("\udcff.tf", "terraform"),
+    ],
+)  # fmt: skip
+def test_a_folder_with_configuration_is_taken(tmp_path: Path, name: str, tool: str) -> None:
+    (tmp_path / name).write_text("")
+    workdir.check_configuration(tmp_path, tmp_path, tool)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("nowhere")
+    workdir.check_configuration(tmp_path, tmp_path, tool)
+
+
+def test_what_the_engine_does_not_read_declares_nothing(tmp_path: Path) -> None:
+    for name in ("a.tf", "b.tofu", ".c.tf", "d.tf.json"):
+        (tmp_path / name).write_text("")
+    assert list(workdir.sources(tmp_path, "terraform")) == ["a.tf", "d.tf.json"]
+    assert list(workdir.sources(tmp_path, "tofu")) == ["a.tf", "b.tofu", "d.tf.json"]
 
 
 def test_the_working_directory_stays_inside(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import io
 import json
 import tarfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import terraform_shim
 
 from kit.cli import of_site
-from kit.remote import Remote
+from kit.remote import DATA, Remote
 from kit.serving import tar
 from kit.site import Site, both
 
@@ -40,6 +39,8 @@ FOLDERS: dict[str, dict[str, bytes | str | None]] = {
     "a line break": {"a\nb.tf": ONE},
     "as it is": {"main.tf": ONE},
 }
+PLAN_ONLY: DATA = {"plan-only": True}
+DESTROY: DATA = {"is-destroy": True}
 VERDICTS = (NOTHING, DESTROYS, SAME, "Missing resource", "Failed to read")
 
 
@@ -95,6 +96,11 @@ def filled(api: httpx.Client, **attributes: object) -> Remote:
     return workspace
 
 
+def uploads(workspace: Remote) -> int:
+    """How many configurations the workspace was sent."""
+    return len(workspace.api.get(f"workspaces/{workspace.id}/configuration-versions").json()["data"])
+
+
 def held(workspace: Remote) -> int:
     """How many resources the state holds."""
     answer = workspace.api.get(f"workspaces/{workspace.id}/current-state-version").json()["data"]
@@ -107,12 +113,11 @@ def test_every_kind_of_folder_is_judged_as_terraform_judges_it(site: Site, api: 
     runs = {}
     for kind, files in FOLDERS.items():
         upload(workspace, packed(files))
-        runs[kind] = workspace.begin(**{"plan-only": True})
+        runs[kind] = workspace.begin(None, **PLAN_ONLY)
     source = tmp_path / "source"
     write(source, {"main.tf": ONE})
-    plain = {"TF_CLI_CONFIG_FILE": "/dev/null"}
-    site.ok(source, "init", **plain)
-    site.ok(source, "apply", "-auto-approve", **plain)
+    site.ok(source, "init", TF_CLI_CONFIG_FILE="/dev/null")
+    site.ok(source, "apply", "-auto-approve", TF_CLI_CONFIG_FILE="/dev/null")
     state = (source / "terraform.tfstate").read_bytes()
     said, expected = {}, {}
     for number, (kind, files) in enumerate(FOLDERS.items()):
@@ -120,8 +125,10 @@ def test_every_kind_of_folder_is_judged_as_terraform_judges_it(site: Site, api: 
         folder.mkdir()
         write(folder, files)
         (folder / "terraform.tfstate").write_bytes(state)
-        init = site.run(folder, "init", "-no-color", **plain)
-        expected[kind] = verdict(init.out if init.code else site.run(folder, "plan", "-no-color", **plain).out)
+        init = site.run(folder, "init", "-no-color", TF_CLI_CONFIG_FILE="/dev/null")
+        expected[kind] = verdict(
+            init.out if init.code else site.run(folder, "plan", "-no-color", TF_CLI_CONFIG_FILE="/dev/null").out
+        )
         shown = workspace.until(runs[kind], "planned_and_finished", "errored")
         said[kind] = verdict(workspace.log(runs[kind], "plan"))
         assert (shown["status"] == "errored") == (expected[kind] not in (DESTROYS, SAME)), (kind, shown)
@@ -132,12 +139,14 @@ def test_every_kind_of_folder_is_judged_as_terraform_judges_it(site: Site, api: 
 
 
 @both
-def test_nothing_is_destroyed_for_want_of_files(site: Site, api: httpx.Client) -> None:
+@pytest.mark.usefixtures("site")
+def test_nothing_is_destroyed_for_want_of_files(api: httpx.Client) -> None:
     """By a run that applies by itself, and one that only plans, from any folder without configuration."""
     workspace = filled(api)
     for kind in ("empty", "a wrapper", "no configuration", "only tofu's"):
         upload(workspace, packed(FOLDERS[kind]))
-        runs = [workspace.begin(), workspace.begin(**{"plan-only": True}), workspace.begin(**{"refresh-only": True})]
+        options: tuple[DATA, ...] = ({}, {"plan-only": True}, {"refresh-only": True})
+        runs = [workspace.begin(None, **each) for each in options]
         for run in runs:
             shown = workspace.until(run, "errored")
             assert NOTHING in shown["error-message"], kind
@@ -152,33 +161,32 @@ def test_nothing_is_destroyed_for_want_of_files(site: Site, api: httpx.Client) -
     assert held(workspace) == 1
 
 
-def test_an_empty_folder_can_still_destroy_when_it_is_told_to(site: Site, api: httpx.Client) -> None:
+def test_an_empty_folder_can_still_destroy_when_it_is_told_to(api: httpx.Client) -> None:
     workspace = filled(api)
     upload(workspace, packed({}))
-    workspace.until(workspace.begin(**{"is-destroy": True}), "applied")
+    workspace.until(workspace.begin(None, **DESTROY), "applied")
     assert held(workspace) == 0
 
 
 async def test_the_command_line_looks_before_it_uploads(site: Site, api: httpx.Client, tmp_path: Path) -> None:
     cli = of_site(site, tmp_path)
     workspace = filled(api)
-    versions = f"workspaces/{workspace.id}/configuration-versions"
-    before = len(api.get(versions).json()["data"])
+    before = uploads(workspace)
     ignoring: dict[str, bytes | str | None] = {"main.tf": ONE, ".terraformignore": b"*.tf\n"}
     folders = {**{kind: FOLDERS[kind] for kind in ("empty", "a wrapper", "only tofu's")}, "ignored": ignoring}
     for kind, files in folders.items():
-        folder = tmp_path / uuid.uuid4().hex
+        folder = tmp_path / kind
         folder.mkdir()
         write(folder, files)
         for options in (["--auto-approve"], ["--plan-only"]):
             refused = await cli("runs", "start", str(folder), "-w", workspace.name, *options)
             assert refused.code == 2, (kind, refused)
             assert NOTHING in refused.err
-        if kind == "a wrapper":
-            assert "There are some in 'app-1.2'" in refused.err
-    assert len(api.get(versions).json()["data"]) == before, "nothing was uploaded"
+            assert ("There are some in 'app-1.2'" in refused.err) == (kind == "a wrapper")
+    assert uploads(workspace) == before, "nothing was uploaded"
     assert held(workspace) == 1
-    assert (await cli("runs", "start", str(folder), "-w", workspace.name, "--destroy", "--auto-approve")).code == 0
+    empty = str(tmp_path / "empty")
+    assert (await cli("runs", "start", empty, "-w", workspace.name, "--destroy", "--auto-approve")).code == 0
     assert held(workspace) == 0
 
 

@@ -17,12 +17,13 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from terrapod_listener import processes, workdir
+from terrapod_listener import launching, processes, workdir
+from terrapod_listener.launching import Start
 
 Kind = Literal["bubblewrap", "user", "none"]
 #: What no run needs of a host, and what secrets are found in most often.
@@ -147,14 +148,25 @@ class Cell:
         os.chown(self.folder, uid, uid)
         self.folder.chmod(0o700)
 
-    def argv(self, program: Sequence[str], cwd: Path, *, outlives: bool = False) -> list[str]:
-        """What to start for a program. It is the leader of its session; `outlives`: whoever starts it may die before it."""
-        kind = self.isolation.kind
-        if kind == "bubblewrap":
-            return [*self._bubblewrap(outlives=outlives), "--", *self._as_user(), *_in(cwd), *program]
-        if kind == "user":
-            return [*self._own_tmp(), *self._as_user(), *_in(cwd), *program]
-        return list(program)
+    def start(
+        self,
+        program: Sequence[str],
+        cwd: Path,
+        env: Mapping[str, str],
+        *,
+        scope: Sequence[str] = (),
+        outlives: bool = False,
+    ) -> Start:
+        """How a program is begun, as the leader of its session; `outlives`: whoever starts it may die before it.
+
+        `scope` is what limits it. No helper on the way has anything of `env` in its own environment. Raises Unavailable.
+        """
+        kind, uid = self.isolation.kind, self.isolation.uid(self.slot) if self.isolation.has_users else None
+        if kind == "none" and not scope:
+            return launching.directly(program, cwd, env)
+        last = launching.launcher(self.folder if kind == "user" else None, uid, is_boxed=self.is_boxed)
+        box = [*self._bubblewrap(outlives=outlives), "--"] if self.is_boxed else []
+        return launching.behind([*scope, *box], last, program, cwd, env)
 
     def clear(self) -> None:
         """Nobody of the run is left when this returns. To be called in a thread."""
@@ -165,19 +177,6 @@ class Cell:
             self.lock = self.lock if self.lock is not None else _lock(uid)
             if self.lock is not None:
                 _end_user(uid)
-
-    def _as_user(self) -> list[str]:
-        if not self.isolation.has_users:
-            return []
-        uid = str(self.isolation.uid(self.slot))
-        return [_found("setpriv"), "--reuid", uid, "--regid", uid, "--clear-groups", "--no-new-privs", "--"]
-
-    def _own_tmp(self) -> list[str]:
-        """A mount namespace with a /tmp of its own; a process's /proc shows those of others, but not what is in them."""
-        script = 'mount --bind "$1/tmp" /tmp && mount --bind "$1/tmp" /var/tmp && mount --bind "$1/passwd" /etc/passwd'
-        inside = f'{script} && shift && exec "$@"'
-        alone = [_found("unshare"), "--mount", "--propagation", "private", "--"]
-        return [*alone, "/bin/sh", "-c", inside, "sh", str(self.folder)]
 
     def _bubblewrap(self, *, outlives: bool) -> list[str]:
         argv = [_found("bwrap"), "--unshare-pid", "--unshare-ipc", "--unshare-cgroup-try"]
@@ -210,19 +209,15 @@ class Cell:
         if isolation.has_users:
             yield ("--ro-bind", f"{folder}/{_PASSWD}", "/etc/passwd")
         below = tuple(f"{os.path.realpath(each)}/" for each in (*hidden, *_TMP))
-        for needed in map(os.path.realpath, _NEEDED):
+        for needed in (*map(os.path.realpath, _NEEDED), *launching.interpreters_files()):
             if needed.startswith(below):
                 yield ("--ro-bind-try", needed, needed)
+        yield ("--ro-bind", str(launching.PROGRAM), launching.INSIDE)
         for readable in (*isolation.settings.readable, *map(str, self.engine)):
             yield ("--ro-bind-try", readable, readable)
         for writable in isolation.settings.writable:
             yield ("--bind-try", writable, writable)
         yield ("--bind", folder, folder)
-
-
-def _in(cwd: Path) -> list[str]:
-    """Changes to a folder as the run's user: it may be nobody else's to enter."""
-    return ["/usr/bin/env", "-C", str(cwd), "--"]
 
 
 def _inside(hidden: list[str], place: str) -> list[str]:
@@ -280,9 +275,10 @@ def _probe(isolation: Isolation) -> None:
     cell = isolation.cell(folder)  # a user of its own, which no other listener's run ends
     try:
         cell.hand_over()
+        words = ["/bin/sh", "-c", 'echo "$PROBE" > "$0"', f"{folder}/tmp/probe"]  # noqa: S108
+        start = cell.start(words, folder, {"PATH": os.defpath, "PROBE": "here"})
         done = subprocess.run(  # noqa: S603  our own words
-            cell.argv(["/bin/sh", "-c", 'echo here > "$0"', f"{folder}/tmp/probe"], folder),  # noqa: S108
-            cwd="/", env={"PATH": os.defpath}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            start.argv, cwd=start.cwd, env=start.env, input=start.given.encode(), stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, timeout=_PROBE_S, check=False,
         )  # fmt: skip
         if done.returncode or not (folder / "tmp" / "probe").exists():

@@ -215,12 +215,13 @@ class Program:
         os.set_blocking(reader, False)
         _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # no program of the same user reads the secrets out of its memory
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        source = processes.filled(job.pop("given", ""))
         try:
             self._child = subprocess.Popen(  # noqa: S603  the listener's word
                 job["argv"],
                 cwd=job["cwd"],
                 env=job["env"],
-                stdin=subprocess.DEVNULL,
+                stdin=source,
                 stdout=both,
                 stderr=both,
                 start_new_session=True,
@@ -229,6 +230,7 @@ class Program:
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             return {"code": None, "error": str(error)}
         finally:
+            os.close(source)
             os.close(both)
         self._pid = self._child.pid
         child = {"pid": self._pid, "started": processes.started(self._pid)}

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from terrapod_listener import launching
 from terrapod_shared import quantities, wire
 
 _PROBE_S = 20.0
@@ -22,12 +23,8 @@ def scope(limits: wire.Limits, processes: int) -> list[str]:
     except ValueError:  # set before the server looked at it
         pass
     words = [word for each in properties for word in ("--property", each)]
-    run = ["systemd-run", "--scope", "--quiet", "--collect", "--slice-inherit", *words]
-    if os.geteuid() == 0:
-        return [*run, "--"]
-    # the run's environment is not ours: the way to the user's manager is said before, and taken back after
-    place = f"XDG_RUNTIME_DIR=/run/user/{os.geteuid()}"
-    return ["/usr/bin/env", place, run[0], "--user", *run[1:], "--", "/usr/bin/env", "-u", "XDG_RUNTIME_DIR"]
+    user = [] if os.geteuid() == 0 else ["--user"]
+    return ["systemd-run", *user, "--scope", "--quiet", "--collect", "--slice-inherit", *words, "--"]
 
 
 def is_offered() -> bool:
@@ -36,8 +33,7 @@ def is_offered() -> bool:
         return False
     try:
         argv: Sequence[str] = [*scope(wire.Limits(cpu="1", memory="64Mi"), 64), "/bin/true"]
-        env = {"PATH": os.defpath}
-        done = subprocess.run(argv, env=env, capture_output=True, timeout=_PROBE_S, check=False)  # noqa: S603
+        done = subprocess.run(argv, env=launching.helpers_env(), capture_output=True, timeout=_PROBE_S, check=False)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return False
     return done.returncode == 0

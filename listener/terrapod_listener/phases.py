@@ -5,6 +5,7 @@ import contextlib
 import logging
 import platform
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from terrapod_listener.hooks import HookFailed, Hooks
 from terrapod_listener.install import Engines
 from terrapod_listener.isolation import Cell
 from terrapod_listener.journal import Record
+from terrapod_listener.launching import Start
 from terrapod_listener.logs import Spool
 from terrapod_listener.masking import SHORTEST, Masker, is_short
 from terrapod_listener.outcomes import Canceled, Failed, Refused, Undelivered
@@ -365,13 +367,7 @@ class Job:
             process = Process(is_boxed=self.cell.is_boxed)
             self._readers.append(process)
         code = await process.run(
-            self._argv(argv),
-            cwd=self._ready.module,
-            env=self._ready.env,
-            on_output=self._log.write,
-            to_file=to_file,
-            timeout_s=timeout_s,
-            grace_s=30.0,
+            self._start(argv), on_output=self._log.write, to_file=to_file, timeout_s=timeout_s, grace_s=30.0
         )
         if self._is_lost and self.work.phase == "plan":
             raise errors.LeaseEnded("the lease has ended")
@@ -379,10 +375,11 @@ class Job:
             raise Canceled
         return code
 
-    def _argv(self, argv: list[str], *, outlives: bool = False) -> list[str]:
+    def _start(self, argv: list[str], *, outlives: bool = False) -> Start:
         """terraform, in the run's place and limits."""
         scope = limits.scope(self.work.limits, self._config.run_processes) if self._config.run_limits else []
-        return [*scope, *self.cell.argv([str(self._binary), *argv], self._ready.module, outlives=outlives)]
+        program = [str(self._binary), *argv]
+        return self.cell.start(program, self._ready.module, self._ready.env, scope=scope, outlives=outlives)
 
     async def _plan(self) -> wire.Report:
         await self._prepare()
@@ -436,8 +433,8 @@ class Job:
         before = await asyncio.to_thread(workdir.state_mark, self.folder, ready.state)
         states = [str(ready.module / "errored.tfstate"), str(ready.state)]
         await asyncio.to_thread(self._record.write, "accepted", states=states, before=before)
-        argv = self._argv(terraform.apply_argv(work.options, str(plan_file), ready.var_file), outlives=True)
-        job = {"argv": argv, "cwd": str(ready.module), "env": ready.env, "root": str(self.folder)}
+        start = self._start(terraform.apply_argv(work.options, str(plan_file), ready.var_file), outlives=True)
+        job = {**asdict(start), "cwd": str(start.cwd), "root": str(self.folder)}
         if self._cancel:
             raise Canceled
         async with self._hooks.around("apply", ready.module, self._log.write) as step:

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from terrapod_listener import processes
+from terrapod_listener.launching import Start
 
 _READ = 256 << 10
 _ASK_AGAIN_S = 0.02
@@ -29,10 +30,8 @@ class Process:
 
     async def run(
         self,
-        argv: Sequence[str],
+        start: Start,
         *,
-        cwd: Path,
-        env: Mapping[str, str],
         on_output: Callable[[bytes], None],
         to_file: Path | None = None,
         timeout_s: float,
@@ -46,12 +45,13 @@ class Process:
         reader_end, writer_end = os.pipe()
         processes.widened(writer_end)
         target = to_file.open("wb") if to_file else None
+        source = processes.filled(start.given)
         try:
             self._child = child = await asyncio.create_subprocess_exec(
-                *argv,
-                cwd=cwd,
-                env=dict(env),
-                stdin=asyncio.subprocess.DEVNULL,
+                *start.argv,
+                cwd=start.cwd,
+                env=start.env,
+                stdin=source,
                 stdout=target or writer_end,
                 stderr=writer_end,
                 start_new_session=True,
@@ -60,6 +60,7 @@ class Process:
             os.close(reader_end)
             raise
         finally:
+            os.close(source)
             os.close(writer_end)
             if target:
                 target.close()

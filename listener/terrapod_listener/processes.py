@@ -21,6 +21,18 @@ def widened(pipe: int) -> None:
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)
 
 
+def filled(text: str) -> int:
+    """For a program's standard input: a file in memory with this text, or nothing. The descriptor is the caller's."""
+    if not text:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    handle = os.memfd_create("given", os.MFD_CLOEXEC)
+    left = memoryview(text.encode("utf-8", "surrogateescape"))
+    while left:
+        left = left[os.write(handle, left) :]
+    os.lseek(handle, 0, os.SEEK_SET)
+    return handle
+
+
 def started(pid: int) -> str:
     """When a process began, in the kernel's ticks: with the pid it names one process. Raises OSError."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

@@ -1,6 +1,7 @@
 """What isolation and masking cost a run, and how fast a program may print."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import secrets
@@ -122,11 +123,11 @@ async def _printed(home: Path, argv: list[str], cell: isolation.Cell, hidden: li
         (record.folder / name).unlink(missing_ok=True)
     keeper = Keeper.start(record, cell.lock)
     begun = time.monotonic()
+    start = cell.start(argv, cell.folder, {"PATH": os.defpath}, outlives=True)
     await asyncio.to_thread(
         keeper.go,
         {
-            "argv": cell.argv(argv, cell.folder, outlives=True), "cwd": str(cell.folder),
-            "env": {"PATH": os.defpath}, "root": str(cell.folder), "states": [str(cell.folder / "state")], "before": None,
+            **dataclasses.asdict(start), "cwd": str(start.cwd), "root": str(cell.folder), "states": [str(cell.folder / "state")], "before": None,
             "spooled": str(home / "spool" / "state"), "log": str(record.folder / "log"), "log_most": 1 << 40,
             "exit": str(record.folder / "exit.json"), "child": str(record.folder / "child.json"),
             "timeout_s": 600, "secrets": hidden, "is_isolated": cell.is_boxed, "is_boxed": cell.is_boxed,

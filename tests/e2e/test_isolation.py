@@ -189,7 +189,8 @@ for name in ("home", "tmp"):
     (cell.folder / name).mkdir(parents=True)
 cell.hand_over()
 def inside():
-    return subprocess.run(cell.argv(ask, cell.folder), env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True).stdout
+    start = cell.start(ask, cell.folder, {"PATH": "/usr/bin:/bin"})
+    return subprocess.run(start.argv, cwd="/", env=start.env, input=start.given, capture_output=True, text=True).stdout
 print("before:", inside())
 metadata.block(found); metadata.block(found)
 print("after:", inside())

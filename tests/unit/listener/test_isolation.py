@@ -15,7 +15,7 @@ from typing import Literal
 
 import pytest
 
-from terrapod_listener import isolation, limits, processes
+from terrapod_listener import isolation, launch, launching, limits, processes
 from terrapod_listener.isolation import Cell, Settings
 from terrapod_listener.process import Process
 from terrapod_shared import wire
@@ -76,9 +76,7 @@ class Ran:
         process = Process(is_boxed=cell.is_boxed, clear=cell.clear)
         words = ["/bin/sh", "-c", textwrap.dedent(script), "sh", *argv]
         self.code = asyncio.run(
-            process.run(
-                cell.argv(words, cell.folder), cwd=cell.folder, env=ENV, on_output=self._out.extend, timeout_s=30
-            )
+            process.run(cell.start(words, cell.folder, ENV), on_output=self._out.extend, timeout_s=30)
         )
 
     @property
@@ -172,8 +170,11 @@ def test_nobody_is_left_behind(cell: Cell) -> None:
 
 def test_a_box_ends_with_whoever_started_it(box: Cell) -> None:
     """A listener that is killed leaves no plan behind."""
-    argv = box.argv(["/bin/sh", "-c", "sleep 976543 & wait"], box.folder)
-    starter = f"import subprocess, sys; subprocess.Popen({argv!r}, env={ENV!r}); sys.stdin.read()"
+    start = box.start(["/bin/sh", "-c", "sleep 976543 & wait"], box.folder, ENV)
+    starter = (
+        f"import subprocess, sys; box = subprocess.Popen({start.argv!r}, env={start.env!r}, stdin=subprocess.PIPE, text=True);"
+        f" box.stdin.write({start.given!r}); box.stdin.close(); sys.stdin.read()"
+    )
     with subprocess.Popen([sys.executable, "-c", starter], stdin=subprocess.PIPE) as parent:
         _there("^sleep 97654[3]")
         parent.kill()
@@ -182,8 +183,12 @@ def test_a_box_ends_with_whoever_started_it(box: Cell) -> None:
 
 def test_a_start_ends_what_an_earlier_life_left(cell: Cell) -> None:
     """Of a box too: one whose starter dies before it has asked to be told lives on; so does one that is to outlive it."""
-    argv = cell.argv(["/bin/sh", "-c", "exec sleep 965432"], cell.folder, outlives=True)
-    with subprocess.Popen(argv, env=ENV, start_new_session=True) as left, contextlib.ExitStack() as stack:
+    start = cell.start(["/bin/sh", "-c", "exec sleep 965432"], cell.folder, ENV, outlives=True)
+    with (
+        os.fdopen(processes.filled(start.given), "rb") as given,
+        subprocess.Popen(start.argv, env=start.env, stdin=given, start_new_session=True) as left,
+        contextlib.ExitStack() as stack,
+    ):
         stack.callback(left.kill)
         _there("^sleep 96543[2]")
         cell.isolation.clear()  # its slot is in use: it goes on
@@ -206,8 +211,8 @@ def test_one_interrupt_reaches_the_program_and_lets_it_end_well(cell: Cell) -> N
             if b"ready" in chunk:
                 process.interrupt(20.0)
 
-        argv = cell.argv(["/bin/sh", "-c", script], cell.folder)
-        return await process.run(argv, cwd=cell.folder, env=ENV, on_output=output, timeout_s=30)
+        start = cell.start(["/bin/sh", "-c", script], cell.folder, ENV)
+        return await process.run(start, on_output=output, timeout_s=30)
 
     assert asyncio.run(interrupted()) == 3
     assert b"saved" in seen
@@ -217,8 +222,8 @@ def test_an_interrupt_that_comes_before_the_program_ends_it(cell: Cell) -> None:
     async def early() -> int:
         process = Process(is_boxed=cell.is_boxed, clear=cell.clear)
         process.interrupt(None)
-        argv = cell.argv(["/bin/sleep", "600"], cell.folder)
-        return await process.run(argv, cwd=cell.folder, env=ENV, on_output=lambda _: None, timeout_s=30)
+        start = cell.start(["/bin/sleep", "600"], cell.folder, ENV)
+        return await process.run(start, on_output=lambda _: None, timeout_s=30)
 
     assert asyncio.run(early()) != 0
 
@@ -269,19 +274,27 @@ def test_two_listeners_of_a_host_never_share_a_user(home: Path) -> None:
 def test_a_listener_that_is_no_root_has_its_box(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() != 0 or shutil.which("bwrap") is None or shutil.which("setpriv") is None:
         pytest.skip("needs root, bwrap and setpriv to become somebody else")
+    if not (python := Path("/usr/bin/python3")).exists():
+        pytest.skip("needs an interpreter that every user may read")
     with monkeypatch.context() as patched:
         patched.setattr(os, "geteuid", lambda: NOBODY)
+        patched.setattr(launching, "interpreter", lambda: str(python.resolve()))
+        patched.setattr(launching, "PROGRAM", home / "launch.py")
+        patched.setattr(launching, "interpreters_files", tuple)
+        shutil.copyfile(launch.__file__, home / "launch.py")
         cell = isolation.Isolation("bubblewrap", home, Settings()).cell(home / "work" / "run-a")
         for name in ("home", "tmp"):
             (cell.folder / name).mkdir(parents=True, mode=0o700)
         cell.hand_over()
         script = f"id -u; cat {home}/identity.json; echo kept > {cell.folder}/kept; ls {home}; echo $$"
-        argv = cell.argv(["/bin/sh", "-c", script], cell.folder)
+        start = cell.start(["/bin/sh", "-c", script], cell.folder, ENV)
     for place, folders, files in os.walk(home):
         for each in (place, *(f"{place}/{name}" for name in (*folders, *files))):
             os.chown(each, NOBODY, NOBODY)
     become = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
-    done = subprocess.run([*become, *argv], env=ENV, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*become, *start.argv], env=start.env, input=start.given, capture_output=True, text=True, check=False
+    )
     if "namespace" in done.stderr:
         pytest.skip(f"this host's kernel gives users no namespaces: {done.stderr}")
     assert done.stdout.split() == [str(NOBODY), "work", "2"], done.stderr
@@ -293,10 +306,14 @@ def test_what_is_asked_for_and_not_there_is_refused(home: Path, monkeypatch: pyt
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     with pytest.raises(isolation.Unavailable, match="bwrap is not installed"):
         isolation.find(home, Settings(want="bubblewrap"))
+    if os.geteuid() == 0:
+        assert isolation.find(home, Settings()).name == "user", "a user of its own needs nothing that is installed"
+    monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
     found = isolation.find(home, Settings())
     assert found.name == "none"
     assert "bwrap is not installed" in found.why
-    assert found.cell(home / "work" / "run-a").argv(["terraform", "plan"], home) == ["terraform", "plan"]
+    start = found.cell(home / "work" / "run-a").start(["terraform", "plan"], home, {"A": "a"})
+    assert (start.argv, start.cwd, start.env, start.given) == (["terraform", "plan"], home, {"A": "a"}, "")
 
 
 def test_what_an_owner_opens_and_hides(home: Path, tmp_path: Path) -> None:
@@ -338,8 +355,10 @@ def test_a_control_group_holds_memory_and_processes(cell: Cell) -> None:
         pytest.skip("systemd-run --scope does not work on this host")
     scope = limits.scope(wire.Limits(memory="128Mi", cpu="1"), 100)
     eats = "head -c 400000000 /dev/zero | tail -c 400000000 > /dev/null; echo ate; seq 200 | xargs -P 200 -n 1 sleep 1"
-    argv = [*scope, *cell.argv(["/bin/sh", "-c", eats], cell.folder)]
-    done = subprocess.run(argv, env=ENV, cwd=cell.folder, capture_output=True, text=True, check=False, timeout=60)
+    start = cell.start(["/bin/sh", "-c", eats], cell.folder, ENV, scope=scope)
+    done = subprocess.run(
+        start.argv, env=start.env, cwd="/", input=start.given, capture_output=True, text=True, check=False, timeout=60
+    )
     assert "Killed" in done.stderr or done.returncode != 0
     assert "Resource temporarily unavailable" in done.stderr or done.returncode != 0
 

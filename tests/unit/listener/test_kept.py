@@ -9,7 +9,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from terrapod_listener import keeper, kept, loop, schemas, statefile, terraform
+from terrapod_listener import keeper, kept, launching, loop, schemas, statefile, terraform
 from terrapod_listener.applying import Apply
 from terrapod_listener.config import Config
 from terrapod_listener.identity import Identity, Kept
@@ -93,7 +93,8 @@ def test_hcl_has_no_backspace_escape() -> None:
 async def test_a_kill_reaches_a_program_that_is_being_started(tmp_path: Path) -> None:
     process = Process()
     process.kill()
-    code = await process.run(["/bin/sleep", "60"], cwd=tmp_path, env={}, on_output=lambda _: None, timeout_s=30)
+    start = launching.directly(["/bin/sleep", "60"], tmp_path, {})
+    code = await process.run(start, on_output=lambda _: None, timeout_s=30)
     assert code == -9
 
 
@@ -102,7 +103,8 @@ async def test_a_full_disk_does_not_stall_the_program(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     argv = ["/bin/sh", "-c", "head -c 1000000 /dev/zero"]
-    code = await Process().run(argv, cwd=tmp_path, env={"PATH": "/bin:/usr/bin"}, on_output=full, timeout_s=20)
+    start = launching.directly(argv, tmp_path, {"PATH": "/bin:/usr/bin"})
+    code = await Process().run(start, on_output=full, timeout_s=20)
     assert code == 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kit.serving import tar
-from terrapod_listener import config, terraform, workdir
+from terrapod_listener import config, launching, terraform, workdir
 from terrapod_listener.lease import Lease
 from terrapod_listener.process import Process
 from terrapod_shared import configuration, wire
@@ -322,7 +322,7 @@ async def test_a_group_is_interrupted_once_and_then_killed(tmp_path: Path) -> No
         begun.set()
 
     task = asyncio.create_task(
-        process.run(["bash", "-c", script], cwd=tmp_path, env=dict(os.environ), on_output=output, timeout_s=30)
+        process.run(launching.directly(["bash", "-c", script], tmp_path, os.environ), on_output=output, timeout_s=30)
     )
     await asyncio.wait_for(begun.wait(), 10)
     process.interrupt(0.5)
@@ -334,9 +334,8 @@ async def test_a_group_is_interrupted_once_and_then_killed(tmp_path: Path) -> No
 async def test_who_is_left_in_the_group_is_killed(tmp_path: Path) -> None:
     process = Process()
     seen = bytearray()
-    code = await process.run(
-        ["bash", "-c", "sleep 60 & echo $!"], cwd=tmp_path, env=dict(os.environ), on_output=seen.extend, timeout_s=30
-    )
+    start = launching.directly(["bash", "-c", "sleep 60 & echo $!"], tmp_path, os.environ)
+    code = await process.run(start, on_output=seen.extend, timeout_s=30)
     assert code == 0
     stat = Path(f"/proc/{int(seen)}/stat")
     for _ in range(200):

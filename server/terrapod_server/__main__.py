@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import click
+from tortoise.exceptions import DBConnectionError
 
 from terrapod_server import app, auditing, engines, keyring, serving, up
 from terrapod_server import config as settings
@@ -65,16 +66,33 @@ def serve(file: Path | None) -> None:
     """
     try:
         serving.run(_owned(_load(file)))
-    except serving.CannotListen as error:
+    except (serving.CannotListen, app.Unusable) as error:
         raise click.ClickException(str(error)) from None
 
 
 @main.command()
 @_CONFIG
 def check(file: Path | None) -> None:
-    """Check the settings, and report every mistake at once."""
+    """Check the settings, and report every mistake at once.
+
+    Looks also whether the key file has all keys that the database names.
+    """
     config = _load(file)
+    _check_keys(config)
     click.echo(f"the settings are good: {config.url}, data in {config.data}")
+
+
+def _check_keys(config: settings.Config) -> None:
+    """Changes nothing, and looks at nothing that is not there yet."""
+    try:
+        services.check_owner(config.folder, "terrapod")
+        asyncio.run(app.check_keys(config))
+    except services.Refused as error:
+        click.echo(f"warning: the keys are not checked: {error}", err=True)
+    except app.Unusable as error:
+        raise click.ClickException(str(error)) from None
+    except (OSError, DBConnectionError) as error:
+        click.echo(f"warning: the keys are not checked, since the database does not answer: {error}", err=True)
 
 
 @main.command(name="up")
@@ -91,7 +109,7 @@ def start_all(data: Path, host: str, port: int, plain_http: bool, no_listener: b
     """
     try:
         up.run(up.Options(data.resolve(), host, port, plain_http=plain_http, with_listener=not no_listener))
-    except (up.Refused, serving.CannotListen) as error:
+    except (up.Refused, serving.CannotListen, app.Unusable) as error:
         raise click.ClickException(str(error)) from None
 
 
@@ -134,6 +152,8 @@ def _in_app(config: settings.Config, work: Callable[[app.App], Awaitable[None]])
         asyncio.run(run())
     except TerrapodError as error:
         raise click.ClickException(error.detail) from None
+    except app.Unusable as error:
+        raise click.ClickException(str(error)) from None
 
 
 @users.command()
@@ -193,7 +213,10 @@ def import_(
         message = "--unsigned goes with neither --sums nor --signature"
         raise click.UsageError(message)
     importing = engines.import_all(_owned(_load(file, data)), files, sums=sums, signature=signature, unsigned=unsigned)
-    sys.exit(asyncio.run(importing))
+    try:
+        sys.exit(asyncio.run(importing))
+    except app.Unusable as error:
+        raise click.ClickException(str(error)) from None
 
 
 @main.group()
@@ -231,6 +254,29 @@ def rotate(file: Path | None, data: Path | None) -> None:
         raise click.ClickException(str(error)) from None
     click.echo(f"{made} is the key that encrypts from the next start on: start every server process again.")
     click.echo(f"Keep a copy of {config.keys} apart from the database.")
+
+
+@keys.command()
+@click.option("--yes", is_flag=True, help="Do it: what these keys have encrypted is lost for good.")
+@_CONFIG
+@_DATA
+def forget(yes: bool, file: Path | None, data: Path | None) -> None:
+    """Give up keys that are lost.
+
+    For a server that does not start since its key file lacks keys that encrypted data of the database, when no copy of
+    them is left. What they encrypted (states, variables, logs, the listeners' authority) can never be read again.
+    """
+    config = _owned(_load(file, data))
+    try:
+        lost = asyncio.run(app.forget_keys(config, is_certain=yes))
+    except app.Unusable as error:
+        raise click.ClickException(str(error)) from None
+    for each in lost:
+        click.echo(f"{each}  is in use, and {config.keys} lacks it")
+    if yes:
+        click.echo("Given up. The server starts without them.")
+    else:
+        click.echo("With --yes they are given up, and what they have encrypted is lost for good.")
 
 
 @main.group()

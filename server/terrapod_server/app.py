@@ -22,13 +22,15 @@ from terrapod_server.agents import api as agents_api
 from terrapod_server.agents import auth as listener_auth
 from terrapod_server.agents import jobs as agents_jobs
 from terrapod_server.agents import late_api
+from terrapod_server.agents import model as agents_model
 from terrapod_server.audit import api as audit_api
 from terrapod_server.audit import jobs as audit_jobs
-from terrapod_server.audit.heads import Keys
+from terrapod_server.audit.heads import Keys, is_signed_by
 from terrapod_server.audit.writer import Writer
 from terrapod_server.config import Config
 from terrapod_server.configs import actions as configs
 from terrapod_server.configs import api as configs_api
+from terrapod_server.configs import model as configs_model
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity import api as identity_api
 from terrapod_server.identity import auth_api, oauth, passwords, rules, web
@@ -48,18 +50,26 @@ from terrapod_server.kit.routes import Routes
 from terrapod_server.kit.server import Server
 from terrapod_server.kit.signed import Signer
 from terrapod_server.mirror import api as mirror_api
+from terrapod_server.mirror import model as mirror_model
 from terrapod_server.registry import api as registry_api
+from terrapod_server.registry import model as registry_model
 from terrapod_server.registry import protocol as registry_protocol
 from terrapod_server.runs import actions as runs
 from terrapod_server.runs import api as runs_api
 from terrapod_server.runs import jobs as runs_jobs
+from terrapod_server.runs import model as runs_model
 from terrapod_server.runs import queue
 from terrapod_server.states import actions as states
 from terrapod_server.states import api as states_api
+from terrapod_server.states import model as states_model
+from terrapod_server.store import known_keys
 from terrapod_server.store.cipher import EncryptedStore, KeyRing
+from terrapod_server.store.known_keys import KnownKeys, Unusable, Witnesses
+from terrapod_server.store.sealed import SealedColumn, SealedObjects
 from terrapod_server.store.select import open_store
 from terrapod_server.variables import actions as variables
 from terrapod_server.variables import api as variables_api
+from terrapod_server.variables import model as variables_model
 from terrapod_server.workspaces import api as workspaces_api
 from terrapod_server.workspaces import organization
 
@@ -70,6 +80,7 @@ MODELS = tuple(
     f"terrapod_server.{room}.model"
     for room in (
         "kit",
+        "store",
         "access",
         "identity",
         "workspaces",
@@ -82,6 +93,17 @@ MODELS = tuple(
         "agents",
         "audit",
     )
+)
+#: All that is encrypted, as the rooms declare it.
+SEALED: tuple[SealedColumn | SealedObjects, ...] = (
+    SealedColumn("repeat", "body", "{id}"),
+    *variables_model.SEALED,
+    *configs_model.SEALED,
+    *states_model.SEALED,
+    *registry_model.SEALED,
+    *mirror_model.SEALED,
+    *runs_model.SEALED,
+    *agents_model.SEALED,
 )
 _DISCOVERY = {
     "tfe.v2": "/api/v2/",
@@ -106,7 +128,7 @@ async def health(_call: Call) -> Response:
 
 
 async def ready(call: Call) -> Response:
-    """Whether the database and the store answer."""
+    """Whether the database and the store answer, and the key file has the keys that are in use."""
     checks = {}
     for name, check in (("database", _database_answers), ("storage", call.services.store.healthy)):
         try:
@@ -114,6 +136,8 @@ async def ready(call: Call) -> Response:
         except Exception:
             log.warning("%s is not healthy", name, exc_info=True)
             checks[name] = "unhealthy"
+    if checks["database"] == "healthy" and not await _has_keys(call.services):
+        checks["keys"] = "unhealthy"
     healthy = all(state == "healthy" for state in checks.values()) and not call.services.bus.is_closing
     body = encode({"status": "ready" if healthy else "not ready", "checks": checks})
     return Response(body, 200 if healthy else 503, media_type="application/json")
@@ -121,6 +145,19 @@ async def ready(call: Call) -> Response:
 
 async def _database_answers() -> bool:
     return bool(await database.query("SELECT 1 AS one"))
+
+
+async def _has_keys(services: Services) -> bool:
+    """Whether this process, and one that would start now, can read all that is encrypted."""
+    path = services.config.keys
+    try:
+        missing = await known_keys.missing(path, services.cipher)
+    except Unusable as error:
+        log.warning("%s", error)
+        return False
+    if missing:
+        log.warning("keys are in use that this process or %s lacks: %s", path, ", ".join(sorted(missing)))
+    return not missing
 
 
 async def discovery(_call: Call) -> Response:
@@ -226,10 +263,12 @@ class App:
 
 
 def build(config: Config) -> App:
-    """Puts all parts together. Opens nothing but the key file, which it makes where there is none."""
+    """Puts all parts together. Opens nothing but the key file; where there is none, a new key is in memory until the
+    database has shown that it is a new one too. Raises Unusable.
+    """
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    keyring = KeyRing.ensure(config.keys)
+    keyring = known_keys.load(config.keys) or KeyRing.fresh()
     signer = Signer(*_signing_keys(keyring))
     dsn = database.postgres_dsn(config.database) if not config.database.startswith("sqlite:") else None
     bus = Bus(dsn)
@@ -272,6 +311,17 @@ def build(config: Config) -> App:
     return App(config, services, Server(Routes(ENDPOINTS), registry, services, life.start, life.stop))
 
 
+def _known_keys(config: Config) -> KnownKeys:
+    columns = [each for each in SEALED if isinstance(each, SealedColumn)]
+    objects = [each for each in SEALED if isinstance(each, SealedObjects)]
+
+    def opened_store(ring: KeyRing) -> EncryptedStore:
+        return EncryptedStore(open_store(config), ring)
+
+    witnesses = Witnesses(columns, objects, lambda ring: is_signed_by(audit_keys(ring)))
+    return KnownKeys(config.keys, opened_store, witnesses)
+
+
 def _unfound(levels: access.Levels) -> list[str]:
     """Endpoints that need a level on a thing which nobody knows how to find."""
     return [
@@ -308,6 +358,7 @@ class _Life:
         await database.open_(self._config.database, MODELS, self._config.database_pool)
         try:
             await database.migrate()
+            await _known_keys(self._config).settle(self._services.cipher)
             await self._services.bus.start()
             await agents.ensure_default_pool()
             await queue.on_start()
@@ -339,16 +390,43 @@ class _Life:
 
 @contextlib.asynccontextmanager
 async def opened(config: Config) -> AsyncIterator[App]:
-    """An app with its database open and migrated, for commands that serve nothing."""
+    """An app with its database open and migrated, for commands that serve nothing. Raises Unusable."""
     app = build(config)
-    await database.open_(config.database, MODELS, config.database_pool)
     try:
-        await database.migrate()
-        yield app
+        async with _database_of(config):
+            await database.migrate()
+            await _known_keys(config).settle(app.services.cipher)
+            yield app
     finally:
         await app.services.sign_in.close()
         await app.services.store.close()
+
+
+@contextlib.asynccontextmanager
+async def _database_of(config: Config) -> AsyncIterator[None]:
+    await database.open_(config.database, MODELS, config.database_pool)
+    try:
+        yield
+    finally:
         await database.close()
+
+
+async def check_keys(config: Config) -> None:
+    """Whether a start would find all keys that are in use; changes nothing. Raises Unusable."""
+    ring = known_keys.load(config.keys)
+    if config.has_database:
+        async with _database_of(config):
+            await _known_keys(config).check(ring)
+
+
+async def forget_keys(config: Config, *, is_certain: bool) -> list[str]:
+    """Ids of the keys in use that the key file lacks; they are given up where it `is_certain`. Raises Unusable."""
+    ring = known_keys.load(config.keys)
+    async with _database_of(config):
+        if not is_certain:
+            return await _known_keys(config).lost(ring)
+        await database.migrate()
+        return await _known_keys(config).forget(ring)
 
 
 async def make_user(made: App, email: str, password: str, *, is_admin: bool) -> None:
@@ -384,8 +462,11 @@ __all__ = [
     "MODELS",
     "RESOURCES",
     "App",
+    "Unusable",
     "admin_token",
     "build",
+    "check_keys",
+    "forget_keys",
     "make_user",
     "opened",
     "set_password",

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from terrapod_server import app
+from terrapod_server.audit.verify import Report
 from terrapod_server.audit.verify import verify as read_all
 from terrapod_server.config import Config
 
@@ -15,9 +16,11 @@ async def verify(config: Config, checkpoints: Sequence[Path]) -> int:
     if not config.keys.exists():
         click.echo(f"error: {config.keys}: there is no such key file, and without it nothing can be proved", err=True)
         return 2
-    async with app.opened(config) as built:
-        files = [config.folder / "audit" / "checkpoints", *checkpoints]
-        report = await read_all(app.audit_keys(built.services.cipher), files)
+    try:
+        report = await _report(config, checkpoints)
+    except app.Unusable as error:
+        click.echo(f"error: {error}", err=True)
+        return 2
     for problem in report.problems:
         click.echo(problem)
     heads = report.heads
@@ -28,3 +31,9 @@ async def verify(config: Config, checkpoints: Sequence[Path]) -> int:
         return 1
     click.echo("the audit log is as it was written")
     return 0
+
+
+async def _report(config: Config, checkpoints: Sequence[Path]) -> Report:
+    async with app.opened(config) as built:
+        files = [config.folder / "audit" / "checkpoints", *checkpoints]
+        return await read_all(app.audit_keys(built.services.cipher), files)

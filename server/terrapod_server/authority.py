@@ -27,13 +27,18 @@ class Cipher(Protocol):
     def unseal(self, sealed: bytes, context: str) -> bytes: ...
 
 
+def files(folder: Path) -> tuple[Path, Path]:
+    """Where certificate and key of the server are."""
+    return folder / "server.pem", folder / "server-key.pem"
+
+
 def ensure(folder: Path, host: str, cipher: Cipher) -> tuple[Path, Path]:
     """Certificate and key for `host`, made or renewed where needed; the authority is `ca.pem`, its key `ca-key`, sealed."""
     ca_file, ca_key_file = folder / "ca.pem", folder / "ca-key"
     _seal_older(folder / "ca-key.pem", ca_key_file, cipher)
     if not ca_file.exists() or not ca_key_file.exists():
         _make_ca(ca_file, ca_key_file, cipher)
-    certificate, key = folder / "server.pem", folder / "server-key.pem"
+    certificate, key = files(folder)
     names = _names(host)
     if not key.exists() or not _still_good(certificate, names):
         ca_key = serialization.load_pem_private_key(cipher.unseal(ca_key_file.read_bytes(), _CONTEXT), None)

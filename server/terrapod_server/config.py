@@ -212,6 +212,11 @@ class Config(Section, frozen=True, kw_only=True):
     def database(self) -> str:
         return self.database_url or f"sqlite://{self.folder / 'terrapod.sqlite3'}"
 
+    @property
+    def has_database(self) -> bool:
+        """False where SQLite would make a new file."""
+        return not self.database.startswith("sqlite:") or Path(self.database.removeprefix("sqlite://")).exists()
+
 
 def is_loopback(host: str) -> bool:
     try:

@@ -13,7 +13,7 @@ def opened(config: Config) -> KeyRing:
     try:
         return KeyRing.load(config.keys)
     except FileNotFoundError:
-        message = f"there is no key file {config.keys}: the server's first start makes it"
+        message = f"there is no key file {config.keys}: the first start of a server on a new database makes it"
         raise Unreadable(message) from None
     except (OSError, ValueError) as error:
         raise Unreadable(str(error)) from None

@@ -10,10 +10,12 @@ import resource
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import uvloop
 from hypercorn.asyncio import serve
 from hypercorn.config import Config as Hypercorn
+from hypercorn.utils import LifespanFailureError
 
 from terrapod_server import app
 from terrapod_server.config import Config
@@ -64,17 +66,17 @@ async def serve_until(
     stop: asyncio.Event,
     ready: asyncio.Event | None = None,
     made: list[app.App] | None = None,
-    before: Callable[[], Awaitable[None]] | None = None,
+    before: Callable[[app.App], Awaitable[None]] | None = None,
 ) -> None:
     """Serves until `stop` is set; then requests under way finish, and long polls end with nothing.
 
-    `before` is done once the database is open and nobody is served yet; `ready` is set once it serves; the app is put into `made`. systemd is told, where it asks. Raises CannotListen.
+    `before` is done once the database is open and nobody is served yet; `ready` is set once it serves; the app is put into `made`. systemd is told, where it asks. Raises CannotListen, app.Unusable, and what else a start raises.
     """
     with bound(config.host, config.port) as listening:
         built = app.build(config)
         if made is not None:
             made.append(built)
-        built.asgi.before_serving += [before] if before else []
+        built.asgi.before_serving += [partial(before, built)] if before else []
         await _serve(config, built, listening, stop, ready)
 
 
@@ -113,6 +115,10 @@ async def _serve(
     try:
         with contextlib.suppress(asyncio.CancelledError):
             await task
+    except LifespanFailureError:
+        if built.asgi.failure is None:
+            raise
+        raise built.asgi.failure from None
     finally:
         alive.cancel()
 

@@ -23,7 +23,6 @@ import uvloop
 from terrapod_server import app, authority, serving
 from terrapod_server.agents import actions as agents
 from terrapod_server.config import Config, Mistakes, Tls, is_loopback, load
-from terrapod_server.store.cipher import KeyRing
 from terrapod_shared.errors import TerrapodError
 from terrapod_shared.files import write_private
 
@@ -58,7 +57,7 @@ def run(options: Options) -> None:
 
 
 def prepare(options: Options) -> Config:
-    """The data folder with authority and certificate, and the settings by it."""
+    """The data folder, and the settings by it; the certificate that they name is made at the start."""
     options.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     port = options.port or _free_port(options.host)
     over: dict[str, Any] = {"data": str(options.data), "host": options.host, "port": port}
@@ -70,12 +69,21 @@ def prepare(options: Options) -> Config:
         raise Refused(str(error)) from None
     if options.plain_http:
         return config
-    try:
-        certificate, key = authority.ensure(options.data, options.host, KeyRing.ensure(config.keys))
-    except TerrapodError as error:
-        message = f"{config.keys} is not the key file of {options.data}: {error.detail}"
-        raise Refused(message) from None
+    certificate, key = authority.files(options.data)
     return msgspec.structs.replace(config, tls=Tls(certificate=str(certificate), key=str(key)))
+
+
+async def _first_things(config: Config, options: Options, built: app.App) -> None:
+    """What a first start makes once the keys are known to be those of the database: whoever finds the server ready
+    finds its certificate and token too.
+    """
+    if not options.plain_http:
+        try:
+            authority.ensure(options.data, options.host, built.services.cipher)
+        except TerrapodError as error:
+            message = f"{config.keys} is not the key file of {options.data}: {error.detail}"
+            raise Refused(message) from None
+    await _first_token(options.data)
 
 
 def own_variables() -> dict[str, str]:
@@ -95,7 +103,7 @@ def _free_port(host: str) -> int:
 
 async def _run(config: Config, options: Options, stop: asyncio.Event) -> None:
     ready, server_stop = asyncio.Event(), asyncio.Event()
-    first = partial(_first_token, options.data)  # whoever finds the server ready finds its token too
+    first = partial(_first_things, config, options)
     server = asyncio.create_task(serving.serve_until(config, server_stop, ready, before=first))
     waiting = asyncio.create_task(ready.wait())
     await asyncio.wait({server, waiting}, return_when=asyncio.FIRST_COMPLETED)

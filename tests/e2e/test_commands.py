@@ -212,10 +212,10 @@ def test_the_authoritys_key_is_sealed(tmp_path: Path) -> None:
     data, port = tmp_path / "data", free_port()
     argv = [str(BIN / "terrapod-server"), "up", "--data", str(data), "--port", str(port), "--no-listener"]
 
-    def start(*, refused: bool = False) -> bytes:
+    def start(*, refused: str = "") -> bytes:
         process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if refused:
-            assert "is not the key file of" in process.communicate(timeout=30)[1]
+            assert refused in process.communicate(timeout=30)[1]
             assert process.returncode == 1
             return b""
         try:
@@ -237,7 +237,10 @@ def test_the_authoritys_key_is_sealed(tmp_path: Path) -> None:
     assert sealed.exists()
     (data / "keys").unlink()
     (data / "server.pem").unlink()
-    start(refused=True)
+    start(refused="there is no key file")
+    for left in data.glob("terrapod.sqlite3*"):
+        left.unlink()
+    start(refused="is not the key file of")
 
 
 def test_status_tells_who_the_listener_is(site: Site) -> None:
@@ -260,7 +263,7 @@ def test_a_bad_token_does_not_join(site: Site, tmp_path: Path) -> None:
 
 def test_help_is_complete() -> None:
     for argv in (["terrapod-server"], ["terrapod-server", "up"], ["terrapod-server", "serve"], ["terrapod-server", "check"],
-                 ["terrapod-server", "binaries"], ["terrapod-server", "binaries", "import"], ["terrapod-listener"], ["terrapod-server", "keys", "list"], ["terrapod-server", "keys", "rotate"],
+                 ["terrapod-server", "binaries"], ["terrapod-server", "binaries", "import"], ["terrapod-listener"], ["terrapod-server", "keys", "list"], ["terrapod-server", "keys", "rotate"], ["terrapod-server", "keys", "forget"],
                  ["terrapod-listener", "join"], ["terrapod-listener", "run"], ["terrapod-listener", "status"],
                  ["terrapod-listener", "drain"], ["terrapod-listener", "rescue"]):  # fmt: skip
         done = command(*argv, "--help")

@@ -28,7 +28,7 @@ LIST = "/organizations/default/workspaces"
 async def served(data: Path, database_url: str, log: Path) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
     """`terrapod-server serve` over TLS and HTTP/2 that logs all it can, and an admin's client with its token."""
     data.mkdir()
-    certificate, key = authority.ensure(data, "127.0.0.1", KeyRing.ensure(data / "keys"))
+    certificate, key = authority.ensure(data, "127.0.0.1", KeyRing.create(data / "keys"))
     async with app.opened(load({}, None, data=str(data), database_url=database_url)):
         token = await app.admin_token("test")
     port = free_port()

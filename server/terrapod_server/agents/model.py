@@ -6,6 +6,8 @@ from typing import Any
 from tortoise import fields
 from tortoise.models import Model
 
+from terrapod_server.store.sealed import SealedColumn, SealedObjects
+
 
 class Pool(Model):
     """Listeners that share work. `organization_scoped`: open to all workspaces."""
@@ -156,3 +158,11 @@ class LateState(Model):
     class Meta:
         table = "late_state"
         unique_together = (("run_id", "lease_number"),)
+
+
+#: What of these tables is encrypted.
+SEALED = (
+    SealedColumn("authority", "key", "authority key"),
+    SealedColumn("authority", "work_key", "authority work"),
+    SealedObjects("late_state", "key"),
+)

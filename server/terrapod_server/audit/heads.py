@@ -22,7 +22,7 @@ from tortoise.exceptions import IntegrityError
 
 from terrapod_server.audit.model import AuditCheckpoint
 from terrapod_server.audit.rules import NOTHING
-from terrapod_server.kit.database import in_transaction
+from terrapod_server.kit.database import in_transaction, tables
 from terrapod_shared import clock
 from terrapod_shared.files import write_private
 
@@ -157,6 +157,14 @@ def opened(keys: Keys, row: AuditCheckpoint) -> Heads | None:
     return found if found.sequence == row.id else None
 
 
+async def is_signed_by(keys: Keys) -> bool | None:
+    """Whether the newest checkpoint was signed by these keys; None where there is none. The table may be missing."""
+    if "audit_checkpoint" not in await tables():
+        return None
+    row = await AuditCheckpoint.all().order_by("-id").first()
+    return None if row is None else opened(keys, row) is not None
+
+
 def lines(file: Path) -> Iterator[Line | None]:
     """The lines of a checkpoint file; None for one that is none."""
     if not file.exists():
@@ -190,4 +198,4 @@ def _locked(file: Path) -> Iterator[int]:
             os.close(handle)
 
 
-__all__ = ["Head", "Heads", "Keys", "Ledger", "Line", "lines", "opened"]
+__all__ = ["Head", "Heads", "Keys", "Ledger", "Line", "is_signed_by", "lines", "opened"]

@@ -5,6 +5,8 @@ from typing import Any
 from tortoise import fields
 from tortoise.models import Model
 
+from terrapod_server.store.sealed import SealedObjects
+
 
 class ConfigurationVersion(Model):
     """An uploaded folder. `sha256` is of the archive as it was sent."""
@@ -27,3 +29,7 @@ class ConfigurationVersion(Model):
     class Meta:
         table = "configuration_version"
         indexes = (("workspace_id", "id"),)
+
+
+#: What of this table is encrypted.
+SEALED = (SealedObjects("configuration_version", "stored_key"),)

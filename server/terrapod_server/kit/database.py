@@ -28,10 +28,12 @@ __all__ = [
     "is_postgres",
     "leadership",
     "migrate",
+    "one_at_a_time",
     "open_",
     "query",
     "rows",
     "shifted",
+    "tables",
 ]
 
 _MARK = re.compile(r"\$(\d+)")
@@ -138,7 +140,7 @@ async def migrate(last: str = LATEST) -> None:
     """
     client = connections.get("default")
     executor = MigrationExecutor(client, {"terrapod": {"migrations": MIGRATIONS, "models": []}})
-    async with _one_at_a_time("migrate"):
+    async with one_at_a_time("migrate"):
         is_new = last == LATEST and not await executor.recorder.applied_migrations()
         if is_new:
             await _create()
@@ -160,7 +162,7 @@ async def _create() -> None:
 
 
 @contextlib.asynccontextmanager
-async def _one_at_a_time(name: str) -> AsyncIterator[None]:
+async def one_at_a_time(name: str) -> AsyncIterator[None]:
     """Holds the database's lock of that name on a connection of its own; SQLite has one process."""
     if not is_postgres():
         yield
@@ -216,6 +218,15 @@ async def rows(sql: str, values: Sequence[Any] = ()) -> Sequence[Sequence[Any]]:
     if not _readers:
         _readers["default"] = Readers(_opened["file"], _BUSY_MS)
     return await _readers["default"].rows(sql, values)
+
+
+async def tables() -> set[str]:
+    """Names of the tables that there are; none in a database that is new."""
+    if is_postgres():
+        found = await rows("SELECT tablename FROM pg_tables WHERE schemaname = ANY (current_schemas(false))")
+    else:
+        found = await rows("SELECT name FROM sqlite_master WHERE type = 'table'")
+    return {str(row[0]) for row in found}
 
 
 @contextlib.asynccontextmanager

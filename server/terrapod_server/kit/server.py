@@ -54,6 +54,8 @@ class Server:
         self._headers = headers.common(services.config)
         #: Done at the end of the start, before anybody is served.
         self.before_serving: list[Callable[[], Awaitable[None]]] = []
+        #: Why the start failed.
+        self.failure: Exception | None = None
         #: Called once the start is done.
         self.on_started: list[Callable[[], object]] = []
         limits = services.config.limits
@@ -88,8 +90,8 @@ class Server:
             if message["type"] == "lifespan.startup":
                 try:
                     await self._begin()
-                except Exception as error:
-                    log.exception("the server cannot start")
+                except Exception as error:  # noqa: BLE001  whoever serves raises it again
+                    self.failure = error
                     await send({"type": "lifespan.startup.failed", "message": str(error)})
                     return
                 await send({"type": "lifespan.startup.complete"})

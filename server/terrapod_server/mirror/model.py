@@ -3,6 +3,8 @@
 from tortoise import fields
 from tortoise.models import Model
 
+from terrapod_server.store.sealed import SealedObjects
+
 
 class EngineFile(Model):
     """A release's zip. `sha256` is of the zip, as its publisher lists it in a list signed by the key `signed_by`."""
@@ -24,3 +26,7 @@ class EngineFile(Model):
     class Meta:
         table = "engine_file"
         unique_together = (("tool", "version", "os", "arch"),)
+
+
+#: What of this table is encrypted.
+SEALED = (SealedObjects("engine_file", "'engines/' || tool || '/' || version || '/' || os || '_' || arch || '.zip'"),)

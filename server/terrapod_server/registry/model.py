@@ -5,6 +5,8 @@ from typing import Any
 from tortoise import fields
 from tortoise.models import Model
 
+from terrapod_server.store.sealed import SealedObjects
+
 
 class Module(Model):
     """A private module, named by its name and the provider it is for."""
@@ -61,3 +63,7 @@ class ModuleVersion(Model):
     class Meta:
         table = "registry_module_version"
         unique_together = (("module_id", "version"),)
+
+
+#: What of these tables is encrypted.
+SEALED = (SealedObjects("registry_module_version", "stored_key"),)

@@ -7,6 +7,7 @@ from tortoise import fields
 from tortoise.models import Model
 
 from terrapod_server.runs.states import FINAL, Status
+from terrapod_server.store.sealed import SealedColumn
 
 
 class Run(Model):
@@ -155,3 +156,7 @@ class RunEvent(Model):
     class Meta:
         table = "run_event"
         indexes = (("workspace_id", "id"),)
+
+
+#: What of these tables is encrypted.
+SEALED = (SealedColumn("run", "variables", "run {id}"),)

@@ -5,6 +5,8 @@ from typing import Any
 from tortoise import fields
 from tortoise.models import Model
 
+from terrapod_server.store.sealed import SealedColumn, SealedObjects
+
 
 class StateVersion(Model):
     """A state. `pending` until its bytes are here; the newest `finalized` one is the current."""
@@ -56,3 +58,7 @@ class StateOutput(Model):
 
     class Meta:
         table = "state_output"
+
+
+#: What of these tables is encrypted.
+SEALED = (SealedColumn("state_output", "value", "output {id}"), SealedObjects("state_version", "key"))

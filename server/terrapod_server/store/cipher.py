@@ -72,23 +72,27 @@ class KeyRing:
         self.current = next(iter(keys))
 
     @classmethod
+    def fresh(cls) -> "KeyRing":
+        """One new key, which is in memory alone."""
+        return cls({os.urandom(_ID): os.urandom(_KEY)})
+
+    @classmethod
     def create(cls, path: Path) -> "KeyRing":
-        """Makes a key file of mode 0600. Raises FileExistsError where there is one."""
-        ring = cls({os.urandom(_ID): os.urandom(_KEY)})
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with ring._written(path) as part:
-            os.link(part, path)  # unlike a rename it never replaces: a lost key is lost data
+        """Makes a key file of mode 0600 with a new key. Raises FileExistsError where there is a file."""
+        ring = cls.fresh()
+        ring.write_new(path)
         return ring
+
+    def write_new(self, path: Path) -> None:
+        """Writes the ring to a new file of mode 0600. Raises FileExistsError where there is one."""
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self._written(path) as part:
+            os.link(part, path)  # unlike a rename it never replaces: a lost key is lost data
 
     @classmethod
     def load(cls, path: Path) -> "KeyRing":
         """Reads a key file: a line a key, `<id in hex>:<key in base64>`, the current one first."""
         return cls(_read(path))
-
-    @classmethod
-    def ensure(cls, path: Path) -> "KeyRing":
-        """Reads a key file, or makes it where there is none."""
-        return cls.load(path) if path.exists() else cls.create(path)
 
     @property
     def ids(self) -> list[str]:
@@ -136,10 +140,13 @@ class KeyRing:
         """A key of 32 bytes for another purpose, from each key of the ring; the current one first."""
         return [_hkdf(key, b"", b"terrapod " + purpose.encode()) for key in self._keys.values()]
 
-    def seal(self, data: bytes, context: str) -> bytes:
-        """A small value, bound to `context` (its table, column and row): it opens nowhere else."""
-        nonce = os.urandom(_NONCE)
-        return self.current + nonce + self._value_key(self.current).encrypt(nonce, data, context.encode())
+    def seal(self, data: bytes, context: str, *, by: bytes | None = None) -> bytes:
+        """A small value, bound to `context` (its table, column and row): it opens nowhere else.
+
+        `by` is the id of the key that seals; default the current one.
+        """
+        nonce, by = os.urandom(_NONCE), by or self.current
+        return by + nonce + self._value_key(by).encrypt(nonce, data, context.encode())
 
     def unseal(self, sealed: bytes, context: str) -> bytes:
         """Raises Damaged."""
@@ -319,6 +326,15 @@ class EncryptedStore(Store):
         if start == HEADER:
             return self._store.opened(key, (0, stop), *below[1:])
         return self._store.opened(key, (0, HEADER), *below)
+
+    async def sealed_by(self, key: str) -> str:
+        """Id in hex of the key that has sealed an object, whether the ring has it or not. Raises NotFound, Damaged."""
+        async with self._store.opened(checked(key), (0, HEADER)) as source:
+            header = await source.read(0, HEADER)
+        if len(header) != HEADER or not header.startswith(_MAGIC):
+            message = f"{key} is damaged at its head"
+            raise Damaged(message)
+        return header[len(_MAGIC) : -_SALT].hex()
 
     async def size(self, key: str) -> int:
         return _shape(key, await self._store.size(key))[0]

@@ -3,6 +3,8 @@
 from tortoise import fields
 from tortoise.models import Model
 
+from terrapod_server.store.sealed import SealedColumn
+
 
 class Variable(Model):
     """`value` is sealed under `variable <id>`."""
@@ -25,3 +27,7 @@ class Variable(Model):
     class Meta:
         table = "variable"
         unique_together = (("workspace_id", "category", "key"),)
+
+
+#: What of these tables is encrypted.
+SEALED = (SealedColumn("variable", "value", "variable {id}"),)

@@ -1,6 +1,8 @@
 """The real terraform CLI over TLS against a real server and a real listener. Output is looked at as well as the exit code."""
 
+import base64
 import concurrent.futures
+import hashlib
 import json
 import re
 import shutil
@@ -238,6 +240,40 @@ def test_local_execution_mode_locks_and_force_unlock(site: Site) -> None:
     assert "Error acquiring the state lock" in plain(refused.out)
     site.ok(folder, "force-unlock", "-force", f"default/{workspace}")
     assert "No changes" in plain(site.ok(folder, "plan"))
+
+
+@both
+def test_a_state_with_another_serial_than_its_bytes_is_worked_on(site: Site) -> None:
+    """As go-tfe's users announce them: terraform goes on from the bytes, here and in a run."""
+    workspace = name()
+    folder = site.example(workspace, ONE)
+    site.ok(folder, "init")
+    found = json.loads(curl(site, "GET", f"/organizations/default/workspaces/{workspace}"))["data"]["id"]
+    raw = json.dumps({"version": 4, "terraform_version": "1.9.0", "serial": 40, "lineage": "of-the-bytes"}).encode()
+    sent = {
+        "serial": 2, "lineage": "announced", "md5": hashlib.md5(raw).hexdigest(), "state": base64.b64encode(raw).decode()
+    }  # fmt: skip
+    body = json.dumps({"data": {"type": "state-versions", "attributes": sent}})
+
+    def serial(text: str) -> int:
+        return int(json.loads(text)["data"]["attributes"]["serial"])
+
+    assert serial(curl(site, "POST", f"/workspaces/{found}/state-versions", body)) == 2
+    assert "1 added" in plain(site.ok(folder, "apply", "-auto-approve"))
+    after = serial(curl(site, "GET", f"/workspaces/{found}/current-state-version"))
+    assert after > 40
+    local = '{"data": {"type": "workspaces", "attributes": {"execution-mode": "local"}}}'
+    curl(site, "PATCH", f"/workspaces/{found}", local)
+    main = folder / "main.tf"
+    main.write_text(main.read_text().replace('input = "one"', 'input = "two"'))
+    assert "1 changed" in plain(site.ok(folder, "apply", "-auto-approve"))
+    assert serial(curl(site, "GET", f"/workspaces/{found}/current-state-version")) > after
+    pulled = folder / "pulled.tfstate"
+    pulled.write_text(site.ok(folder, "state", "pull"))
+    assert json.loads(pulled.read_text())["lineage"] == "of-the-bytes"
+    site.ok(folder, "state", "push", str(pulled))
+    pulled.write_text(pulled.read_text().replace('"of-the-bytes"', '"foreign"'))
+    assert "lineage" in site.run(folder, "state", "push", str(pulled)).out
 
 
 @both

@@ -19,7 +19,7 @@ from terrapod_server.states.model import StateVersion
 from terrapod_server.store import keys
 from terrapod_server.store.port import once
 from terrapod_server.workspaces.model import Workspace
-from terrapod_shared.errors import Conflict, NotFound
+from terrapod_shared.errors import Conflict, Invalid, NotFound
 
 MEDIA = "application/vnd.api+json"
 OUTPUTS: DATA = {
@@ -92,7 +92,7 @@ async def test_other_bytes_than_announced_are_not_kept_and_the_url_stays_good(se
     raw = state_bytes(3, "line")
     version = await announce(server, workspace_id, raw)
     assert (await put(server, version, raw + b" ")).status_code == 422
-    for other in (state_bytes(4, "line"), state_bytes(3, "other"), b"{hunter2", state_bytes(3, "line\0")):
+    for other in (state_bytes(2, "line"), b"{hunter2", state_bytes(3, "line\0")):
         md5 = hashlib.md5(other).hexdigest()
         wrong = await announce(server, workspace_id, raw, md5=md5)
         answer = await put(server, wrong, other)
@@ -112,6 +112,89 @@ async def test_a_serial_or_lineage_that_does_not_follow_needs_force(server: Runn
         assert (await server.state(workspace_id, raw)).status_code == 409
         await uploaded(server, workspace_id, raw, force=True)
         await uploaded(server, workspace_id, state_bytes(5, "line"), force=True)
+
+
+async def current_of(server: Running, workspace_id: str) -> DATA:
+    answer = await server.api.get(f"/workspaces/{workspace_id}/current-state-version")
+    shown: DATA = answer.json()["data"]["attributes"]
+    return shown
+
+
+async def test_what_was_announced_is_shown_and_counted_by(server: Running) -> None:
+    """go-tfe's users announce serials that the bytes do not have, and often no lineage."""
+    workspace_id = (await server.workspace())["id"]
+    raw = state_bytes(7, "inner")
+    await uploaded(server, workspace_id, raw, serial=0, lineage=None)
+    shown = await current_of(server, workspace_id)
+    assert (shown["serial"], shown["lineage"]) == (0, "inner"), "an absent lineage is that of the bytes"
+    await uploaded(server, workspace_id, raw, serial=1, lineage=None)
+    assert (await current_of(server, workspace_id))["serial"] == 1
+    assert (await server.state(workspace_id, state_bytes(8, "inner"), serial=1)).status_code == 409
+    assert (await server.state(workspace_id, raw, serial=0)).status_code == 409
+    await uploaded(server, workspace_id, raw, serial=2, lineage="inner")
+    await uploaded(server, workspace_id, state_bytes(8, "inner"))
+    kept = await StateVersion.get(workspace_id=workspace_id, serial=2)
+    assert (kept.serial_in_bytes, kept.lineage_in_bytes) == (7, "inner")
+
+
+async def test_a_serial_above_that_of_the_bytes_is_refused(server: Running) -> None:
+    """terraform counts from the bytes: its next state would come with a serial that is no news."""
+    workspace_id = (await server.workspace())["id"]
+    version = await announce(server, workspace_id, state_bytes(3, "line"), serial=4)
+    answer = await put(server, version, state_bytes(3, "line"))
+    assert (answer.status_code, "below the 4" in answer.text) == (422, True)
+    raw = base64.b64encode(state_bytes(3, "line")).decode()
+    assert (await server.state(workspace_id, state_bytes(3, "line"), serial=4, state=raw)).status_code == 422
+    assert files(server) == set()
+    await uploaded(server, workspace_id, state_bytes(3, "line"), serial=3)
+
+
+async def test_which_lineages_follow(server: Running) -> None:
+    """The one announced before, and the one in the bytes; bytes of another lineage need force, whatever is announced."""
+    workspace_id = (await server.workspace())["id"]
+    await uploaded(server, workspace_id, state_bytes(5, "inner"), serial=1, lineage="announced")
+    assert (await current_of(server, workspace_id))["lineage"] == "announced"
+    await uploaded(server, workspace_id, state_bytes(6, "inner"), serial=2, lineage="announced")
+    await uploaded(server, workspace_id, state_bytes(7, "inner"), serial=3, lineage="inner")
+    refused = await server.state(workspace_id, state_bytes(8, "inner"), serial=4, lineage="announced")
+    assert refused.status_code == 409, "it is neither the one announced last nor the one in the bytes"
+    for lineage in ("inner", None):
+        version = await announce(server, workspace_id, state_bytes(9, "other"), lineage=lineage)
+        answer = await put(server, version, state_bytes(9, "other"))
+        assert (answer.status_code, "the lineage in the bytes" in answer.text) == (409, True)
+    assert (await current_of(server, workspace_id))["serial"] == 3
+    await uploaded(server, workspace_id, state_bytes(9, "other"), lineage="inner", force=True)
+    shown = await current_of(server, workspace_id)
+    assert (shown["lineage"], shown["replaced"]["serial"]) == ("inner", 3)
+
+
+async def test_what_a_run_sends_is_judged_by_the_bytes(server: Running) -> None:
+    """Its serial is above that of the bytes that it began with, and its lineage is theirs, whatever was announced."""
+    workspace_id = (await server.workspace())["id"]
+    await uploaded(server, workspace_id, state_bytes(5, "inner"), serial=1, lineage="announced")
+
+    async def send(raw: bytes, serial: int, lineage: str) -> StateVersion:
+        return await actions.accept_from_run(
+            server.services, workspace_id=workspace_id, run_id="run-a", serial=serial, lineage=lineage,
+            md5=hashlib.md5(raw).hexdigest(), chunks=once(raw),
+        )  # fmt: skip
+
+    with pytest.raises(Conflict):
+        await send(state_bytes(5, "inner", resources=1), 5, "inner")
+    with pytest.raises(Conflict, match="lineage"):
+        await send(state_bytes(6, "announced"), 6, "announced")
+    with pytest.raises(Invalid):
+        await send(state_bytes(7, "inner"), 6, "inner")
+    kept = await send(state_bytes(6, "inner"), 6, "")
+    assert (kept.status, kept.serial, kept.lineage) == ("finalized", 6, "inner")
+
+
+async def test_rows_of_before_have_one_serial(server: Running) -> None:
+    workspace_id = (await server.workspace())["id"]
+    version = await uploaded(server, workspace_id, state_bytes(5, "line"))
+    await StateVersion.filter(id=version["id"]).update(bytes_serial=None, bytes_lineage=None)
+    assert (await server.state(workspace_id, state_bytes(6, "other"))).status_code == 409
+    await uploaded(server, workspace_id, state_bytes(6, "line"))
 
 
 async def test_what_is_current_does_not_hang_on_a_clock(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

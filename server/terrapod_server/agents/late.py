@@ -107,13 +107,10 @@ async def adopt(services: Services, late_id: str, principal: Principal, *, confi
         """Inside the transaction that makes it current, under the workspace's row lock."""
         await _check_idle(row.workspace_id)
         current = await states.current(row.workspace_id)
-        if current is not None and row.lineage and current.lineage and row.lineage != current.lineage:
-            message = f"its lineage {row.lineage} is not that of the current state, {current.lineage}"
-            raise Conflict(message)
-        is_there = current is not None and (current.serial, current.md5) == (row.serial, row.md5)
-        if current is not None and row.serial <= current.serial and not (confirmed or is_there):
+        is_there = current is not None and (current.serial_in_bytes, current.md5) == (row.serial, row.md5)
+        if current is not None and row.serial <= current.serial_in_bytes and not (confirmed or is_there):
             message = (
-                f"its serial {row.serial} is not higher than that of the current state, {current.serial}: what has "
+                f"its serial {row.serial} is not higher than that of the current state, {current.serial_in_bytes}: what has "
                 "happened since would be forgotten; to adopt it even so, send the attribute confirm-serial"
             )
             raise Conflict(message)

@@ -14,6 +14,7 @@ from terrapod_server.runs import actions as runs
 from terrapod_server.runs import logs, queue, waits
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.states import actions as states
+from terrapod_server.states.model import StateVersion
 from terrapod_server.store.port import once
 from terrapod_server.variables import actions as variables
 from terrapod_server.variables.rules import Resolved, resolve
@@ -61,7 +62,7 @@ async def build(services: Services, listener: Listener, phase: Phase) -> wire.Wo
         variables=await _variables(services, listener, run, phase),
         run_token=services.authenticator.issue_run_token(run.id, phase.kind, phase.lease_number, workspace.id),
         hosts=services.config.hosts,
-        state=wire.StateRef(serial=state.serial, lineage=state.lineage, md5=state.md5) if state else None,
+        state=_state_ref(state) if state else None,
         links=await _links(listener, run, phase),
         limits=wire.Limits(
             log_bytes=config.log_bytes,
@@ -75,6 +76,11 @@ async def build(services: Services, listener: Listener, phase: Phase) -> wire.Wo
         issued_at=time.time(),
         waited=await waits.told(run, phase),
     )
+
+
+def _state_ref(state: StateVersion) -> wire.StateRef:
+    """What terraform will count from: the bytes' own serial and lineage."""
+    return wire.StateRef(serial=state.serial_in_bytes, lineage=state.lineage_in_bytes, md5=state.md5)
 
 
 async def _engine(services: Services, listener: Listener, run: Run) -> wire.Engine:

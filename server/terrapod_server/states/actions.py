@@ -5,6 +5,7 @@ import hashlib
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -60,8 +61,14 @@ async def current(workspace_id: str) -> StateVersion | None:
     return found.row if found else None
 
 
-def _mark(row: StateVersion | None) -> rules.Mark | None:
-    return rules.Mark(row.serial, row.lineage, row.md5) if row else None
+def _mark(row: StateVersion | None, *, of_bytes: bool = False) -> rules.Mark | None:
+    """The version as it was announced, or (`of_bytes`) as its bytes say: what a run sends is judged by that."""
+    if row is None:
+        return None
+    lineage = row.lineage_in_bytes
+    if of_bytes:
+        return rules.Mark(row.serial_in_bytes, lineage, row.md5, lineage)
+    return rules.Mark(row.serial, row.lineage, row.md5, lineage)
 
 
 def check_lock(workspace: Workspace, user_id: str) -> None:
@@ -150,10 +157,14 @@ async def upload(
 ) -> StateVersion:
     """Takes the bytes of an announced state, and makes it current.
 
-    The same bytes again are no error. Raises Invalid for bytes that are not
-    what was announced, and Conflict where a newer state came in between; the
-    bytes are not kept then, and may be sent again. `fence` is called inside the
-    transaction that makes the state current, and may raise.
+    The same bytes again are no error. The bytes may hold another lineage than
+    was announced, and a higher serial, as HCP Terraform takes them: what was
+    announced is shown. Raises Invalid for another digest and for a serial below
+    the announced one (terraform would count from it, and the next state be
+    refused), and Conflict where a newer state came in between or the bytes are
+    of another lineage than the current ones; the bytes are not kept then, and
+    may be sent again. `fence` is called inside the transaction that makes the
+    state current, and may raise.
     """
     row = await get(version_id)
     if row.status == "discarded":
@@ -162,18 +173,38 @@ async def upload(
     return await _take(services, row, chunks, fence)
 
 
+@dataclass(frozen=True)
+class _Arrived:
+    """Bytes that lie in the store at `key`, and what was read of them.
+
+    `delivered`: of a listener, who announces what the bytes say.
+    """
+
+    key: str
+    stored: Stored
+    summary: parse.Summary
+    outputs: list[StateOutput]
+    delivered: bool
+
+
 async def _take(
-    services: Services, row: StateVersion, chunks: AsyncIterator[bytes], fence: Fence | None
+    services: Services,
+    row: StateVersion,
+    chunks: AsyncIterator[bytes],
+    fence: Fence | None,
+    *,
+    delivered: bool = False,
 ) -> StateVersion:
     fresh = f"{keys.state(row.workspace_id, row.id)}.{ids.tail()}"
     try:
         stored, summary = await intake.store(services.store, fresh, chunks, row.md5)
-        _compare(row, summary)
+        _compare(row, summary, delivered=delivered)
         outputs = await intake.THREADS.run(_outputs, services, row, summary)
     except BaseException:
         await _forget(services, fresh)
         raise
-    task = asyncio.create_task(_settle(services, row, stored, summary, outputs, fresh, fence))
+    arrived = _Arrived(fresh, stored, summary, outputs, delivered)
+    task = asyncio.create_task(_settle(services, row, arrived, fence))
     _settling.add(task)
     task.add_done_callback(_settled)
     return await asyncio.shield(task)
@@ -185,31 +216,28 @@ def _settled(task: asyncio.Task[StateVersion]) -> None:
         task.exception()  # seen: whoever was cancelled does not ask for it
 
 
-def _compare(row: StateVersion, summary: parse.Summary) -> None:
-    if row.serial != summary.serial:
+def _compare(row: StateVersion, summary: parse.Summary, *, delivered: bool) -> None:
+    """Raises Invalid for a serial that cannot be."""
+    if delivered and row.serial != summary.serial:
         message = f"the bytes have the serial {summary.serial}, and {row.serial} was announced"
         raise Invalid(message)
-    if row.lineage and row.lineage != summary.lineage:
-        message = "the bytes have another lineage than was announced"
+    if row.serial > summary.serial:
+        message = (
+            f"the bytes have the serial {summary.serial}, below the {row.serial} that was announced:"
+            " terraform counts on from the bytes, and its next state would be refused"
+        )
         raise Invalid(message)
 
 
-async def _settle(
-    services: Services,
-    row: StateVersion,
-    stored: Stored,
-    summary: parse.Summary,
-    outputs: list[StateOutput],
-    key: str,
-    fence: Fence | None,
-) -> StateVersion:
+async def _settle(services: Services, row: StateVersion, arrived: _Arrived, fence: Fence | None) -> StateVersion:
     """Makes the stored bytes current, or removes them; never both, whatever comes in between.
 
     A commit whose answer was lost may have happened: the row is asked, and
     where it cannot be, the bytes stay.
     """
+    key = arrived.key
     try:
-        kept = await _finalize(row, stored, summary, outputs, key, fence)
+        kept = await _finalize(row, arrived, fence)
     except BaseException:
         if not await StateVersion.filter(id=row.id, key=key).exists():
             await _forget(services, key)
@@ -226,14 +254,7 @@ async def _settle(
     return kept
 
 
-async def _finalize(
-    row: StateVersion,
-    stored: Stored,
-    summary: parse.Summary,
-    outputs: list[StateOutput],
-    key: str,
-    fence: Fence | None,
-) -> StateVersion:
+async def _finalize(row: StateVersion, arrived: _Arrived, fence: Fence | None) -> StateVersion:
     """The version that is current with these bytes: this one, unless they came before.
 
     Everything is compared once more under the workspace's row lock.
@@ -249,40 +270,57 @@ async def _finalize(
         if row.created_by_id:
             check_lock(await workspaces.get(row.workspace_id), row.created_by_id)
         newest = await current(row.workspace_id)
-        sent = rules.Mark(row.serial, row.lineage, row.md5)
-        verdict, reason = rules.judge(_mark(newest), sent, force=row.forced, grows=_grows(newest, row.run_id))
+        verdict, reason = _judge(newest, row, arrived)
         if verdict is rules.Verdict.REPEAT and newest is not None:
             return newest
         if verdict is rules.Verdict.CONFLICT:
             raise Conflict(reason)
-        waiting = StateVersion.filter(id=row.id, status="pending")
-        if not row.created_by_id:  # what a lease delivers counts, whatever a user announces beside it
-            waiting = StateVersion.filter(id=row.id, status__not="finalized")
-        changed = await waiting.update(
-            status="finalized",
-            key=key,
-            size=stored.size,
-            sha256=stored.sha256,
-            lineage=row.lineage or summary.lineage,
-            terraform_version=summary.terraform_version[:40],
-            resources=summary.resources,
-            modules=summary.modules,
-            providers=summary.providers,
-            resource_count=summary.resource_count,
-            replaced=_replaced(newest, sent),
-            finalized_at=clock.now(),
-        )
-        if not changed:
-            message = "this state version was discarded: another one was announced after it"
-            raise Conflict(message)
-        await StateOutput.bulk_create(outputs)
-        await StateVersion.filter(workspace_id=row.workspace_id, status="pending", id__lt=row.id).update(
-            status="discarded"
-        )
-        await Workspace.filter(id=row.workspace_id).update(
-            current_state_version_id=row.id, resource_count=summary.resource_count
-        )
+        await _make_current(row, arrived, newest)
         return await get(row.id)
+
+
+def _judge(newest: StateVersion | None, row: StateVersion, arrived: _Arrived) -> tuple[rules.Verdict, str]:
+    """By what was announced and by the lineages in the bytes; what a listener sent by its bytes alone."""
+    summary, delivered = arrived.summary, arrived.delivered
+    before = _mark(newest, of_bytes=delivered)
+    lineage = summary.lineage if delivered else row.lineage
+    sent = rules.Mark(row.serial, lineage, row.md5, summary.lineage)
+    verdict, reason = rules.judge(before, sent, force=row.forced, grows=_grows(newest, row.run_id))
+    if verdict is rules.Verdict.ACCEPT and (delivered or not row.forced):
+        reason = rules.foreign(before, summary.lineage)
+    return (rules.Verdict.CONFLICT, reason) if reason else (verdict, "")
+
+
+async def _make_current(row: StateVersion, arrived: _Arrived, newest: StateVersion | None) -> None:
+    """Raises Conflict where another one was announced meanwhile."""
+    summary = arrived.summary
+    waiting = StateVersion.filter(id=row.id, status="pending")
+    if not row.created_by_id:  # what a lease delivers counts, whatever a user announces beside it
+        waiting = StateVersion.filter(id=row.id, status__not="finalized")
+    changed = await waiting.update(
+        status="finalized",
+        key=arrived.key,
+        size=arrived.stored.size,
+        sha256=arrived.stored.sha256,
+        lineage=summary.lineage if arrived.delivered else row.lineage or summary.lineage,
+        bytes_serial=summary.serial,
+        bytes_lineage=summary.lineage,
+        terraform_version=summary.terraform_version[:40],
+        resources=summary.resources,
+        modules=summary.modules,
+        providers=summary.providers,
+        resource_count=summary.resource_count,
+        replaced=_replaced(newest, row, arrived),
+        finalized_at=clock.now(),
+    )
+    if not changed:
+        message = "this state version was discarded: another one was announced after it"
+        raise Conflict(message)
+    await StateOutput.bulk_create(arrived.outputs)
+    await StateVersion.filter(workspace_id=row.workspace_id, status="pending", id__lt=row.id).update(status="discarded")
+    await Workspace.filter(id=row.workspace_id).update(
+        current_state_version_id=row.id, resource_count=summary.resource_count
+    )
 
 
 def _grows(newest: StateVersion | None, run_id: str | None) -> bool:
@@ -290,8 +328,15 @@ def _grows(newest: StateVersion | None, run_id: str | None) -> bool:
     return newest is not None and newest.intermediate and bool(run_id) and newest.run_id == run_id
 
 
-def _replaced(newest: StateVersion | None, sent: rules.Mark) -> dict[str, Any] | None:
-    if newest is None or rules.judge(_mark(newest), sent)[0] is not rules.Verdict.CONFLICT:
+def _replaced(newest: StateVersion | None, row: StateVersion, arrived: _Arrived) -> dict[str, Any] | None:
+    """What it took the place of by force."""
+    if newest is None or not row.forced:
+        return None
+    before = _mark(newest, of_bytes=arrived.delivered)
+    sent = rules.Mark(row.serial, row.lineage, row.md5)
+    if rules.judge(before, sent)[0] is not rules.Verdict.CONFLICT and not rules.foreign(
+        before, arrived.summary.lineage
+    ):
         return None
     return {"id": newest.id, "serial": newest.serial, "lineage": newest.lineage, "md5": newest.md5}
 
@@ -335,8 +380,9 @@ async def accept_from_run(
     A repeat is no error. Raises Invalid and Conflict as an upload does.
     """
     newest = await current(workspace_id)
-    sent = _sent(serial, lineage, md5)
-    verdict, reason = rules.judge(_mark(newest), sent, grows=_grows(newest, run_id))
+    _sent(serial, lineage, md5)
+    sent = rules.Mark(serial, "", md5)  # the lineage that counts is that of the bytes
+    verdict, reason = rules.judge(_mark(newest, of_bytes=True), sent, grows=_grows(newest, run_id))
     if verdict is rules.Verdict.CONFLICT:
         raise Conflict(reason)
     if verdict is rules.Verdict.REPEAT and newest is not None:
@@ -355,7 +401,7 @@ async def accept_from_run(
         intermediate=intermediate,
     )
     try:
-        return await _take(services, row, chunks, fence)
+        return await _take(services, row, chunks, fence, delivered=True)
     finally:  # where it did not become current, or another with the same bytes did
         await asyncio.shield(_drop(row.id))
 
@@ -390,7 +436,7 @@ async def adopt(
         created_by_id=user_id,
     )
     try:
-        return await _take(services, row, chunks, fence)
+        return await _take(services, row, chunks, fence, delivered=True)
     finally:
         await asyncio.shield(_drop(row.id))
 

@@ -14,8 +14,12 @@ class StateVersion(Model):
     id = fields.CharField(primary_key=True, max_length=40)
     workspace_id = fields.CharField(max_length=40)
     status = fields.CharField(max_length=12, default="pending")  #: pending, finalized, discarded
+    #: As they were announced; clients count by them.
     serial = fields.BigIntField()
     lineage = fields.CharField(max_length=255, default="")
+    #: As the bytes say; null in rows of before, where they are the same.
+    bytes_serial: int | None = fields.BigIntField(null=True)
+    bytes_lineage: Any = fields.CharField(max_length=255, null=True)
     md5 = fields.CharField(max_length=32)
     sha256 = fields.CharField(max_length=64, default="")
     key = fields.CharField(max_length=200, default="")  #: of the bytes in the store
@@ -38,6 +42,15 @@ class StateVersion(Model):
     class Meta:
         table = "state_version"
         indexes = (("workspace_id", "status", "id"), ("workspace_id", "id"))
+
+    @property
+    def serial_in_bytes(self) -> int:
+        """What terraform counts from."""
+        return self.serial if self.bytes_serial is None else self.bytes_serial
+
+    @property
+    def lineage_in_bytes(self) -> str:
+        return self.lineage if self.bytes_lineage is None else self.bytes_lineage
 
 
 class StateOutput(Model):

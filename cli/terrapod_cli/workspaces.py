@@ -85,15 +85,15 @@ async def create(session: Session, name: str, pool: str | None, labels: dict[str
 @workspaces.command()
 @click.argument("name")
 @click.option("--with-state", is_flag=True, help="Even if its state still holds resources.")
-@click.option("--force", is_flag=True, help="The same, and cancel runs that have not begun.")
+@click.option("--force", is_flag=True, help="The same.")
 @YES
 @connected
 async def delete(session: Session, name: str, with_state: bool, force: bool, yes: bool) -> None:
-    """Delete a workspace with its runs and state; refused while the state holds resources."""
+    """Delete a workspace; refused while the state holds resources, and while a run applies. Other runs of it end."""
     found = flat(await workspace(session, name))
     agreed(f"Delete workspace {found['name']} with its runs and its state?", yes=yes)
     if force or with_state:
-        await session.client.call("DELETE", f"workspaces/{found['id']}", params={"force": "true" if force else None})
+        await session.client.call("DELETE", f"workspaces/{found['id']}")
     else:
         await session.client.call("POST", f"workspaces/{found['id']}/actions/safe-delete")
     session.out.done({"id": found["id"], "deleted": True}, f"deleted workspace {found['name']}")

@@ -56,9 +56,9 @@ from terrapod_server.registry import model as registry_model
 from terrapod_server.registry import protocol as registry_protocol
 from terrapod_server.runs import actions as runs
 from terrapod_server.runs import api as runs_api
+from terrapod_server.runs import deleted, queue
 from terrapod_server.runs import jobs as runs_jobs
 from terrapod_server.runs import model as runs_model
-from terrapod_server.runs import queue
 from terrapod_server.states import actions as states
 from terrapod_server.states import api as states_api
 from terrapod_server.states import model as states_model
@@ -292,9 +292,10 @@ def build(config: Config) -> App:
         run_has_status=runs.run_has_status,
         local_engines=agents.local_engines,
         pool_for=agents.pool_for,
-        before_workspace_deleted=[runs.before_workspace_deleted],
+        before_workspace_deleted=[deleted.before_workspace_deleted],
+        clear_deleted=deleted.clear,
         on_workspace_deleted=[
-            runs.delete_for_workspace,
+            deleted.on_workspace_deleted,
             states.delete_for_workspace,
             configs.delete_for_workspace,
             variables.delete_for_workspace,

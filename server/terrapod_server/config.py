@@ -100,6 +100,12 @@ class Audit(Section, frozen=True, kw_only=True):
     retention_days: int = 90  #: 0 keeps entries for ever
 
 
+class Retention(Section, frozen=True, kw_only=True):
+    """How long what nobody needs any more is kept."""
+
+    deleted_days: int = 30  #: the last state of a deleted workspace, out of reach of every API; 0: it goes at once
+
+
 class ClaimRule(Section, frozen=True, kw_only=True):
     """Whoever has `value` as the claim, or in its list, has these roles."""
 
@@ -178,6 +184,7 @@ class Config(Section, frozen=True, kw_only=True):
     limits: Limits = Limits()
     rate_limits: RateLimits = RateLimits()
     audit: Audit = Audit()
+    retention: Retention = Retention()
     storage: Storage = Storage()
     engines: Engines = Engines()
     runs: Runs = Runs()
@@ -340,11 +347,14 @@ def load(environ: Mapping[str, str], file: Path | None = None, **over: Any) -> C
     return config
 
 
+#: Ten years; more than that no clock can be counted back by.
+_DAYS_MOST = 3650
 #: Where 0 means without a limit, or any port that is free; checked apart.
 _MAY_BE_ZERO = frozenset(
     {
         "port",
         "audit.retention_days",
+        "retention.deleted_days",
         "auth.login_token_days",
         *(f"rate_limits.{name}" for name in RateLimits.__struct_fields__),
     }
@@ -396,6 +406,8 @@ def _contradictions(config: Config) -> list[str]:
     wrong += [f"rate_limits.{name}: must not be negative" for name, rate in rates.items() if not rate >= 0]
     if config.audit.retention_days < 0:
         wrong.append("audit.retention_days: must not be negative")
+    if not 0 <= config.retention.deleted_days <= _DAYS_MOST:
+        wrong.append(f"retention.deleted_days: must be between 0 and {_DAYS_MOST}")
     if config.storage.kind == "s3" and not config.storage.bucket:
         wrong.append("storage.bucket: needed when storage.kind is s3")
     if not 0 <= config.port <= 65535:  # noqa: PLR2004

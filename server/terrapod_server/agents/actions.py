@@ -22,6 +22,7 @@ from terrapod_server.kit.database import in_transaction, query
 from terrapod_server.kit.reads import Reader
 from terrapod_server.runs.model import Phase
 from terrapod_server.runs.waits import ONLINE
+from terrapod_server.states.model import KeptState
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, ids, signing, wire
 from terrapod_shared.errors import Conflict, Invalid, NotFound, Unauthorized
@@ -358,7 +359,13 @@ async def beat(row: Listener, message: wire.Beat) -> None:
 
 
 async def delete_for_workspace(workspace_id: str) -> None:
+    """States that came late and wait for an admin are kept as the last one is: one of them may be newer."""
     await PoolWorkspace.filter(workspace_id=workspace_id).delete()
+    for late in await LateState.filter(workspace_id=workspace_id, status="waiting"):
+        await KeptState.create(
+            id=late.id, workspace_id=workspace_id, serial=late.serial, lineage=late.lineage, md5=late.md5,
+            sha256=late.sha256, key=late.key, size=late.size, is_late=True,
+        )  # fmt: skip
     await LateState.filter(workspace_id=workspace_id).delete()
 
 

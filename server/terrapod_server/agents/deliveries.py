@@ -18,7 +18,7 @@ from terrapod_server.kit.call import Call, Principal
 from terrapod_server.mirror import actions as mirror
 from terrapod_server.runs import actions as runs
 from terrapod_server.runs import logs, queue
-from terrapod_server.runs.model import Phase
+from terrapod_server.runs.model import Phase, Run
 from terrapod_server.states import actions as states
 from terrapod_shared import clock, wire
 from terrapod_shared.errors import (
@@ -242,7 +242,10 @@ async def _offer(call: Call, phase: Phase) -> Response | None:
         text, trace = (error.detail, None) if isinstance(error, TerrapodError) else ("internal server error", error)
         log.warning("cannot hand out %s: %s", phase.id, text, exc_info=trace)
         why = f"it could not be handed to listener {me.name}: {text}"
-        await _give_back(call, phase, listener_id, why, counts=True)
+        try:
+            await _give_back(call, phase, listener_id, why, counts=True)
+        except LeaseEnded:  # it was canceled, or its workspace deleted, meanwhile
+            return None
         raise Unavailable(f"{phase.run_id}: {why}") from None  # the listener pauses before it asks again
     finally:
         keeping.cancel()
@@ -366,11 +369,20 @@ def _held(phase: Phase, me: Listener, number: int) -> bool:
     return phase.lease_listener_id == me.id and 0 < number <= phase.lease_number
 
 
+async def _run(run_id: str, number: int, listener_id: str) -> Run:
+    """Raises LeaseEnded where its workspace was deleted meanwhile, NotFound."""
+    try:
+        return await runs.get(run_id)
+    except NotFound:
+        await queue.check(run_id, "plan", number, listener_id)
+        raise
+
+
 @speaks
 async def get_artifact(call: Call) -> Response:
     """What the phase needs: configuration, state, plan-file or lock-file."""
     name, run_id, me = call.path["artifact"], call.path["run"], _me(call)
-    run = await runs.get(run_id)
+    run = await _run(run_id, call.principal.lease, me.id)
     kind = "apply" if (await Phase.get(id=run.apply_id)).lease_listener_id == me.id else "plan"
     await queue.check(run_id, kind, call.principal.lease, me.id)
     if name == "configuration":

@@ -5,8 +5,10 @@ from typing import Any
 
 from terrapod_server.configs.model import ConfigurationVersion
 from terrapod_server.kit.call import Services
+from terrapod_server.kit.database import in_transaction
 from terrapod_server.store import keys
 from terrapod_server.store.archive import checked
+from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, NotFound, TerrapodError
 
@@ -39,9 +41,11 @@ async def applied(version_id: str) -> None:
 
 
 async def create(workspace_id: str, user_id: str, values: Mapping[str, Any]) -> ConfigurationVersion:
-    return await ConfigurationVersion.create(
-        id=ids.make("cv"), workspace_id=workspace_id, created_by_id=user_id, **values
-    )
+    async with in_transaction():
+        await workspaces.held(workspace_id)
+        return await ConfigurationVersion.create(
+            id=ids.make("cv"), workspace_id=workspace_id, created_by_id=user_id, **values
+        )
 
 
 async def upload(services: Services, version_id: str, chunks: AsyncIterator[bytes]) -> ConfigurationVersion:

@@ -103,10 +103,12 @@ class Services:
     record: Callable[..., None] = _nothing_at_once
     #: Asked before a request that will be recorded; raises Unavailable where nothing more can be kept.
     check_record: Callable[[], None] = _nothing_at_once
-    #: Asked before a workspace goes; may refuse with Conflict. `(services, workspace_id, force)`.
+    #: Asked inside the transaction that deletes a workspace; may refuse with Conflict. `(workspace)`.
     before_workspace_deleted: list[Callable[..., Awaitable[Any]]] = field(default_factory=list)
-    #: Called inside the transaction that deletes a workspace. `(workspace_id)`.
+    #: Called inside the same transaction; topics of the bus to wake when it has committed, or None. `(workspace_id)`.
     on_workspace_deleted: list[Callable[..., Awaitable[Any]]] = field(default_factory=list)
+    #: Called after it: removes the files. `(services, workspace_id)`.
+    clear_deleted: Callable[..., Awaitable[Any]] = _nothing
 
 
 @dataclass(frozen=True)

@@ -528,20 +528,3 @@ def run_has_status(column: str, statuses: Iterable[str]) -> Where:
     marks = ", ".join(f"${number}" for number in range(1, len(known) + 1)) or "NULL"
     sql = f'EXISTS (SELECT 1 FROM run r WHERE r."id" = {column} AND r."status" IN ({marks}))'  # noqa: S608  our own words
     return Where(sql, tuple(known))
-
-
-async def before_workspace_deleted(services: Services, workspace_id: str, force: bool) -> None:
-    """Raises Conflict while a run is active; `force` cancels what no listener works on."""
-    async with Change(services, workspace_id) as change:
-        for run in await Run.filter(workspace_id=workspace_id, status__in=list(states.UNFINISHED)).order_by("-id"):
-            if not force or run.status in states.RUNNING:
-                message = f"workspace {change.workspace.name} is still being processed by run {run.id}, which is {run.status.value}"
-                raise Conflict(message)
-            event = Event.CANCEL if states.is_cancelable(run.status) else Event.DISCARD
-            await change.fire(run, event, description="the workspace is deleted")
-
-
-async def delete_for_workspace(workspace_id: str) -> None:
-    await RunEvent.filter(workspace_id=workspace_id).delete()
-    await Phase.filter(workspace_id=workspace_id).delete()
-    await Run.filter(workspace_id=workspace_id).delete()

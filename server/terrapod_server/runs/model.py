@@ -95,7 +95,8 @@ class Phase(Model):
 
     `lease_until` is in seconds of the clock that judges leases. `lease_state`:
     `none`, `ready` (waits for a listener), `offered`, `leased`, `held` (its
-    listener is lost, and only it may end the apply), `ended`.
+    listener is lost, and only it may end the apply), `ended`, `gone` (the
+    workspace was deleted, and there is no run; its listener has not let go).
     """
 
     id = fields.CharField(primary_key=True, max_length=40)

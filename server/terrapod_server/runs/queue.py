@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from terrapod_server.configs import actions as configs
 from terrapod_server.kit import database
@@ -34,8 +34,19 @@ LOST_MOST = 3
 _HELD = "the listener was lost while it applied: waiting for it to come back, or for somebody to release the run"
 
 
-def _now() -> str:
-    """The clock as an SQL expression."""
+class _Leased(Change):
+    """A change by who holds a lease. Where the workspace was deleted meanwhile, the lease has ended."""
+
+    async def __aenter__(self) -> Self:
+        try:
+            return await super().__aenter__()
+        except NotFound:
+            message = "this lease has ended: the workspace was deleted"
+            raise LeaseEnded(message) from None
+
+
+def clock_sql() -> str:
+    """The clock that judges leases, as an SQL expression."""
     return "extract(epoch FROM clock_timestamp())" if database.is_postgres() else repr(time.monotonic())
 
 
@@ -45,6 +56,7 @@ async def on_start() -> None:
         until = time.monotonic()
         await Phase.filter(lease_state="leased").update(lease_until=until + wire.LEASE_S)
         await Phase.filter(lease_state="offered").update(lease_until=until + wire.OFFER_S)
+        await Phase.filter(lease_state="gone").update(lease_until=until + wire.LEASE_S)
 
 
 async def claim(
@@ -77,7 +89,7 @@ async def claim(
             ORDER BY p.id LIMIT 1 {lock}
         )
         UPDATE run_phase SET lease_state = 'offered', lease_listener_id = $1,
-            lease_number = lease_number + 1, lease_until = {_now()} + {wire.OFFER_S}
+            lease_number = lease_number + 1, lease_until = {clock_sql()} + {wire.OFFER_S}
         WHERE id IN (SELECT id FROM chosen) AND lease_state = 'ready'
         RETURNING id
         """,  # noqa: S608  only our own numbers and marks are put in
@@ -95,13 +107,13 @@ async def accept(services: Services, run_id: str, kind: str, number: int, listen
     phase = await check(run_id, kind, number, listener_id)
     if phase.lease_state in ("leased", "held"):
         return wire.LEASE_S
-    async with Change(services, phase.workspace_id) as change:
+    async with _Leased(services, phase.workspace_id) as change:
         taken = await database.query(
             f"""
             WITH one AS (SELECT 1)
-            UPDATE run_phase SET lease_state = 'leased', lease_until = {_now()} + {wire.LEASE_S}
+            UPDATE run_phase SET lease_state = 'leased', lease_until = {clock_sql()} + {wire.LEASE_S}
             WHERE id = $1 AND lease_number = $2 AND lease_listener_id = $3
-              AND lease_state = 'offered' AND lease_until > {_now()}
+              AND lease_state = 'offered' AND lease_until > {clock_sql()}
             RETURNING id
             """,  # noqa: S608  as above
             [phase.id, number, listener_id],
@@ -123,7 +135,7 @@ async def refuse(
     that was accepted.
     """
     phase = await check(run_id, kind, number, listener_id)
-    async with Change(services, phase.workspace_id) as change:
+    async with _Leased(services, phase.workspace_id) as change:
         phase = await check(run_id, kind, number, listener_id)
         run = await get(run_id)
         is_offer = phase.lease_state == "offered"
@@ -165,14 +177,16 @@ async def _prolong(services: Services, listener_id: str, lease: wire.HeldLease) 
     rows = await database.query(
         f"""
         WITH one AS (SELECT 1)
-        UPDATE run_phase SET lease_state = 'leased', lease_until = {_now()} + {wire.LEASE_S}, lease_step = $4
+        UPDATE run_phase SET lease_state = 'leased', lease_until = {clock_sql()} + {wire.LEASE_S}, lease_step = $4
         WHERE id = $1 AND lease_number = $2 AND lease_listener_id = $3
-          AND (lease_state = 'held' OR (lease_state = 'leased' AND (kind = 'apply' OR lease_until > {_now()})))
+          AND (lease_state = 'held' OR (lease_state = 'leased' AND (kind = 'apply' OR lease_until > {clock_sql()})))
         RETURNING workspace_id
         """,  # noqa: S608  as above
         [phase_id, lease.number, listener_id, lease.step[:20]],
     )
     verdict: Literal["ok", "resumed", "lost"] = "lost"
+    if not rows:
+        await _still_named(phase_id, listener_id)
     if rows:
         verdict = "resumed" if was_held else "ok"
         if verdict == "resumed":
@@ -184,6 +198,18 @@ async def _prolong(services: Services, listener_id: str, lease: wire.HeldLease) 
         number=lease.number,
         verdict=verdict,
         seconds=wire.LEASE_S if rows else 0.0,
+    )
+
+
+async def _still_named(phase_id: str, listener_id: str) -> None:
+    """Its workspace was deleted, and the listener has not let go of it yet."""
+    await database.query(
+        f"""
+        WITH one AS (SELECT 1)
+        UPDATE run_phase SET lease_until = {clock_sql()} + {wire.LEASE_S}
+        WHERE id = $1 AND lease_listener_id = $2 AND lease_state = 'gone' RETURNING id
+        """,  # noqa: S608  as above
+        [phase_id, listener_id],
     )
 
 
@@ -218,7 +244,7 @@ async def keep_offer(phase: Phase) -> None:
         await database.query(
             f"""
             WITH one AS (SELECT 1)
-            UPDATE run_phase SET lease_until = {_now()} + {wire.OFFER_S}
+            UPDATE run_phase SET lease_until = {clock_sql()} + {wire.OFFER_S}
             WHERE id = $1 AND lease_number = $2 AND lease_state = 'offered' RETURNING id
             """,  # noqa: S608  as above
             [phase.id, phase.lease_number],
@@ -235,7 +261,7 @@ async def note_artifact(
 ) -> None:
     """Writes down that a product has come. Raises LeaseEnded."""
     phase = await check(run_id, kind, number, listener_id)
-    async with Change(services, phase.workspace_id):
+    async with _Leased(services, phase.workspace_id):
         phase = await check(run_id, kind, number, listener_id)
         await Phase.filter(id=phase.id).update(digests={**phase.digests, name: sha256})
 
@@ -280,7 +306,7 @@ async def finish(
     phase = await check(run_id, report.phase, number, listener_id)
     log_end = max(log_end, await logs.size(services, phase))  # an earlier lease may have left a part of it
     _complete(phase, report, log_end)
-    async with Change(services, phase.workspace_id) as change:
+    async with _Leased(services, phase.workspace_id) as change:
         run = await get(run_id)
         ended = await Phase.filter(
             id=phase.id,
@@ -349,7 +375,7 @@ async def _end(change: Change, run: Run, report: wire.Report) -> None:
 async def sweep(services: Services) -> None:
     """Looks for offers that lapsed and leases that ended. Runs every 2 s."""
     expired = await database.query(
-        f"SELECT id FROM run_phase WHERE lease_state IN ('offered', 'leased') AND lease_until < {_now()}"  # noqa: S608
+        f"SELECT id FROM run_phase WHERE lease_state IN ('offered', 'leased') AND lease_until < {clock_sql()}"  # noqa: S608
     )
     for row in expired:
         phase = await Phase.get_or_none(id=row["id"])
@@ -368,7 +394,7 @@ async def _expire(services: Services, phase: Phase) -> None:
             UPDATE run_phase SET lease_number = lease_number + CASE WHEN kind = 'apply' AND lease_state = 'leased' THEN 0 ELSE 1 END,
                 lease_state = CASE WHEN lease_state = 'offered' THEN 'ready' WHEN kind = 'apply' THEN 'held' ELSE 'none' END,
                 lost_count = lost_count + CASE WHEN lease_state = 'leased' THEN 1 ELSE 0 END
-            WHERE id = $1 AND lease_number = $2 AND lease_state = $3 AND lease_until < {_now()}
+            WHERE id = $1 AND lease_number = $2 AND lease_state = $3 AND lease_until < {clock_sql()}
             RETURNING id
             """,  # noqa: S608  as above
             [phase.id, phase.lease_number, phase.lease_state],

@@ -15,7 +15,7 @@ from terrapod_server.kit.call import Call, Principal, Services
 from terrapod_server.kit.database import in_transaction, is_postgres
 from terrapod_server.kit.reads import Reader, Record
 from terrapod_server.states import intake, parse, rules
-from terrapod_server.states.model import StateOutput, StateVersion
+from terrapod_server.states.model import KeptState, StateOutput, StateVersion
 from terrapod_server.store import keys
 from terrapod_server.store.port import Stored, once
 from terrapod_server.workspaces import actions as workspaces
@@ -107,6 +107,7 @@ async def create(
         return newest
     inline, inline_json = await intake.inline(values, "state"), await intake.inline(values, "json_state")
     async with in_transaction():
+        await workspaces.held(workspace.id)
         await StateVersion.filter(workspace_id=workspace.id, status="pending").update(status="discarded")
         row = await StateVersion.create(
             id=ids.make("sv"),
@@ -515,5 +516,18 @@ async def may_run_read(principal: Principal, workspace_id: str) -> bool:
 
 
 async def delete_for_workspace(workspace_id: str) -> None:
+    """Removes all rows; the current state is kept, for whoever deleted the wrong workspace."""
+    last = await current(workspace_id)
+    if last is not None:
+        await KeptState.create(
+            id=last.id,
+            workspace_id=workspace_id,
+            serial=last.serial_in_bytes,
+            lineage=last.lineage_in_bytes,
+            md5=last.md5,
+            sha256=last.sha256,
+            key=last.key,
+            size=last.size,
+        )
     await StateOutput.filter(workspace_id=workspace_id).delete()
     await StateVersion.filter(workspace_id=workspace_id).delete()

@@ -53,6 +53,27 @@ class StateVersion(Model):
         return self.lineage if self.bytes_lineage is None else self.bytes_lineage
 
 
+class KeptState(Model):
+    """The last state of a workspace that was deleted, or one that came late and waited; no API reaches it.
+
+    The bytes lie sealed in the store at `key`. The id is the one it had.
+    """
+
+    id = fields.CharField(primary_key=True, max_length=40)
+    workspace_id = fields.CharField(max_length=40, db_index=True)
+    serial = fields.BigIntField()
+    lineage = fields.CharField(max_length=255, default="")
+    md5 = fields.CharField(max_length=32)
+    sha256 = fields.CharField(max_length=64)
+    key = fields.CharField(max_length=200)
+    size = fields.BigIntField()
+    is_late = fields.BooleanField(default=False)  #: it was never current
+    kept_at = fields.DatetimeField(auto_now_add=True, db_index=True)
+
+    class Meta:
+        table = "kept_state"
+
+
 class StateOutput(Model):
     """An output of a state. `value` is JSON, sealed under `output <id>`."""
 

@@ -6,8 +6,10 @@ from typing import Any
 from tortoise.exceptions import IntegrityError
 
 from terrapod_server.kit.call import Services
+from terrapod_server.kit.database import in_transaction
 from terrapod_server.variables import rules
 from terrapod_server.variables.model import Variable
+from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound
 from terrapod_shared.variables import refusal
@@ -49,17 +51,19 @@ async def create(services: Services, workspace_id: str, values: Mapping[str, Any
     _check(key, category, text)
     identity = ids.make("var")
     try:
-        row = await Variable.create(
-            id=identity,
-            workspace_id=workspace_id,
-            key=key,
-            category=category,
-            value=services.cipher.seal(text.encode(), f"variable {identity}"),
-            description=values.get("description") or "",
-            hcl=values.get("hcl", False),
-            sensitive=values.get("sensitive", False),
-            version_id=ids.tail(),
-        )
+        async with in_transaction():
+            await workspaces.held(workspace_id)
+            row = await Variable.create(
+                id=identity,
+                workspace_id=workspace_id,
+                key=key,
+                category=category,
+                value=services.cipher.seal(text.encode(), f"variable {identity}"),
+                description=values.get("description") or "",
+                hcl=values.get("hcl", False),
+                sensitive=values.get("sensitive", False),
+                version_id=ids.tail(),
+            )
     except IntegrityError:
         raise _taken(key, category) from None
     return opened(services, [row])[0]

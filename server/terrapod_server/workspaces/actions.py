@@ -13,7 +13,7 @@ from terrapod_server.kit.call import Principal, Services
 from terrapod_server.kit.database import in_transaction
 from terrapod_server.kit.reads import Reader, Record, Where
 from terrapod_server.workspaces import rules
-from terrapod_server.workspaces.model import RemoteStateConsumer, Workspace, WorkspaceLabel
+from terrapod_server.workspaces.model import DeletedWorkspace, RemoteStateConsumer, Workspace, WorkspaceLabel
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound
 
@@ -170,9 +170,7 @@ def with_labels(labels: Mapping[str, str], more: Mapping[str, str | None]) -> di
 async def relabel(workspace: Workspace, change: Callable[[Workspace], dict[str, str]]) -> None:
     """Changes the labels that are there by then: others may change them too. What `change` raises leaves all as it is."""
     async with in_transaction():
-        now = await Workspace.select_for_update().get_or_none(id=workspace.id)
-        if now is None:
-            raise NotFound
+        now = await held(workspace.id)
         now.labels, now.updated_at = change(now), clock.now()
         await now.save(update_fields=["labels", "updated_at"])
         await _write_labels(now.id, now.labels)
@@ -218,29 +216,55 @@ def locked(workspace: Workspace, verb: str) -> Conflict:
     return Conflict(f"cannot {verb}: workspace {workspace.name} is locked by Run {workspace.run_lock_id}")
 
 
-async def delete(services: Services, workspace: Workspace, *, force: bool) -> None:
-    """Removes the workspace, all rows about it and its files. Raises Conflict while a run is active."""
-    for ask in services.before_workspace_deleted:
-        await ask(services, workspace.id, force)
+async def held(workspace_id: str) -> Workspace:
+    """The workspace under its row lock: until the transaction ends nobody changes or deletes it. Raises NotFound."""
+    found = await Workspace.select_for_update().get_or_none(id=workspace_id)
+    if found is None:
+        raise NotFound
+    return found
+
+
+async def delete(services: Services, workspace: Workspace, principal: Principal, *, only_empty: bool = False) -> None:
+    """Removes the workspace with all rows about it; its runs end, whatever they wait for.
+
+    Its last state is kept for a while where no API reaches it. `only_empty`
+    refuses with Conflict while it is locked or its state has resources. Raises
+    Conflict while a run may be changing what the workspace manages.
+    """
+    topics: set[str] = set()
     async with in_transaction():
+        now = await held(workspace.id)
+        if only_empty:
+            _check_empty(now)
+        for ask in services.before_workspace_deleted:
+            await ask(now)
         for tell in services.on_workspace_deleted:
-            await tell(workspace.id)
-        await WorkspaceLabel.filter(workspace_id=workspace.id).delete()
-        await RemoteStateConsumer.filter(workspace_id=workspace.id).delete()
-        await RemoteStateConsumer.filter(consumer_id=workspace.id).delete()
-        await Workspace.filter(id=workspace.id).delete()
-    await services.store.delete_prefix(f"workspaces/{workspace.id}/")
+            topics |= await tell(now.id) or set()
+        await WorkspaceLabel.filter(workspace_id=now.id).delete()
+        await RemoteStateConsumer.filter(workspace_id=now.id).delete()
+        await RemoteStateConsumer.filter(consumer_id=now.id).delete()
+        await DeletedWorkspace.create(
+            id=now.id,
+            name=now.name,
+            deleted_by_id=principal.id,
+            deleted_by_name=principal.name,
+            sweep_at=clock.now(),
+        )
+        await Workspace.filter(id=now.id).delete()
+    log.info("workspace %s (%s) was deleted by %s", now.name, now.id, principal.name)
+    try:
+        await services.bus.publish(*sorted(topics))
+        await services.clear_deleted(services, now.id)
+    except Exception:  # it is gone, and a job removes what is left
+        log.exception("workspace %s is deleted, and its files could not be removed yet", now.id)
 
 
-async def safe_delete(services: Services, workspace: Workspace) -> None:
-    """Deletes only what holds nothing: raises Conflict while locked or while the state has resources."""
-    now = await get(workspace.id)
-    if now.locked or now.run_lock_id:
-        raise locked(now, "delete")
-    if now.resource_count:
-        message = f"workspace {now.name} still manages {now.resource_count} resources"
+def _check_empty(workspace: Workspace) -> None:
+    if workspace.locked or workspace.run_lock_id:
+        raise locked(workspace, "delete")
+    if workspace.resource_count:
+        message = f"workspace {workspace.name} still manages {workspace.resource_count} resources"
         raise Conflict(message)
-    await delete(services, now, force=False)
 
 
 async def change_consumers(workspace_id: str, *, add: Iterable[str] = (), remove: Iterable[str] | None = ()) -> None:

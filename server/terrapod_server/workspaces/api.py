@@ -363,13 +363,13 @@ async def update(call: Call) -> Workspace:
 
 
 async def delete(call: Call) -> None:
-    """Remove the workspace with its state; 409 while a run is active."""
-    await actions.delete(call.services, await find(call), force=call.flag("force"))
+    """Remove the workspace; 409 while a run applies. Runs that plan or wait end; the last state is kept, out of reach."""
+    await actions.delete(call.services, await find(call), call.principal)
 
 
 async def safe_delete(call: Call) -> None:
     """Remove the workspace if its state holds nothing."""
-    await actions.safe_delete(call.services, await find(call))
+    await actions.delete(call.services, await find(call), call.principal, only_empty=True)
 
 
 async def lock(call: Call) -> Workspace:

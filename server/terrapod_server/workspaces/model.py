@@ -1,5 +1,6 @@
 """Tables of workspaces. Labels stand twice: on the row to be shown, in a table to be searched."""
 
+from datetime import datetime
 from typing import Any
 
 from tortoise import fields
@@ -64,6 +65,23 @@ class Workspace(Model):
 
     class Meta:
         table = "workspace"
+
+
+class DeletedWorkspace(Model):
+    """A workspace that is gone, while files of it may be left or its last state is kept.
+
+    `sweep_at` is when files are looked for next; null: never again.
+    """
+
+    id = fields.CharField(primary_key=True, max_length=40)
+    name = fields.CharField(max_length=90)
+    deleted_by_id = fields.CharField(max_length=40, default="")
+    deleted_by_name = fields.CharField(max_length=254, default="")
+    deleted_at = fields.DatetimeField(auto_now_add=True)
+    sweep_at: datetime | None = fields.DatetimeField(null=True, db_index=True)
+
+    class Meta:
+        table = "deleted_workspace"
 
 
 class WorkspaceLabel(Model):

@@ -1,0 +1,117 @@
+"""What the deletion of a workspace means for its runs, and what of it is removed later.
+
+The rows of runs go with the workspace. A phase that a listener has been given
+stays, as `gone` and without a run, until its listener has let go of it: what
+the listener asks or sends meanwhile is answered as by a lease that has ended.
+Files go at once and once more later, since what was being written when the
+workspace went may have come behind that.
+"""
+
+import logging
+from datetime import timedelta
+
+from terrapod_server.kit import database
+from terrapod_server.kit.call import Services
+from terrapod_server.runs import queue, states
+from terrapod_server.runs.model import Phase, Run, RunEvent
+from terrapod_server.states.model import KeptState
+from terrapod_server.store import keys
+from terrapod_server.workspaces.model import DeletedWorkspace, Workspace
+from terrapod_shared import clock, wire
+from terrapod_shared.errors import Conflict
+
+log = logging.getLogger(__name__)
+
+#: After this no upload that was under way at the deletion can be open any more.
+_LAST = timedelta(minutes=15)
+#: How often files are looked for while a listener has not let go.
+_AGAIN = timedelta(seconds=10)
+_AT_ONCE = 100
+
+
+async def before_workspace_deleted(workspace: Workspace) -> None:
+    """Raises Conflict where a run may be changing what the workspace manages; under the workspace's row lock."""
+    applying = await Run.filter(workspace_id=workspace.id, status__in=list(states.LOCKING)).order_by("id").first()
+    run_id, what = (applying.id, applying.status.value) if applying else (workspace.run_lock_id, "not settled")
+    if run_id:
+        message = f"workspace {workspace.name} is still being processed by run {run_id}, which is {what}"
+        raise Conflict(message)
+
+
+async def on_workspace_deleted(workspace_id: str) -> set[str]:
+    """Removes the runs, whatever they wait for; topics that tell the listeners which plan for them."""
+    if database.is_postgres():  # a claim that is under way is waited for; later ones pass these rows over
+        await database.query(
+            "WITH one AS (SELECT id FROM run_phase WHERE workspace_id = $1 FOR UPDATE) SELECT count(*) FROM one",
+            [workspace_id],
+        )
+    told = await database.query(
+        f"""
+        WITH one AS (SELECT 1)
+        UPDATE run_phase SET lease_state = 'gone', lease_until = {queue.clock_sql()} + {wire.LEASE_S}
+        WHERE workspace_id = $1 AND lease_state IN ('offered', 'leased') RETURNING lease_listener_id
+        """,  # noqa: S608  only our own numbers are put in
+        [workspace_id],
+    )
+    await Phase.filter(workspace_id=workspace_id).exclude(lease_state="gone").delete()
+    await RunEvent.filter(workspace_id=workspace_id).delete()
+    await Run.filter(workspace_id=workspace_id).delete()
+    return {f"workspace:{workspace_id}", *(queue.lapsed(row["lease_listener_id"]) for row in told)}
+
+
+async def clear(services: Services, workspace_id: str) -> None:
+    """Removes the files of a deleted workspace, but for the states that are kept of it."""
+    row = await DeletedWorkspace.get_or_none(id=workspace_id)
+    if row is None:
+        return
+    kept = {state.key for state in await KeptState.filter(workspace_id=workspace_id)}
+    await _remove(services, keys.workspace(workspace_id), kept)
+    now, last = clock.now(), row.deleted_at + _LAST
+    following = last if now < last else None
+    if await Phase.exists(workspace_id=workspace_id):
+        following = now + _AGAIN
+    await DeletedWorkspace.filter(id=workspace_id).update(sweep_at=following)
+
+
+async def _remove(services: Services, prefix: str, kept: set[str]) -> None:
+    """All below a prefix; what is kept lies in the same folders as what is not."""
+    if not kept:
+        await services.store.delete_prefix(prefix)
+        return
+    full = {_folder(prefix, key) for key in kept}
+    found = await services.store.keys(prefix)
+    for folder in sorted({_folder(prefix, key) for key in found} - full):
+        await services.store.delete_prefix(folder)
+    for key in found:
+        if key not in kept and _folder(prefix, key) in full:
+            await services.store.delete(key)
+
+
+def _folder(prefix: str, key: str) -> str:
+    return prefix + key.removeprefix(prefix).partition("/")[0] + "/"
+
+
+async def sweep(services: Services) -> None:
+    """Lets go of phases whose listener has, then of files, then of states that were kept for long enough."""
+    await database.query(
+        f"""
+        WITH one AS (SELECT 1)
+        DELETE FROM run_phase WHERE lease_state = 'gone' AND lease_until < {queue.clock_sql()} RETURNING id
+        """  # noqa: S608  as above
+    )
+    for row in await DeletedWorkspace.filter(sweep_at__lte=clock.now()).order_by("sweep_at").limit(_AT_ONCE):
+        await clear(services, row.id)
+    until = clock.now() - timedelta(days=services.config.retention.deleted_days)
+    for kept in await KeptState.filter(kept_at__lt=until).limit(_AT_ONCE):
+        await services.store.delete(kept.key)
+        await KeptState.filter(id=kept.id).delete()
+        log.info(
+            "the state of the deleted workspace %s, serial %d, is removed for good", kept.workspace_id, kept.serial
+        )
+    await database.query(
+        """
+        WITH one AS (SELECT 1)
+        DELETE FROM deleted_workspace WHERE sweep_at IS NULL
+            AND NOT EXISTS (SELECT 1 FROM kept_state k WHERE k.workspace_id = deleted_workspace.id) RETURNING id
+        """
+    )

@@ -1,0 +1,17 @@
+from tortoise import migrations
+from tortoise.migrations import operations as ops
+from tortoise import fields
+
+
+class Migration(migrations.Migration):
+    dependencies = [("terrapod", "0012_announced_states"), ("terrapod", "0012_encryption_keys")]
+
+    initial = False
+
+    operations = [
+        ops.AddField(
+            model_name="StateVersion",
+            name="resources_error",
+            field=fields.CharField(null=True, max_length=255),
+        ),
+    ]

@@ -7,13 +7,16 @@ grammar is the parser's business.
 """
 
 import codecs
-from collections.abc import Callable, Iterator
+import re
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, islice
 
 SLICE = 64 << 10
-_BRACKETS = b"[]{}"
-_NO_BRACKET = bytes(set(range(256)) - set(_BRACKETS))
+BRACKET = re.compile(rb"[\[\]{}]")
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = [{0x5B: 1, 0x7B: 1, 0x5D: -1, 0x7D: -1}.get(byte, 0) for byte in range(256)]
 #: A byte of a number becomes `0`, any other a blank.
 _NUMBERS = bytes(0x30 if byte in b"0123456789+-.eE" else 0x20 for byte in range(256))
@@ -37,22 +40,43 @@ class Bounds:
     values: int = 1 << 60  #: commas and opening brackets
 
 
-@dataclass(frozen=True)
+@dataclass
 class Slice:
     """Some of a document, cut at its quotes."""
 
     data: bytes
-    pieces: list[bytes]  #: as long as what lies between the quotes, with escapes masked
+    pieces: list[bytes]  #: what lies between the quotes, with escapes masked by as many bytes
     inside: bool  #: whether the first piece is inside a text
-    least: int  #: the least depth in it
-    depth: int  #: at its end
+    levels: list[int]  #: the depth at its beginning, and after each bracket
 
-    def original(self) -> Iterator[bytes]:
-        """The pieces as they are in the document."""
-        at = 0
-        for piece in self.pieces:
-            yield self.data[at : at + len(piece)]
-            at += len(piece) + 1
+    @property
+    def depth(self) -> int:
+        """The depth at its end."""
+        return self.levels[-1]
+
+    @cached_property
+    def least(self) -> int:
+        """The least depth in it."""
+        return min(self.levels)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Where each piece begins."""
+        return list(accumulate((len(piece) + 1 for piece in self.pieces), initial=0))
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        """How many brackets there are up to the end of each piece that is outside of texts."""
+        outside = self.pieces[self.inside :: 2]
+        return list(accumulate(len(piece.translate(None, _NO_BRACKET)) for piece in outside))
+
+    def bracket(self, number: int) -> tuple[int, int]:
+        """In which piece the bracket is, of which `number - 1` stand before it, and where in the piece."""
+        index = bisect_left(self._counts, number)
+        before = self._counts[index - 1] if index else 0
+        index = 2 * index + self.inside
+        found = next(islice(BRACKET.finditer(self.pieces[index]), number - before - 1, None))
+        return index, found.start()
 
 
 class Scanner:
@@ -93,7 +117,7 @@ class Scanner:
         inside = self._inside
         self._inside = inside ^ (len(pieces) % 2 == 0)
         outside = b'"'.join(pieces[inside::2])
-        least = self._brackets(outside)
+        levels = self._brackets(outside)
         self._numbers(outside, inside)
         self._texts(pieces, inside)
         if self._bounds.values < 1 << 60:
@@ -101,7 +125,7 @@ class Scanner:
             if self._values > self._bounds.values:
                 self._over(f"more than {self._bounds.values} values")
         if self._watch is not None:
-            self._watch(Slice(data, pieces, inside, least, self._depth))
+            self._watch(Slice(data, pieces, inside, levels))
 
     def _over(self, bound: str) -> None:
         self.beyond = self.beyond or bound
@@ -117,18 +141,16 @@ class Scanner:
             data, masked, self._escape = data[:-1], masked[:-1], b"\\"
         return data, masked.replace(b'\\"', b"__").split(b'"')  # as long as the data
 
-    def _brackets(self, outside: bytes) -> int:
-        """Follows the depth; the least one in this slice."""
+    def _brackets(self, outside: bytes) -> list[int]:
+        """The depth at the beginning, and after each bracket."""
         brackets = outside.translate(None, _NO_BRACKET)
-        if not brackets:
-            return self._depth
         levels = list(accumulate(map(_STEPS.__getitem__, brackets), initial=self._depth))
-        least, self._depth = min(levels), levels[-1]
-        if least < 0:
+        self._depth = levels[-1]
+        if min(levels) < 0:
             raise Malformed("a bracket is closed that was not opened")
         if max(levels) > self._bounds.depth:
             self._over(f"nesting deeper than {self._bounds.depth} levels")
-        return least
+        return levels
 
     def _numbers(self, outside: bytes, inside: bool) -> None:
         marks = outside.translate(_NUMBERS)
@@ -136,7 +158,8 @@ class Scanner:
             marks = b"0" * self._number + marks
         if self._too_long in marks:
             self._over(f"a number of more than {self._bounds.number} characters")
-        self._number = 0 if self._inside else len(marks) - len(marks.rstrip(b"0"))
+        run = 0 if self._inside else len(marks) - len(marks.rstrip(b"0"))
+        self._number = min(run, self._bounds.number + 1)
 
     def _texts(self, pieces: list[bytes], inside: bool) -> None:
         """A text that lies within one slice is short enough."""

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from terrapod_server.kit.worker import FAILED, FRAME_MOST, LENGTH, NO_MEMORY, OK
 
@@ -56,9 +56,10 @@ class Workers:
                         raise Died(_failure(state, text))
                 is_well = True
             except (asyncio.IncompleteReadError, ConnectionError):
+                code = await process.wait()
                 if (error := await _ended(feeding)) is not None:
                     raise error from None
-                raise Died(self._death(await process.wait())) from None
+                raise Died(self._death(code)) from None
             except TimeoutError:
                 raise Died("took too long") from None
             finally:
@@ -124,19 +125,30 @@ async def _feed(process: Process, work: str, documents: tuple[AsyncIterator[byte
     assert pipe is not None  # noqa: S101  it was asked for
     try:
         for document in (_once(f"{work} {len(documents)}".encode()), *documents):
-            async for chunk in document:
-                for at in range(0, len(chunk), FRAME_MOST):
-                    part = chunk[at : at + FRAME_MOST]
-                    pipe.writelines((LENGTH.pack(len(part)), part))
-                    await pipe.drain()
+            async with _closed(document):
+                async for chunk in document:
+                    for at in range(0, len(chunk), FRAME_MOST):
+                        part = chunk[at : at + FRAME_MOST]
+                        pipe.writelines((LENGTH.pack(len(part)), part))
+                        await pipe.drain()
             pipe.write(LENGTH.pack(0))
         await pipe.drain()
     except ConnectionError:
         pass  # it has ended: whoever reads its answer sees why
-    except BaseException:
+    except Exception:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         raise
+
+
+@contextlib.asynccontextmanager
+async def _closed(document: AsyncIterator[bytes]) -> AsyncIterator[None]:
+    """Ends a document that is not read to its end here and now: it may hold a file open."""
+    try:
+        yield
+    finally:
+        if isinstance(document, AsyncGenerator):
+            await document.aclose()
 
 
 async def _ended(feeding: asyncio.Task[None]) -> BaseException | None:

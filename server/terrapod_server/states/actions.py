@@ -198,7 +198,7 @@ async def _take(
 ) -> StateVersion:
     fresh = f"{keys.state(row.workspace_id, row.id)}.{ids.tail()}"
     try:
-        stored, summary = await intake.store(services.store, fresh, chunks, row.md5)
+        stored, summary = await intake.store(services, fresh, chunks, row.md5)
         _compare(row, summary, delivered=delivered)
         outputs = await intake.THREADS.run(_outputs, services, row, summary)
     except BaseException:

@@ -8,7 +8,7 @@ All bytes pass a scanner, which judges them before a C parser sees them. What
 terraform has written is kept whatever it holds: a state that is over a bound,
 or whose resources are none, has a summary without them, with the reason. Up to
 `WHOLE_MOST` it is decoded in one piece by types that name what is wanted and
-skip the rest; of a larger one only its skeleton is.
+skip the rest; a larger one is so some resources at a time.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from terrapod_server.kit.jsonscan import Bounds, Malformed, Scanner, check
+from terrapod_server.kit.jsonscan import Bounds, Malformed, Scanner, Slice, check
 from terrapod_server.states.skeleton import EVERYTHING, Skeleton
 
 #: A larger value of an output is in the state only, and so are those that come when the second number is used up.
@@ -37,10 +37,10 @@ WHOLE_MOST = 32 << 20
 _BOUNDS = Bounds(DEPTH_MOST, NUMBER_MOST)
 #: Texts of an output's value may be large, and are not looked into.
 _OUTPUT_BOUNDS = Bounds(DEPTH_MOST, OUTPUT_NUMBER_MOST)
-#: How much of outputs without their values, and of the resources of a large state, may be kept.
+#: How much of outputs without their values, and of the outputs or one resource of a large state, may be kept.
 _NAMES_MOST, _KEPT_MOST = 4 << 20, WHOLE_MOST
 _OUTPUT_NAMES = {"outputs": 3}
-_LARGE = {"outputs": EVERYTHING, "resources": 4}
+_LARGE = {"outputs": EVERYTHING, "resources": EVERYTHING}
 _BLOCK = 256 << 10
 _TEXT_MOST = 255
 _SERIAL_DIGITS = 19
@@ -134,7 +134,7 @@ class _Reading:
         self._whole: bytearray | None = bytearray()  #: all of it, while it is small enough
         self._names = Skeleton(_OUTPUT_NAMES, _NAMES_MOST)
         self._large: Skeleton | None = None
-        self._scanner = Scanner(_BOUNDS, self._names.watch)
+        self._scanner = Scanner(_BOUNDS, self._watch)
         self._reason = reason
 
     def read(self, source: Any) -> Summary:
@@ -161,18 +161,20 @@ class _Reading:
         self._reason = self._reason or (f"the state has {self._scanner.beyond}" if self._scanner.beyond else "")
         if self._reason:
             self._whole = self._large = None
-        elif self._large is not None:
-            self._large_scanner.feed(chunk)
         elif self._whole is not None:
             self._whole += chunk
             if len(self._whole) > WHOLE_MOST:
-                self._large = Skeleton(_LARGE, _KEPT_MOST, "resources", self._batch)
-                self._large_scanner = Scanner(_BOUNDS, self._large.watch)
-                self._large_scanner.feed(bytes(self._whole))
-                self._whole = None
+                large = Skeleton(_LARGE, _KEPT_MOST, "resources", self._batch)
+                Scanner(_BOUNDS, large.watch).feed(bytes(self._whole))
+                self._whole, self._large = None, large
+
+    def _watch(self, part: Slice) -> None:
+        self._names.watch(part)
+        if self._large is not None:
+            self._large.watch(part)
 
     def _batch(self, raw: bytes) -> None:
-        if not self._reason:
+        if not self._reason and not self._scanner.beyond:
             try:
                 self._counts.add(_decoded(_RESOURCES, raw))
             except _Unfit as error:

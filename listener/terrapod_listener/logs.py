@@ -10,7 +10,9 @@ import logging
 import os
 from pathlib import Path
 
-from terrapod_listener.client import PASSING, Server, pause_s
+import msgspec
+
+from terrapod_listener.client import Server, pause_s
 from terrapod_listener.masking import Masker
 from terrapod_shared import errors, wire
 
@@ -131,7 +133,7 @@ class Spool:
             try:
                 await self._chunk()
                 attempt = 0
-            except PASSING as error:
+            except (errors.Unavailable, errors.Internal, errors.BadGateway, errors.TooManyRequests) as error:
                 log.warning("the log of %s waits: %s", self._work.run_id, error.detail)
                 await asyncio.sleep(pause_s(attempt))
                 attempt += 1
@@ -151,7 +153,7 @@ class Spool:
                 raise
             self._sent, self._ask = expected - self._base, False
             return
-        following = self._server.read(answer, wire.LogAnswer).next_offset
+        following = msgspec.json.decode(answer.content, type=wire.LogAnswer).next_offset
         if self._ask and following > offset:  # a power cut took the end of the file, which the server has
             self._base += following - offset
         self._ask, self._sent = False, following - self._base

@@ -11,6 +11,7 @@ import pytest
 from tortoise import Tortoise, connections
 from tortoise.migrations.autodetector import MigrationAutodetector
 
+from kit.schema import structure
 from kit.serving import Running
 from terrapod_server import app
 from terrapod_server.access import actions as access
@@ -123,12 +124,12 @@ async def test_a_new_database_has_the_schema_that_all_migrations_lead_to(empty_u
     try:
         await Tortoise.generate_schemas(safe=True)  # cut off before it was noted, and done again
         await database.migrate()
-        made = await _structure()
+        made = await structure()
         noted = await database.query("SELECT name FROM tortoise_migrations ORDER BY name")
         await _drop_all()
         await database.migrate("0001_initial")
         await database.migrate()
-        assert made == await _structure()
+        assert made == await structure()
         assert noted == await database.query("SELECT name FROM tortoise_migrations ORDER BY name")
         assert len(noted) >= 10
     finally:
@@ -193,34 +194,6 @@ def test_no_absolute_path_of_a_machine(forbidden: str) -> None:
         for file in (ROOT / folder).rglob("*"):
             if file.suffix in (".py", ".md", ".toml"):
                 assert forbidden not in file.read_text(), file
-
-
-async def _structure() -> set[tuple[Any, ...]]:
-    """Columns with type, null and default; indexes, unique ones too; triggers. Not how the text of a table is spaced."""
-    client = connections.get("default")
-    if database.is_postgres():
-        questions = [
-            (
-                "SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, column_default "
-                "FROM information_schema.columns WHERE table_schema = 'public'"
-            ),
-            "SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public'",
-            "SELECT conrelid::regclass::text AS of, pg_get_constraintdef(oid) AS word FROM pg_constraint",
-            "SELECT tgrelid::regclass::text AS of, tgname FROM pg_trigger",
-        ]
-    else:
-        questions = [
-            (
-                'SELECT m.name AS of, p.name, p.type, p."notnull", p.dflt_value, p.pk '
-                "FROM sqlite_master m, pragma_table_info(m.name) p WHERE m.type = 'table'"
-            ),
-            (
-                'SELECT m.name AS of, i."unique", i.partial, (SELECT group_concat(c.name) FROM pragma_index_info(i.name) c) AS columns '
-                "FROM sqlite_master m, pragma_index_list(m.name) i WHERE m.type = 'table'"
-            ),
-            "SELECT type, tbl_name, sql FROM sqlite_master WHERE type <> 'table'",
-        ]
-    return {tuple(row.values()) for question in questions for row in await client.execute_query_dict(question)}
 
 
 async def _drop_all() -> None:

@@ -14,7 +14,7 @@ from terrapod_server.kit import database
 from terrapod_server.kit.call import Call, Principal, Services
 from terrapod_server.kit.reads import Reader
 from terrapod_shared import clock, signing, wire
-from terrapod_shared.errors import NotFound, ProtocolMismatch, SeenBefore, Unauthorized, UnknownListener
+from terrapod_shared.errors import NotFound, ProtocolMismatch, TerrapodError, Unauthorized
 
 NONCE_S = 120
 _READER = Reader(Listener)
@@ -24,7 +24,11 @@ _seen: dict[str, float] = {}
 
 async def authenticate(request: Request, _services: Services) -> Principal:
     """Who signed the request. Raises Unauthorized, ClockSkew, ProtocolMismatch, and NotFound for another's path."""
-    row, verified = await verify_once(request)
+    try:
+        row, verified = await verify_once(request)
+    except TerrapodError as error:
+        error.headers.setdefault(wire.PROTOCOL_HEADER, str(wire.PROTOCOL))
+        raise
     request.state.listener = row
     request.state.digest = verified.content_digest
     request.state.is_late = row.certificate_until < clock.now()
@@ -42,17 +46,10 @@ async def verify_once(request: Request) -> tuple[Listener, signing.Verified]:
 
 
 def check_protocol(request: Request) -> None:
-    """An older listener ends what it has, and takes nothing new. Raises ProtocolMismatch with the versions that are taken."""
-    takes_work = request.url.path.rstrip("/").endswith("/runs/next")
-    least = wire.PROTOCOL if takes_work else wire.PROTOCOL_LEAST
-    said = request.headers.get(wire.PROTOCOL_HEADER, "")
-    if said not in {str(number) for number in range(least, wire.PROTOCOL + 1)}:
-        what = "takes no new work: upgrade it" if said == str(wire.PROTOCOL_LEAST) else "is not understood here"
-        error = ProtocolMismatch(
-            f"this server speaks version {wire.PROTOCOL} of the listener protocol; a listener of version"
-            f" {said[:10] or '?'} {what}"
-        )
-        error.meta = {"least": least, "most": wire.PROTOCOL}
+    if request.headers.get(wire.PROTOCOL_HEADER, "") != str(wire.PROTOCOL):
+        error = ProtocolMismatch(f"this server speaks version {wire.PROTOCOL} of the listener protocol")
+        error.headers[wire.PROTOCOL_HEADER] = str(wire.PROTOCOL)
+        error.meta = {"least": wire.PROTOCOL, "most": wire.PROTOCOL}
         raise error
 
 
@@ -64,7 +61,7 @@ async def verify(request: Request) -> tuple[Listener, signing.Verified]:
         record = await _READER.one('t."id" = $1', key_id)
         if record is None:
             message = "this listener is not known here: join again"
-            raise UnknownListener(message)
+            raise NotFound(message)
         found.append(record.row)
         return Ed25519PublicKey.from_public_bytes(base64.b64decode(record.row.public_key))
 
@@ -111,7 +108,7 @@ async def _spend(nonce: str) -> None:
         )
     if not fresh:
         message = "this signed request was seen before"
-        raise SeenBefore(message)
+        raise Unauthorized(message)
 
 
 def body(call: Call) -> AsyncIterator[bytes]:

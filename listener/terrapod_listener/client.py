@@ -1,15 +1,21 @@
-"""The server as the listener sees it: signed requests, errors raised again, pauses that grow."""
+"""The server as the listener sees it: signed requests, errors raised again, pauses that grow.
+
+Whatever is not recognisably the server's answer has decided nothing
+(`answers`): a proxy's 404 ends no run, and its 200 frees no state.
+"""
 
 import asyncio
 import hashlib
 import logging
+import math
 import random
 import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -17,12 +23,20 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from terrapod_listener.identity import Identity
-from terrapod_shared import errors, signing, wire
+from terrapod_shared import answers, errors, signing, wire
 
 log = logging.getLogger(__name__)
 _CHUNK = 256 << 10
 _PAUSE_MOST_S = 30.0
 _EMPTY = hashlib.sha256(b"").digest()
+_GOOD = range(200, 300)
+#: The largest message is work, with the variables in it.
+_ANSWER_MOST = 512 << 20
+#: Of what nothing shows to be the server's, enough is read for an error document.
+_FOREIGN_MOST = 64 << 10
+#: Bytes that are not those that were asked for are fetched so often: a connection that is cut in the middle is not always seen.
+_WRONG_MOST = 4
+_M = TypeVar("_M", bound=wire.Message)
 
 
 def tls(ca_pem: str) -> ssl.SSLContext:
@@ -45,8 +59,23 @@ async def digest_of(path: Path) -> bytes:
     return await asyncio.to_thread(read)
 
 
-#: Refusals that are over soon; a clock may jump again before the second try.
-_PASSING = (errors.Unavailable, errors.Internal, errors.TooManyRequests, errors.ClockSkew)
+#: What is over some time: the request is made again. A clock may jump again before the second try, and a server of an
+#: older version is upgraded one day.
+PASSING = (
+    errors.Unavailable, errors.Internal, errors.BadGateway, errors.TooManyRequests, errors.ClockSkew, errors.SeenBefore,
+    errors.ProtocolMismatch,
+)  # fmt: skip
+#: Who the listener is does not count any more: somebody has to join it again, and its work is kept for that.
+STRANGER = (errors.Unauthorized, errors.UnknownListener)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A success of the server, all of it here."""
+
+    status_code: int
+    headers: httpx.Headers
+    content: bytes
 
 
 class Standing:
@@ -120,8 +149,8 @@ class Server:
         file: Path | None = None,
         lease: int = 0,
         timeout_s: float = 30.0,
-    ) -> httpx.Response:
-        """One request. Raises the server's error, or Unavailable where it cannot be reached."""
+    ) -> Answer:
+        """One request. Raises the server's error, Unavailable where it cannot be reached, Foreign where another answers."""
         digest = await digest_of(file) if file else hashlib.sha256(body).digest() if body else _EMPTY
         for attempt in range(2):
             headers = self._headers(method, path, digest, lease, None)
@@ -129,46 +158,89 @@ class Server:
                 headers["Content-Length"] = str((await asyncio.to_thread(file.stat)).st_size)
             content: Any = _read(file) if file else body
             try:
-                answer = await self._http.request(
+                async with self._http.stream(
                     method, path, content=content, headers=headers, timeout=httpx.Timeout(timeout_s, connect=10.0)
-                )
+                ) as response:
+                    answer = await self._answer(response)
             except (httpx.HTTPError, ssl.SSLError) as error:
                 raise errors.Unavailable(
                     f"{self.identity.kept.server} cannot be reached: {str(error) or type(error).__name__}"
                 ) from None
-            if answer.status_code < 400:  # noqa: PLR2004
+            except (errors.ClockSkew, errors.SeenBefore) as error:
+                if attempt:
+                    raise
+                if isinstance(error, errors.ClockSkew):
+                    self._set_clock(error)
+            else:
                 return answer
-            error_ = error_of(answer.status_code, answer.content)
-            if isinstance(error_, errors.ClockSkew) and attempt == 0:
-                self._set_clock(error_)
-                continue
-            raise error_
         raise errors.Unavailable("the clocks do not agree")
+
+    async def _answer(self, response: httpx.Response) -> Answer:
+        """The whole of a success. Raises the error that it says otherwise."""
+        is_servers = answers.is_servers(response.headers)
+        content = await _some(response, _ANSWER_MOST if is_servers else _FOREIGN_MOST)
+        if response.status_code in _GOOD and is_servers and content is not None:
+            return Answer(response.status_code, response.headers, content)
+        raise self._refusal(response, content or b"")
+
+    def _refusal(self, response: httpx.Response, content: bytes) -> errors.TerrapodError:
+        server = self.identity.kept.server
+        error = answers.error_of(server, response.status_code, response.headers, content)
+        if isinstance(error, errors.ProtocolMismatch):
+            error.detail = mismatch(server, response.headers)
+        return error
+
+    def read(self, answer: Answer, kind: type[_M]) -> _M:
+        """The message. Raises Foreign for what is none: it was cut off, or changed on the way."""
+        try:
+            return msgspec.json.decode(answer.content, type=kind)
+        except msgspec.DecodeError as error:
+            server = self.identity.kept.server
+            raise answers.foreign(server, f"answered with what is no {kind.__name__} ({error})") from None
 
     def _set_clock(self, error: errors.ClockSkew) -> None:
         self.offset_s = float(error.meta.get("server-time", time.time())) - time.time()
         log.warning("this host's clock is %.0f s off the server's", self.offset_s)
 
-    async def persist(self, method: str, path: str, **more: Any) -> httpx.Response:
-        """The same until the server answers: only its refusals are raised."""
-        attempt = 0
+    async def persist(
+        self, method: str, path: str, *, kind: type[_M] | None = None, patience_s: float = math.inf, **more: Any
+    ) -> Answer:
+        """The same until the server answers, or for so long: only its refusals are raised then.
+
+        An answer that is no message of the `kind` is none.
+        """
+        attempt, until = 0, time.monotonic() + patience_s
         while True:
             try:
-                return await self.call(method, path, **more)
-            except (*_PASSING, errors.BadGateway) as error:
+                answer = await self.call(method, path, **more)
+                if kind is not None:
+                    self.read(answer, kind)
+                return answer
+            except PASSING as error:
+                wait_s = pause_s(attempt)
+                if time.monotonic() + wait_s > until:
+                    raise
                 log.warning("%s %s: %s; trying again", method, path.partition("?")[0], error.detail)
-                await asyncio.sleep(pause_s(attempt))
+                await asyncio.sleep(wait_s)
                 attempt += 1
 
     async def download(self, path: str, target: Path, *, lease: int, sha256: str = "") -> str:
-        """Streams to a file and checks its digest; the digest. Raises as `call`, BadGateway for wrong bytes."""
-        attempt = 0
+        """Streams to a file and checks its digest; the digest, once the server has answered.
+
+        Raises its refusals, BadGateway for bytes that are wrong again and again
+        and where the server says itself that an engine's publisher fails it.
+        """
+        attempt = wrong = 0
         while True:
             try:
                 return await self._download(path, target, lease, sha256)
-            except _PASSING as error:
+            except PASSING as error:
                 if isinstance(error, errors.ClockSkew):
                     self._set_clock(error)
+                wrong += isinstance(error, WrongBytes)
+                is_said = isinstance(error, errors.BadGateway) and not isinstance(error, errors.Foreign | WrongBytes)
+                if is_said or wrong == _WRONG_MOST:
+                    raise
                 log.warning("GET %s: %s; trying again", path, error.detail)
                 await asyncio.sleep(pause_s(attempt))
                 attempt += 1
@@ -181,8 +253,8 @@ class Server:
             async with self._http.stream(
                 "GET", path, headers=headers, timeout=httpx.Timeout(60.0, connect=10.0)
             ) as answer:
-                if answer.status_code >= 400:  # noqa: PLR2004
-                    raise error_of(answer.status_code, await answer.aread())
+                if answer.status_code not in _GOOD or not answers.is_servers(answer.headers):
+                    raise self._refusal(answer, await _some(answer, _FOREIGN_MOST) or b"")
                 with part.open("wb") as file:
                     async for chunk in answer.aiter_bytes(_CHUNK):
                         await asyncio.to_thread(_take, file, seen, chunk)
@@ -191,7 +263,7 @@ class Server:
             raise errors.Unavailable(f"the download broke off: {str(error) or type(error).__name__}") from None
         if wanted and seen.hexdigest() != wanted:
             part.unlink()
-            raise errors.BadGateway(f"{path} has the SHA-256 {seen.hexdigest()} and not {wanted}")
+            raise WrongBytes(f"{path} has the SHA-256 {seen.hexdigest()} and not {wanted}")
         part.replace(target)
         return seen.hexdigest()
 
@@ -202,17 +274,20 @@ class Server:
             self.is_told_to_drain = wire.DRAIN_HEADER in answer.headers
             return None
         kept = self.identity.kept
-        signing.verify_work(
-            kept.server_key, kept.listener_id, answer.content, answer.headers.get(wire.WORK_SIGNATURE_HEADER, "")
-        )
-        return msgspec.json.decode(answer.content, type=wire.Work)
+        try:
+            signing.verify_work(
+                kept.server_key, kept.listener_id, answer.content, answer.headers.get(wire.WORK_SIGNATURE_HEADER, "")
+            )
+        except errors.Unauthorized as error:  # who this listener is is not in question
+            raise errors.Foreign(error.detail) from None
+        return self.read(answer, wire.Work)
 
     async def beat(self, message: wire.Beat, wait_s: float = 0.0) -> wire.Pulse:
         path = f"{self.base}/heartbeat?wait={wait_s:g}"
         answer = await self._heartbeat("POST", path, body=msgspec.json.encode(message), timeout_s=wait_s + 15)
-        return msgspec.json.decode(answer.content, type=wire.Pulse)
+        return self.read(answer, wire.Pulse)
 
-    async def _heartbeat(self, method: str, path: str, **more: Any) -> httpx.Response:
+    async def _heartbeat(self, method: str, path: str, **more: Any) -> Answer:
         try:
             answer = await self.call(method, path, **more)
         except errors.TerrapodError as error:
@@ -223,10 +298,11 @@ class Server:
 
     async def report(self, run_id: str, message: wire.Report, lease: int) -> wire.Reported:
         path = f"{self.base}/runs/{run_id}"
-        answer = await self.persist("PATCH", path, body=msgspec.json.encode(message), lease=lease)
+        body = msgspec.json.encode(message)
+        answer = await self.persist("PATCH", path, kind=wire.Reported, body=body, lease=lease)
         if message.status not in ("planning", "applying"):
             self.standing.ended[message.phase, message.status] += 1
-        return msgspec.json.decode(answer.content, type=wire.Reported)
+        return self.read(answer, wire.Reported)
 
 
 async def _read(path: Path) -> AsyncIterator[bytes]:
@@ -240,9 +316,23 @@ def _take(file: Any, seen: Any, chunk: bytes) -> None:
     file.write(chunk)
 
 
-def error_of(status: int, body: bytes) -> errors.TerrapodError:
-    try:
-        document = msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        document = None
-    return errors.from_document(status, document)
+async def _some(response: httpx.Response, most: int) -> bytes | None:
+    """The body, None for one that is larger; the rest of it is not read."""
+    found = bytearray()
+    async for chunk in response.aiter_bytes():
+        found += chunk
+        if len(found) > most:
+            return None
+    return bytes(found)
+
+
+def mismatch(server: str, headers: Mapping[str, str]) -> str:
+    """What to do about a server that does not speak this listener's protocol."""
+    theirs = headers.get(wire.PROTOCOL_HEADER, "")
+    is_older = theirs.isascii() and theirs.isdigit() and len(theirs) < 4 and int(theirs) < wire.PROTOCOL  # noqa: PLR2004
+    which = "the server: it comes before its listeners" if is_older else "this listener"
+    return f"{server} speaks version {theirs or '?'} of the listener protocol, this listener {wire.PROTOCOL}: upgrade {which}"
+
+
+class WrongBytes(errors.BadGateway):
+    """What came is not what was asked for."""

@@ -2,8 +2,13 @@
 
 import asyncio
 import base64
+import logging
 import socket
+import ssl
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import msgspec
@@ -11,9 +16,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from terrapod_listener import __version__
-from terrapod_listener.client import Server, error_of, tls
+from terrapod_listener.client import PASSING, Answer, Server, mismatch, pause_s, tls
 from terrapod_listener.identity import Identity, Kept, load, raw_private
-from terrapod_shared import errors, signing, wire
+from terrapod_shared import answers, errors, signing, wire
+from terrapod_shared.client import is_mistrust
+
+log = logging.getLogger(__name__)
+#: A person waits for it.
+_PATIENCE_S = 20.0
+_JOINED = 201
 
 
 class _Wrapped(msgspec.Struct):
@@ -21,7 +32,10 @@ class _Wrapped(msgspec.Struct):
 
 
 async def join(home: Path, server: str, token: str, name: str, ca_file: Path | None) -> Identity:
-    """Makes keys, spends the token, keeps what came back. Raises the server's error."""
+    """Makes keys, spends the token, keeps what came back. Raises the server's error.
+
+    The same request is made again where its answer is lost: the server knows the key that it gave the place to.
+    """
     key, sealing = Ed25519PrivateKey.generate(), X25519PrivateKey.generate()
     name = name or socket.gethostname()
     ca = await asyncio.to_thread(ca_file.read_text, encoding="ascii") if ca_file else ""
@@ -38,14 +52,13 @@ async def join(home: Path, server: str, token: str, name: str, ca_file: Path | N
     if old is not None and old.kept.server == server and old.kept.name == name:
         client = Server(old)  # the old key vouches for the name
         try:
-            answer = (await client.call("POST", path, body=body)).content
+            joined = await _patiently(lambda: _signed(client, path, body))
         except (errors.Unauthorized, errors.NotFound):
-            answer = await _post(server, path, body, ca)
+            joined = await _patiently(lambda: _post(server, path, body, ca))
         finally:
             await client.close()
     else:
-        answer = await _post(server, path, body, ca)
-    joined = msgspec.json.decode(msgspec.json.decode(answer, type=_Wrapped).data, type=wire.Joined)
+        joined = await _patiently(lambda: _post(server, path, body, ca))
     kept = Kept(
         server=server.rstrip("/"),
         name=name,
@@ -62,15 +75,58 @@ async def join(home: Path, server: str, token: str, name: str, ca_file: Path | N
     return identity
 
 
-async def _post(server: str, path: str, body: bytes, ca: str) -> bytes:
+async def _patiently(once: Callable[[], Awaitable[wire.Joined]]) -> wire.Joined:
+    """Again for a while, where the server has not answered. Raises its refusals at once."""
+    attempt, until = 0, time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return await once()
+        except (errors.ProtocolMismatch, errors.TooManyRequests, _Mistrust):
+            raise
+        except PASSING as error:
+            wait_s = pause_s(attempt)
+            if time.monotonic() + wait_s > until:
+                raise
+            log.warning("%s; trying again", error.detail)
+            await asyncio.sleep(wait_s)
+            attempt += 1
+
+
+class _Mistrust(errors.Unavailable):
+    """Whoever is there has no certificate that is trusted."""
+
+
+async def _signed(client: Server, path: str, body: bytes) -> wire.Joined:
+    return _joined(client.identity.kept.server, await client.call("POST", path, body=body))
+
+
+async def _post(server: str, path: str, body: bytes, ca: str) -> wire.Joined:
     async with httpx.AsyncClient(base_url=server, verify=tls(ca), timeout=30.0) as client:
         try:
             answer = await client.post(path, content=body, headers={"Content-Type": "application/json"})
-        except httpx.HTTPError as error:
-            raise errors.Unavailable(f"{server} cannot be reached: {str(error) or type(error).__name__}") from None
-    if answer.status_code >= 400:  # noqa: PLR2004
-        raise error_of(answer.status_code, answer.content)
-    return answer.content
+        except (httpx.HTTPError, ssl.SSLError) as error:
+            kind = _Mistrust if is_mistrust(error) else errors.Unavailable
+            raise kind(f"{server} cannot be reached: {str(error) or type(error).__name__}") from None
+    if answer.status_code != _JOINED or not answers.is_servers(answer.headers):
+        raise answers.error_of(server, answer.status_code, answer.headers, answer.content)
+    return _joined(server, Answer(answer.status_code, answer.headers, answer.content))
+
+
+def _joined(server: str, answer: Answer) -> wire.Joined:
+    if answer.headers.get(wire.PROTOCOL_HEADER) != str(wire.PROTOCOL):
+        log.warning("this listener cannot work yet: %s", mismatch(server, answer.headers))
+    return _unwrapped(server, answer, wire.Joined)
+
+
+_M = TypeVar("_M", bound=wire.Message)
+
+
+def _unwrapped(server: str, answer: Answer, kind: type[_M]) -> _M:
+    """Raises Foreign for an answer that was cut off, or changed on the way."""
+    try:
+        return msgspec.json.decode(msgspec.json.decode(answer.content, type=_Wrapped).data, type=kind)
+    except msgspec.DecodeError as error:
+        raise answers.foreign(server, f"answered with what is no {kind.__name__} ({error})") from None
 
 
 async def renew(server: Server) -> None:
@@ -93,5 +149,5 @@ async def renew(server: Server) -> None:
         except errors.TerrapodError:
             identity.kept = old
             raise
-    renewed = msgspec.json.decode(msgspec.json.decode(answer.content, type=_Wrapped).data, type=wire.Renewed)
+    renewed = _unwrapped(old.server, answer, wire.Renewed)
     identity.save(msgspec.structs.replace(old, key=new, next_key="", certificate=renewed.certificate))

@@ -10,9 +10,7 @@ import logging
 import os
 from pathlib import Path
 
-import msgspec
-
-from terrapod_listener.client import Server, pause_s
+from terrapod_listener.client import PASSING, Server, pause_s
 from terrapod_listener.masking import Masker
 from terrapod_shared import errors, wire
 
@@ -133,7 +131,7 @@ class Spool:
             try:
                 await self._chunk()
                 attempt = 0
-            except (errors.Unavailable, errors.Internal, errors.BadGateway, errors.TooManyRequests) as error:
+            except PASSING as error:
                 log.warning("the log of %s waits: %s", self._work.run_id, error.detail)
                 await asyncio.sleep(pause_s(attempt))
                 attempt += 1
@@ -153,7 +151,7 @@ class Spool:
                 raise
             self._sent, self._ask = expected - self._base, False
             return
-        following = msgspec.json.decode(answer.content, type=wire.LogAnswer).next_offset
+        following = self._server.read(answer, wire.LogAnswer).next_offset
         if self._ask and following > offset:  # a power cut took the end of the file, which the server has
             self._base += following - offset
         self._ask, self._sent = False, following - self._base

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from terrapod_listener import __version__, accept, keeping, limits, plugins, schemas, statefile, terraform, workdir
 from terrapod_listener.applying import Apply
-from terrapod_listener.client import Server
+from terrapod_listener.client import STRANGER, Server
 from terrapod_listener.config import Config
 from terrapod_listener.delivery import Delivery
 from terrapod_listener.hooks import HookFailed, Hooks
@@ -221,7 +221,7 @@ class Job:
                     await self._server.report(self.work.run_id, failed, self.work.lease.number)
             else:
                 await self._server.report(self.work.run_id, failed, self.work.lease.number)
-        except errors.Unauthorized as error:
+        except STRANGER as error:
             log.warning("%s %s waits: %s", self.work.phase, self.work.run_id, error.detail)
             return
         except errors.TerrapodError as error:
@@ -243,13 +243,16 @@ class Job:
                 await self._log.finish()
             with contextlib.suppress(errors.TerrapodError):
                 await self._refuse(str(refusal))
+        except STRANGER as error:
+            log.error("%s %s waits for its listener to join again: %s", work.phase, work.run_id, error.detail)  # noqa: TRY400
+            await self._log.abandon()
+            is_over = work.phase == "plan"
         except (errors.LeaseEnded, errors.NotFound) as error:
             log.warning("%s %s is no longer ours: %s", work.phase, work.run_id, error.detail)
             await self._log.abandon()
         except errors.TerrapodError as error:
             log.error("%s %s could not be ended: %s", work.phase, work.run_id, error.detail)  # noqa: TRY400
             await self._log.abandon()
-            is_over = work.phase == "plan" or not isinstance(error, errors.Unauthorized)
         except asyncio.CancelledError:
             is_over = work.phase == "plan"
             raise

@@ -15,6 +15,8 @@ from terrapod_shared import errors
 
 _LOOK_S = 0.1
 _PUSH_S = 600.0
+#: A server that is started again is waited for.
+_PATIENCE_S = 60.0
 
 
 def find(home: Path, run_id: str) -> tuple[Path, int, dict[str, Any]] | None:
@@ -46,7 +48,8 @@ async def push(home: Path, who: Identity, run_id: str) -> str:
     path, number, mark = found
     server = Server(who)
     try:
-        answer = await server.call("PUT", server.state_path(run_id, mark), file=path, lease=number, timeout_s=_PUSH_S)
+        target = server.state_path(run_id, mark)
+        answer = await server.persist("PUT", target, file=path, lease=number, timeout_s=_PUSH_S, patience_s=_PATIENCE_S)
     except errors.TerrapodError as error:
         spooled = kept.place(home, run_id, number)
         if path == spooled:

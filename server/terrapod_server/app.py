@@ -49,6 +49,7 @@ from terrapod_server.kit.periodic import Job, Periodic
 from terrapod_server.kit.routes import Routes
 from terrapod_server.kit.server import Server
 from terrapod_server.kit.signed import Signer
+from terrapod_server.kit.workers import Workers
 from terrapod_server.mirror import api as mirror_api
 from terrapod_server.mirror import model as mirror_model
 from terrapod_server.registry import api as registry_api
@@ -282,6 +283,7 @@ def build(config: Config) -> App:
         signer=signer,
         addresses=Addresses(config.trusted_proxies, config.forwarded_header),
         limits=Limiter(config.rate_limits),
+        workers=Workers(config.limits.readers, config.limits.reader_bytes),
         guard=Guard(authenticator.bearer, listener_auth.authenticate, levels.level),
         authenticator=authenticator,
         sign_in=SignIn(config.auth, brake),
@@ -379,6 +381,7 @@ class _Life:
         async with contextlib.AsyncExitStack() as ending:
             ending.push_async_callback(database.close)
             ending.push_async_callback(services.store.close)
+            ending.push_async_callback(services.workers.close)
             ending.push_async_callback(services.sign_in.close)
             ending.push_async_callback(services.bus.stop)
             if services.audit is not None:

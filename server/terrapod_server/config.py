@@ -32,12 +32,14 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Limits(Section, frozen=True, kw_only=True):
-    """Greatest sizes of request bodies, in bytes."""
+    """Greatest sizes of request bodies, in bytes, and what may be spent on reading them."""
 
     json_bytes: int = 2 * MIB  #: of any document but the following
     configuration_bytes: int = 256 * MIB  #: of a configuration's archive
     state_bytes: int = 512 * MIB  #: of a state, and of a document that carries one
     module_bytes: int = 64 * MIB  #: of one version's archive of a module
+    readers: int = 2  #: processes at once that read large states and plans; they end when there are none
+    reader_bytes: int = 1024 * MIB  #: of memory that one of them may take
 
 
 class Storage(Section, frozen=True, kw_only=True):
@@ -395,6 +397,10 @@ def _tls(config: Config) -> list[str]:
     return wrong
 
 
+#: What a process that reads documents takes by itself, and something to read.
+_READER_LEAST = 256 * MIB
+
+
 def _contradictions(config: Config) -> list[str]:
     wrong = [*_tls(config), *_too_small(config), *_engine_mistakes(config.engines)]
     for network in config.trusted_proxies:
@@ -413,6 +419,8 @@ def _contradictions(config: Config) -> list[str]:
     if not 0 <= config.port <= 65535:  # noqa: PLR2004
         wrong.append("port: must be between 0 and 65535")
     wrong += _auth_mistakes(config.auth)
+    if config.limits.reader_bytes < _READER_LEAST:
+        wrong.append(f"limits.reader_bytes: must be at least {_READER_LEAST}")
     if config.public_url and not config.public_url.startswith(("https://", "http://")):
         wrong.append("public_url: must begin with https:// or http://")
     if config.database_url and not config.database_url.startswith(

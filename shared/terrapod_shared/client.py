@@ -1,8 +1,9 @@
 """The server as a person's program sees it: JSON:API over HTTPS, with the errors of `errors` raised again.
 
-A call that found no server, lost its answer or met a 5xx is made again with
-growing, scattered pauses while the client's patience lasts. POSTs carry an
-`Idempotency-Key`, so a repeat does nothing twice.
+A call that found no server, lost its answer, met a 5xx or an answer that is
+not the server's (`answers`) is made again with growing, scattered pauses while
+the client's patience lasts. POSTs carry an `Idempotency-Key`, so a repeat does
+nothing twice.
 """
 
 import asyncio
@@ -19,11 +20,13 @@ from typing import Any, BinaryIO
 import httpx
 import msgspec
 
-from terrapod_shared import errors
+from terrapod_shared import answers, errors
 
 _CHUNK = 256 << 10
 _PAGE = 100
-_FIRST_ERROR = 400
+_DIGITS = 10
+_GOOD = range(200, 300)
+_REDIRECTS = range(300, 400)
 _AGAIN = (errors.Unavailable, errors.BadGateway, errors.Internal, errors.TooManyRequests, errors.UnderWay)
 
 Resource = dict[str, Any]
@@ -135,7 +138,7 @@ class Client:
         async def once() -> None:
             headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
             answer = await self._http.put(url, content=_pieces(file, sent), headers=headers)
-            _check_status(answer)
+            _check_answer(answer)
 
         await self._again(once)
 
@@ -147,16 +150,17 @@ class Client:
 
         async def once() -> int:
             first = await self._http.get(f"{self.url}/api/v2/{path}", headers=self._headers)
-            _check_status(first)
+            if first.status_code not in _REDIRECTS or not answers.is_servers(first.headers):
+                raise _refusal(first)
             url = str(first.headers.get("Location", ""))
             self._check(url)
             size = 0
             opened = await asyncio.to_thread(_private, file)
             try:
                 async with self._http.stream("GET", url) as answer:
-                    if answer.status_code >= _FIRST_ERROR:
+                    if not _is_good(answer):
                         await answer.aread()
-                    _check_status(answer)
+                        raise _refusal(answer)
                     async for piece in answer.aiter_bytes(_CHUNK):
                         size += await asyncio.to_thread(opened.write, piece)
             finally:
@@ -172,19 +176,33 @@ class Client:
 
         async def once() -> bytes:
             answer = await self._http.get(url, params={"offset": offset, "limit": limit})
-            _check_status(answer)
+            _check_answer(answer)
             return answer.content
 
         content: bytes = await self._again(once)
         return content
 
     async def form(self, url: str, fields: Mapping[str, str]) -> httpx.Response:
-        """POSTs a form without a token, once; whatever the answer is. Raises Unavailable without one."""
+        """POSTs a form without a token; whatever the server's answer is. Raises Unavailable without one.
+
+        It is sent again only where something else than the server has answered: what it buys is sold once.
+        """
         self._check(url)
+
+        async def once() -> httpx.Response:
+            try:
+                answer = await self._http.post(url, data=dict(fields))
+            except (httpx.HTTPError, ssl.SSLError) as error:
+                raise _Final(self._unreachable(error)) from None
+            if not answers.is_servers(answer.headers):
+                raise answers.foreign(answer.url.host, f"answered {answer.status_code}")
+            return answer
+
         try:
-            return await self._http.post(url, data=dict(fields))
-        except (httpx.HTTPError, ssl.SSLError) as error:
-            raise self._unreachable(error) from None
+            found: httpx.Response = await self._again(once)
+        except _Final as final:
+            raise final.error from None
+        return found
 
     async def discover(self) -> tuple[str, Any]:
         """The discovery document, and the URL that it came from at last. Raises NotFound, BadGateway, Unavailable."""
@@ -192,7 +210,9 @@ class Client:
         async def once() -> tuple[str, Any]:
             answer = await self._http.get(f"{self.url}/.well-known/terraform.json", follow_redirects=True)
             self._check(str(answer.url))
-            return str(answer.url), _decoded(answer)
+            if answer.status_code not in _GOOD:  # whether a Terrapod is there is the question
+                raise _refusal(answer, is_known=False)
+            return str(answer.url), _json(answer)
 
         found: tuple[str, Any] = await self._again(once)
         return found
@@ -214,10 +234,11 @@ class Client:
                 raise
             except _AGAIN as error:
                 failed: errors.TerrapodError = error
+                was_cut = was_cut or isinstance(error, errors.BadGateway)
             except (httpx.HTTPError, ssl.SSLError) as error:
                 failed = self._unreachable(error)
                 was_cut = was_cut or not isinstance(error, httpx.ConnectError)
-                if _is_mistrust(error):
+                if is_mistrust(error):
                     raise failed from None
             until = until or time.monotonic() + self.patience_s
             wait_s = max(pause_s(attempt), float(failed.meta.get("retry-after", 0)))
@@ -228,11 +249,12 @@ class Client:
             attempt += 1
 
     def _unreachable(self, error: Exception) -> errors.Unavailable:
-        hint = "; --ca names the authority to trust" if _is_mistrust(error) else ""
+        hint = "; --ca names the authority to trust" if is_mistrust(error) else ""
         return errors.Unavailable(f"{self.url} cannot be reached: {str(error) or type(error).__name__}{hint}")
 
 
-def _is_mistrust(error: BaseException | None) -> bool:
+def is_mistrust(error: BaseException | None) -> bool:
+    """Whether a call failed because the certificate of whoever is there is not trusted: that does not pass."""
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(error):
             return True
@@ -240,29 +262,47 @@ def _is_mistrust(error: BaseException | None) -> bool:
     return False
 
 
-def _check_status(answer: httpx.Response) -> None:
-    if answer.status_code < _FIRST_ERROR:
-        return
-    try:
-        document = msgspec.json.decode(answer.content)
-    except msgspec.DecodeError:
-        document = None
-    error = errors.from_document(answer.status_code, document)
+class _Final(Exception):
+    """An error that ends a call which is made again after such errors otherwise."""
+
+    def __init__(self, error: errors.TerrapodError) -> None:
+        super().__init__(error.detail)
+        self.error = error
+
+
+def _check_answer(answer: httpx.Response) -> None:
+    """Raises what an answer says that is no success of the server."""
+    if not _is_good(answer):
+        raise _refusal(answer)
+
+
+def _is_good(answer: httpx.Response) -> bool:
+    return answer.status_code in _GOOD and answers.is_servers(answer.headers)
+
+
+def _refusal(answer: httpx.Response, *, is_known: bool = True) -> errors.TerrapodError:
+    """The error of an answer that was read; `is_known`: a Terrapod is there, and others' answers are not its own."""
+    host, status = answer.url.host, answer.status_code
+    error = answers.error_of(host, status, answer.headers, answer.content)
+    if isinstance(error, errors.Foreign) and not is_known:
+        error = errors.from_document(status, None)
     wait = answer.headers.get("Retry-After", "")
-    if wait.isascii() and wait.isdigit():
+    if wait.isascii() and wait.isdigit() and len(wait) < _DIGITS:
         error.meta["retry-after"] = int(wait)
-    raise error
+    return error
 
 
 def _decoded(answer: httpx.Response) -> Any:
-    _check_status(answer)
-    if not answer.content:
-        return None
+    _check_answer(answer)
+    return _json(answer) if answer.content else None
+
+
+def _json(answer: httpx.Response) -> Any:
     try:
         return msgspec.json.decode(answer.content)
     except msgspec.DecodeError:
-        message = f"{answer.url.host} answered {answer.status_code} with something that is no JSON: no Terrapod there?"
-        raise errors.BadGateway(message) from None
+        host = answer.url.host
+        raise answers.foreign(host, f"answered {answer.status_code} with something that is no JSON") from None
 
 
 def _private(file: Path) -> BinaryIO:

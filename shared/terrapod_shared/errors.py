@@ -3,9 +3,11 @@
 TerrapodError                 never raised itself
  ├─ BadRequest           400  cannot be read
  ├─ Unauthorized         401  no credential, or none that is good
- │   └─ ClockSkew        401  a signature's time is off; carries the server's
+ │   ├─ ClockSkew        401  a signature's time is off; carries the server's
+ │   └─ SeenBefore       401  a signed request came twice
  ├─ Forbidden            403  may see it, may not do this
  ├─ NotFound             404  is not there, or may not be seen
+ │   └─ UnknownListener       the listener itself: it has to join again
  ├─ MethodNotAllowed     405
  ├─ Conflict             409  is in a state in which this cannot be
  │   ├─ IllegalTransition
@@ -18,10 +20,12 @@ TerrapodError                 never raised itself
  ├─ TooManyRequests      429
  ├─ Internal             500
  ├─ BadGateway           502  somebody upstream failed us
+ │   └─ Foreign               the answer is not the server's: something in front of it gave it
  └─ Unavailable          503
 
 The server renders them in one function (`document`); a client turns the
-document back into the same class (`from_document`).
+document back into the same class (`from_document`). Whose answer it is says
+`answers`.
 """
 
 from collections.abc import Mapping
@@ -60,6 +64,12 @@ class ClockSkew(Unauthorized):
     title = "clock skew"
 
 
+class SeenBefore(Unauthorized):
+    """The nonce was used: something on the way sent the request twice. Signed anew it is a new one."""
+
+    title = "seen before"
+
+
 class Forbidden(TerrapodError):
     status = 403
     title = "forbidden"
@@ -68,6 +78,12 @@ class Forbidden(TerrapodError):
 class NotFound(TerrapodError):
     status = 404
     title = "not found"
+
+
+class UnknownListener(NotFound):
+    """The server has no listener with the id that signed: join again, and keep the work."""
+
+    title = "unknown listener"
 
 
 class MethodNotAllowed(TerrapodError):
@@ -133,6 +149,12 @@ class BadGateway(TerrapodError):
     title = "bad gateway"
 
 
+class Foreign(BadGateway):
+    """An answer that nothing shows to be the server's, whatever its status: it says nothing about the request."""
+
+    title = "not the server's answer"
+
+
 class Unavailable(TerrapodError):
     status = 503
     title = "service unavailable"
@@ -154,6 +176,15 @@ def document(error: TerrapodError) -> dict[str, Any]:
     if error.meta:
         entry["meta"] = error.meta
     return {"errors": [entry]}
+
+
+def is_document(status: int, body: object) -> bool:
+    """Whether a decoded body is what `document` makes of an error of this status."""
+    entries = body.get("errors") if isinstance(body, Mapping) else None
+    first = entries[0] if isinstance(entries, list) and entries else None
+    if not isinstance(first, Mapping) or first.get("status") != str(status):
+        return False
+    return any(cls.status == status and cls.title == first.get("title") for cls in _leaves(TerrapodError)[1:])
 
 
 def from_document(status: int, body: object) -> TerrapodError:

@@ -58,13 +58,21 @@ def content_digest(sha256: bytes) -> str:
 
 
 def sign_request(
-    key: Ed25519PrivateKey, key_id: str, method: str, url: str, *, body_sha256: bytes, lease: int, now: float
+    key: Ed25519PrivateKey,
+    key_id: str,
+    method: str,
+    url: str,
+    *,
+    body_sha256: bytes,
+    lease: int,
+    now: float,
+    protocol: int = wire.PROTOCOL,
 ) -> dict[str, str]:
     """The headers that a listener's request carries: digest, lease, protocol and the signature over them."""
     headers = {
         "Content-Digest": content_digest(body_sha256),
         wire.LEASE_HEADER: str(lease),
-        wire.PROTOCOL_HEADER: str(wire.PROTOCOL),
+        wire.PROTOCOL_HEADER: str(protocol),
     }
     message = _Message(method, url, dict(headers))
     signer = HTTPMessageSigner(signature_algorithm=algorithms.ED25519, key_resolver=_OneKey(private=key))

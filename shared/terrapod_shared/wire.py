@@ -1,4 +1,4 @@
-"""The listener protocol as messages, free of transport. Version 1.
+"""The listener protocol as messages, free of transport. Version 2.
 
 The order of one listener's life; the listener begins every exchange:
 
@@ -22,8 +22,10 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-PROTOCOL: Final = 1
-PROTOCOL_HEADER: Final = "Terrapod-Protocol"
+PROTOCOL: Final = 2
+#: A listener of this version may do all but take work: it ends what it has.
+PROTOCOL_LEAST: Final = 1
+PROTOCOL_HEADER: Final = "Terrapod-Protocol"  #: of every request, and of every answer of the server
 LEASE_HEADER: Final = "Terrapod-Lease"  #: the lease's number; `0` where none is meant
 DIGEST_HEADER: Final = "Terrapod-SHA256"  #: of an artifact, in answers and uploads
 WORK_SIGNATURE_HEADER: Final = "Terrapod-Work-Signature"  #: by the server's key, over a work answer

@@ -37,6 +37,7 @@ def signed(
         body_sha256=hashlib.sha256(body).digest(),
         lease=lease,
         now=other.get("now", time.time()),
+        protocol=other.get("protocol", wire.PROTOCOL),
     )
 
 
@@ -60,16 +61,16 @@ async def test_only_the_listener_itself_is_answered(server: Running, tmp_path: P
     path = f"{one.base}/heartbeat"
     good = signed(one, "POST", path, b"{}")
     answer = await send(server, "POST", path, good, b"{}")
-    assert (answer.status_code, answer.headers[wire.PROTOCOL_HEADER]) == (200, "1")
+    assert (answer.status_code, answer.headers[wire.PROTOCOL_HEADER]) == (200, "2")
     again = await send(server, "POST", path, good, b"{}")
     assert (again.status_code, "seen before" in again.text) == (401, True)
-    assert again.headers[wire.PROTOCOL_HEADER] == "1"
+    assert again.headers[wire.PROTOCOL_HEADER] == "2"
 
-    assert (await send(server, "POST", path, {wire.PROTOCOL_HEADER: "1"}, b"{}")).status_code == 401, "unsigned"
+    assert (await send(server, "POST", path, {wire.PROTOCOL_HEADER: "2"}, b"{}")).status_code == 401, "unsigned"
     certificate = base64.b64encode(one.identity.kept.certificate.encode()).decode()
-    only = {"X-Terrapod-Client-Cert": certificate, "X-Forwarded-Client-Cert": certificate, wire.PROTOCOL_HEADER: "1"}
+    only = {"X-Terrapod-Client-Cert": certificate, "X-Forwarded-Client-Cert": certificate, wire.PROTOCOL_HEADER: "2"}
     assert (await send(server, "POST", path, only, b"{}")).status_code == 401, "a certificate proves no key"
-    bearer = {"Authorization": f"Bearer {server.token}", wire.PROTOCOL_HEADER: "1"}
+    bearer = {"Authorization": f"Bearer {server.token}", wire.PROTOCOL_HEADER: "2"}
     assert (await send(server, "POST", path, bearer, b"{}")).status_code == 403
     stolen = signed(one, "POST", path, b"{}", key=two.identity.key)
     assert (await send(server, "POST", path, stolen, b"{}")).status_code == 401, "another's key"
@@ -82,9 +83,12 @@ async def test_only_the_listener_itself_is_answered(server: Running, tmp_path: P
     other_body = await send(server, "POST", path, signed(one, "POST", path, b"{}"), b'{"capacity":9}')
     assert other_body.status_code == 400
 
-    newer = {**signed(one, "POST", path, b"{}"), wire.PROTOCOL_HEADER: "2"}
+    newer = {**signed(one, "POST", path, b"{}"), wire.PROTOCOL_HEADER: "3"}
     mismatch = await send(server, "POST", path, newer, b"{}")
-    assert (mismatch.status_code, mismatch.headers[wire.PROTOCOL_HEADER]) == (426, "1")
+    assert (mismatch.status_code, mismatch.headers[wire.PROTOCOL_HEADER]) == (426, "2")
+    assert mismatch.json()["errors"][0]["meta"] == {"least": 1, "most": 2}
+    changed = {**signed(one, "POST", path, b"{}"), wire.PROTOCOL_HEADER: "1"}
+    assert (await send(server, "POST", path, changed, b"{}")).status_code == 401, "the version is signed"
     for skew in (-90, 90):
         late = await send(server, "POST", path, signed(one, "POST", path, b"{}", now=time.time() + skew), b"{}")
         meta = late.json()["errors"][0]["meta"]
@@ -92,12 +96,34 @@ async def test_only_the_listener_itself_is_answered(server: Running, tmp_path: P
         assert abs(meta["server-time"] - time.time()) < 20
 
 
+async def test_an_older_listener_ends_what_it_has_and_gets_nothing_new(server: Running, tmp_path: Path) -> None:
+    one = await server.listener(tmp_path / "1", "one")
+    work = await work_for(server, one)
+    base, number = f"{one.base}/runs/{work.run_id}", work.lease.number
+
+    async def old(method: str, path: str, body: bytes = b"", lease: int = number) -> httpx.Response:
+        return await send(server, method, path, signed(one, method, path, body, lease=lease, protocol=1), body)
+
+    assert (await old("PATCH", base, b'{"phase":"plan","status":"planning"}')).status_code == 200
+    assert (await old("GET", f"{base}/configuration")).status_code == 200
+    assert (await old("PUT", f"{base}/plan/log?offset=0", b"a line\n")).json() == {"next_offset": 7}
+    lease = {"run_id": work.run_id, "phase": "plan", "number": number}
+    beat = await old("POST", f"{one.base}/heartbeat", json.dumps({"leases": [lease]}).encode(), 0)
+    assert beat.json()["leases"][0]["verdict"] == "ok"
+    ended = b'{"phase":"plan","status":"errored","log_bytes":7}'
+    assert (await old("PATCH", base, ended)).json()["status"] == "errored"
+    refused = await old("GET", f"{one.base}/runs/next?wait=0", lease=0)
+    assert (refused.status_code, refused.headers[wire.PROTOCOL_HEADER]) == (426, "2")
+    assert refused.json()["errors"][0]["meta"] == {"least": 2, "most": 2}
+    assert "upgrade" in refused.text
+
+
 @pytest.mark.parametrize("method", ["DELETE", "POST"])
 async def test_a_listener_leaves_by_itself(server: Running, tmp_path: Path, method: str) -> None:
     one, two = await server.listener(tmp_path / "1", "one"), await server.listener(tmp_path / "2", "two")
     path = one.base + ("/leave" if method == "POST" else "")
     assert (await send(server, method, path, signed(two, method, path))).status_code == 404
-    assert (await send(server, method, path, {wire.PROTOCOL_HEADER: "1"})).status_code == 401
+    assert (await send(server, method, path, {wire.PROTOCOL_HEADER: "2"})).status_code == 401
     waiting = asyncio.create_task(one.next_work(20))
     topic = f"listener:{one.identity.kept.listener_id}"
 
@@ -106,7 +132,7 @@ async def test_a_listener_leaves_by_itself(server: Running, tmp_path: Path, meth
 
     await until(is_waiting)
     gone = await send(server, method, path, signed(one, method, path))
-    assert (gone.status_code, gone.headers[wire.PROTOCOL_HEADER]) == (204, "1")
+    assert (gone.status_code, gone.headers[wire.PROTOCOL_HEADER]) == (204, "2")
     with pytest.raises(errors.Unauthorized):
         await asyncio.wait_for(waiting, 5)
     with pytest.raises(errors.NotFound):
@@ -163,7 +189,7 @@ async def test_names_are_the_servers_and_kept_by_keys(
 ) -> None:
     body = join_body(await server.join_token(), "mallory", csr_name="listener-somebody-else")
     made = await send(server, "POST", JOIN, {}, body)
-    assert (made.status_code, made.headers[wire.PROTOCOL_HEADER]) == (201, "1")
+    assert (made.status_code, made.headers[wire.PROTOCOL_HEADER]) == (201, "2")
     data = made.json()["data"]
     subject = x509.load_pem_x509_certificate(data["certificate"].encode()).subject.rfc4514_string()
     assert subject == f"CN={data['listener_id']}"
@@ -248,10 +274,10 @@ async def test_deliveries_are_checked(server: Running, tmp_path: Path) -> None:
         await one.call("PUT", path, body=b"old", lease=number - 1)
     good = await one.call("PUT", path, body=b"good", lease=number)
     assert good.headers[wire.DIGEST_HEADER] == hashlib.sha256(b"good").hexdigest()
-    assert good.headers[wire.PROTOCOL_HEADER] == "1"
+    assert good.headers[wire.PROTOCOL_HEADER] == "2"
     fetched = await one.call("GET", f"{run}/configuration", lease=number)
     assert hashlib.sha256(fetched.content).hexdigest() == work.links["configuration"].sha256
-    assert fetched.headers[wire.PROTOCOL_HEADER] == "1"
+    assert fetched.headers[wire.PROTOCOL_HEADER] == "2"
     with pytest.raises((errors.LeaseEnded, errors.NotFound)):
         await two.call("GET", f"{two.base}/runs/{work.run_id}/configuration", lease=number)
     for offset in ("-1", "1e3", "0x1", "9" * 30, "%00", "../1", "\u0661"):

@@ -537,3 +537,27 @@ async def test_a_state_names_no_run_of_another_workspace(server: Running) -> Non
         own = (await server.run(open_)).json()["data"]["id"]
         await server.api.post(f"/runs/{own}/actions/cancel")
         assert (await announced(own)).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "value", [b"1" * 5_000, b"1e" + b"9" * 5_000, b"[" * 30_000 + b"]" * 30_000], ids=["digits", "exponent", "depth"]
+)
+async def test_a_state_is_kept_whatever_it_contains(server: Running, value: bytes) -> None:
+    workspace_id = (await server.workspace())["id"]
+    raw = state_bytes(3, resources=1, outputs=OUTPUTS).replace(b'"id": "0"', b'"id": ' + value)
+    facts = {"serial": 3, "lineage": "aaaa", "md5": hashlib.md5(raw).hexdigest()}
+    inline = {"state": base64.b64encode(raw).decode()} if len(raw) < 10_000 else {}
+    answer = await server.post(f"/workspaces/{workspace_id}/state-versions", facts | inline, "state-versions")
+    assert answer.status_code == 201, answer.text
+    if not inline:
+        assert (await put(server, answer.json()["data"], raw)).status_code == 200
+    version = (await server.api.get(f"/workspaces/{workspace_id}/current-state-version")).json()
+    shown = version["data"]["attributes"]
+    assert (shown["status"], shown["serial"], shown["resources-processed"]) == ("finalized", 3, False)
+    assert shown["resources"] == []
+    assert "number" in shown["resources-error"] or "nesting" in shown["resources-error"]
+    download = await server.api.get(f"/state-versions/{version['data']['id']}/download", follow_redirects=True)
+    assert download.content == raw
+    outputs = (await server.api.get(f"/workspaces/{workspace_id}/current-state-version-outputs")).json()["data"]
+    assert {one["attributes"]["name"] for one in outputs} == set(OUTPUTS)
+    assert {one["attributes"]["detailed-type"] for one in outputs} == {None}  # the CLI reads the state instead

@@ -13,7 +13,18 @@ Answer = tuple[int, dict[str, str], bytes]
 CUT: Answer = (0, {}, b"")
 
 
+#: The server says in every answer that it is its own.
+OWN = {"TFP-AppName": "Terrapod"}
+
+
 def answer(status: int, document: Any = None, **headers: str) -> Answer:
+    """The server's."""
+    status, more, body = foreign(status, document, **headers)
+    return status, {**OWN, **more}, body
+
+
+def foreign(status: int, document: Any = None, **headers: str) -> Answer:
+    """Another's: of a proxy, or of a server that is no Terrapod."""
     body = b"" if document is None else json.dumps(document).encode()
     return status, {name.replace("_", "-"): value for name, value in headers.items()}, body
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from tortoise.exceptions import IntegrityError
 
 from terrapod_server.access import visible
@@ -37,6 +37,8 @@ CERTIFICATE_HOURS = 24.0
 #: For so long after its certificate's end a listener may still renew and deliver.
 GRACE = timedelta(days=30)
 TOKEN_LIFE = timedelta(hours=1)
+#: For so long the same join is answered once more.
+_REPEAT = timedelta(minutes=10)
 _PATTERNS_MOST, _PATTERN_MOST = 300, 254
 
 
@@ -198,6 +200,22 @@ async def _spend(text: str) -> str:
     return str(rows[0]["pool_id"])
 
 
+async def _repeated(message: wire.Join, public: Ed25519PublicKey) -> Listener | None:
+    """The listener that the same request, whose answer was lost, has made of the same key a moment ago."""
+    token_row = await JoinToken.get_or_none(hash=fingerprint(message.join_token), revoked=False)
+    if token_row is None:
+        return None
+    issued_after = clock.now() - _REPEAT + timedelta(hours=CERTIFICATE_HOURS)
+    return await Listener.get_or_none(
+        name=message.name,
+        pool_id=token_row.pool_id,
+        public_key=signing.raw_public(public),
+        sealing_key=message.sealing_key,
+        revoked_at=None,
+        certificate_until__gt=issued_after,
+    )
+
+
 async def join(
     services: Services, message: wire.Join, *, pool_id: str | None = None, signer: Listener | None = None
 ) -> tuple[Listener, wire.Joined]:
@@ -218,7 +236,8 @@ async def join(
         private = Ed25519PrivateKey.generate()
         public = private.public_key()
     async with in_transaction():
-        joined = await pool(await _spend(message.join_token))
+        repeated = await _repeated(message, public) if message.csr else None
+        joined = await pool(repeated.pool_id if repeated else await _spend(message.join_token))
         if pool_id is not None and joined.id != pool_id:
             wrong = "the join token is for another pool"
             raise Conflict(wrong)
@@ -228,7 +247,7 @@ async def join(
         row = await Listener.get_or_none(name=message.name)
         if row is None:
             row = Listener(id=ids.make("listener"), name=message.name, pool_id=joined.id)
-        else:
+        elif repeated is None:
             _check_rejoin(row, joined, signer)
         certificate = signing.issue(keys.ca_key, keys.ca, public, row.id, joined.id, CERTIFICATE_HOURS)
         before = row.certificate_serial

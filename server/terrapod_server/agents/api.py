@@ -271,7 +271,6 @@ async def allow_rejoin(call: Call) -> Listener:
     return await show_listener(call)
 
 
-@deliveries.speaks
 async def remove(call: Call) -> Response:
     """Leave the pool, by the listener itself or by an admin; its certificate is revoked."""
     await actions.leave(call.services, await show_listener(call))

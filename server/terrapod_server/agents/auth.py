@@ -14,7 +14,7 @@ from terrapod_server.kit import database
 from terrapod_server.kit.call import Call, Principal, Services
 from terrapod_server.kit.reads import Reader
 from terrapod_shared import clock, signing, wire
-from terrapod_shared.errors import NotFound, ProtocolMismatch, TerrapodError, Unauthorized
+from terrapod_shared.errors import NotFound, ProtocolMismatch, SeenBefore, Unauthorized, UnknownListener
 
 NONCE_S = 120
 _READER = Reader(Listener)
@@ -24,11 +24,7 @@ _seen: dict[str, float] = {}
 
 async def authenticate(request: Request, _services: Services) -> Principal:
     """Who signed the request. Raises Unauthorized, ClockSkew, ProtocolMismatch, and NotFound for another's path."""
-    try:
-        row, verified = await verify_once(request)
-    except TerrapodError as error:
-        error.headers.setdefault(wire.PROTOCOL_HEADER, str(wire.PROTOCOL))
-        raise
+    row, verified = await verify_once(request)
     request.state.listener = row
     request.state.digest = verified.content_digest
     request.state.is_late = row.certificate_until < clock.now()
@@ -46,10 +42,17 @@ async def verify_once(request: Request) -> tuple[Listener, signing.Verified]:
 
 
 def check_protocol(request: Request) -> None:
-    if request.headers.get(wire.PROTOCOL_HEADER, "") != str(wire.PROTOCOL):
-        error = ProtocolMismatch(f"this server speaks version {wire.PROTOCOL} of the listener protocol")
-        error.headers[wire.PROTOCOL_HEADER] = str(wire.PROTOCOL)
-        error.meta = {"least": wire.PROTOCOL, "most": wire.PROTOCOL}
+    """An older listener ends what it has, and takes nothing new. Raises ProtocolMismatch with the versions that are taken."""
+    takes_work = request.url.path.rstrip("/").endswith("/runs/next")
+    least = wire.PROTOCOL if takes_work else wire.PROTOCOL_LEAST
+    said = request.headers.get(wire.PROTOCOL_HEADER, "")
+    if said not in {str(number) for number in range(least, wire.PROTOCOL + 1)}:
+        what = "takes no new work: upgrade it" if said == str(wire.PROTOCOL_LEAST) else "is not understood here"
+        error = ProtocolMismatch(
+            f"this server speaks version {wire.PROTOCOL} of the listener protocol; a listener of version"
+            f" {said[:10] or '?'} {what}"
+        )
+        error.meta = {"least": least, "most": wire.PROTOCOL}
         raise error
 
 
@@ -61,7 +64,7 @@ async def verify(request: Request) -> tuple[Listener, signing.Verified]:
         record = await _READER.one('t."id" = $1', key_id)
         if record is None:
             message = "this listener is not known here: join again"
-            raise NotFound(message)
+            raise UnknownListener(message)
         found.append(record.row)
         return Ed25519PublicKey.from_public_bytes(base64.b64decode(record.row.public_key))
 
@@ -108,7 +111,7 @@ async def _spend(nonce: str) -> None:
         )
     if not fresh:
         message = "this signed request was seen before"
-        raise Unauthorized(message)
+        raise SeenBefore(message)
 
 
 def body(call: Call) -> AsyncIterator[bytes]:

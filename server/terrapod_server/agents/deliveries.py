@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from functools import partial, wraps
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -32,7 +31,6 @@ from terrapod_shared.errors import (
 )
 
 log = logging.getLogger(__name__)
-PROTOCOL = {wire.PROTOCOL_HEADER: str(wire.PROTOCOL)}
 _WAIT_MOST_S = 60.0
 _RELOAD_S = 30.0
 _HALF_LIFE = timedelta(hours=actions.CERTIFICATE_HOURS / 2)
@@ -40,25 +38,6 @@ _ARTIFACTS = ("plan-file", "lock-file", "plan-json", "schemas")
 _ARTIFACT_MOST = {"plan-file": 512 << 20, "lock-file": 4 << 20, "plan-json": 256 << 20, "schemas": 256 << 20}
 
 _BYTES = "application/octet-stream"
-_Do = Callable[[Call], Awaitable[Response]]
-
-
-def speaks(do: _Do) -> _Do:
-    """Every answer to a listener says which protocol it is in, refusals too."""
-
-    @wraps(do)
-    async def answer(call: Call) -> Response:
-        try:
-            response = await do(call)
-        except TerrapodError as error:
-            error.headers.update(PROTOCOL)
-            raise
-        response.headers.update(PROTOCOL)
-        return response
-
-    return answer
-
-
 _M = TypeVar("_M", bound=wire.Message)
 
 
@@ -77,7 +56,6 @@ def _answer(message: wire.Message, status: int = 200, *, wrapped: bool = False, 
     return Response(body, status, headers, "application/json")
 
 
-@speaks
 async def join(call: Call) -> Response:
     """Join a pool with a token; the answer has the certificate and the server's key to be pinned."""
     signer: Listener | None = None
@@ -108,7 +86,6 @@ def _me(call: Call) -> Listener:
     return row
 
 
-@speaks
 async def renew(call: Call) -> Response:
     """A new certificate, for a new key that the old one vouches for."""
     message = _decode(await auth.small(call), wire.Renew)
@@ -127,7 +104,6 @@ def _wait_s(call: Call) -> float:
     return min(wait, _WAIT_MOST_S)
 
 
-@speaks
 async def heartbeat(call: Call) -> Response:
     """Prolong leases; hear of cancels at once where `wait` is given."""
     me = _me(call)
@@ -168,7 +144,6 @@ async def _pulse(me: Listener, verdicts: list[wire.LeaseVerdict]) -> wire.Pulse:
     )
 
 
-@speaks
 async def next_run(call: Call) -> Response:
     """Work, as an offer of 15 s; 204 when there is none within `wait` seconds, of which 30 are the most.
 
@@ -258,7 +233,6 @@ async def _give_back(call: Call, phase: Phase, listener_id: str, why: str, *, co
     await queue.refuse(call.services, phase.run_id, phase.kind, number, listener_id, why, counts=counts)
 
 
-@speaks
 async def report(call: Call) -> Response:
     """Accept, give back or end a phase."""
     me, run_id, number = _me(call), call.path["run"], call.principal.lease
@@ -290,7 +264,6 @@ async def report(call: Call) -> Response:
 _sealing: set[asyncio.Task[None]] = set()
 
 
-@speaks
 async def put_log(call: Call) -> Response:
     """Raw bytes of the phase's log, at an offset."""
     kind = call.path["phase"]
@@ -306,7 +279,6 @@ async def put_log(call: Call) -> Response:
     return _answer(wire.LogAnswer(next_offset=following))
 
 
-@speaks
 async def put_artifact(call: Call) -> Response:
     """A product of the phase: plan-file, lock-file, plan-json, schemas or state."""
     name = call.path["artifact"]
@@ -378,7 +350,6 @@ async def _run(run_id: str, number: int, listener_id: str) -> Run:
         raise
 
 
-@speaks
 async def get_artifact(call: Call) -> Response:
     """What the phase needs: configuration, state, plan-file or lock-file."""
     name, run_id, me = call.path["artifact"], call.path["run"], _me(call)
@@ -403,7 +374,6 @@ async def get_artifact(call: Call) -> Response:
     return await call.stored(key, _BYTES, headers={wire.DIGEST_HEADER: digest})
 
 
-@speaks
 async def get_engine(call: Call) -> Response:
     """The zip of an engine; fetched and verified first where it is not in the cache."""
     row = await mirror.ensure(call.services, *(call.path[name] for name in ("tool", "version", "os", "arch")))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from terrapod_server.kit.guard import Guard
     from terrapod_server.kit.limits import Limiter
     from terrapod_server.kit.signed import Signer
+    from terrapod_server.kit.workers import Workers
     from terrapod_server.store.cipher import KeyRing
     from terrapod_server.store.port import Store
 
@@ -85,6 +86,7 @@ class Services:
     guard: "Guard"
     addresses: "Addresses"
     limits: "Limiter"
+    workers: "Workers"
     audit: Any = None  #: the writer of the audit log; None where it is switched off
     authenticator: Any  #: of identity: makes run tokens, forgets what it knew of tokens
     sign_in: Any  #: of identity: passwords, and the providers at which people sign in

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from starlette.responses import Response
 
 from terrapod_server.config import Config
+from terrapod_shared import wire
 
 _YEAR_S = 365 * 24 * 3600
 _COMMON = {
@@ -18,7 +19,8 @@ _COMMON = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
     "tfp-api-version": "2.6",
-    "tfp-appname": "Terrapod",
+    "tfp-appname": "Terrapod",  # by this and the next, clients tell our answers from a proxy's (`answers`)
+    wire.PROTOCOL_HEADER.lower(): str(wire.PROTOCOL),
 }
 Pairs = tuple[tuple[bytes, bytes], ...]
 

@@ -198,7 +198,7 @@ async def _take(
 ) -> StateVersion:
     fresh = f"{keys.state(row.workspace_id, row.id)}.{ids.tail()}"
     try:
-        stored, summary = await intake.store(services.store, fresh, chunks, row.md5)
+        stored, summary = await intake.store(services, fresh, chunks, row.md5)
         _compare(row, summary, delivered=delivered)
         outputs = await intake.THREADS.run(_outputs, services, row, summary)
     except BaseException:
@@ -311,6 +311,7 @@ async def _make_current(row: StateVersion, arrived: _Arrived, newest: StateVersi
         modules=summary.modules,
         providers=summary.providers,
         resource_count=summary.resource_count,
+        resources_error=summary.reason[:255] or None,
         replaced=_replaced(newest, row, arrived),
         finalized_at=clock.now(),
     )
@@ -356,7 +357,7 @@ def _output(services: Services, row: StateVersion, output: parse.Output) -> Stat
         type=parse.type_name(output.type, output.value),
         detailed_type=[output.type if output.kept else None],
         sensitive=output.sensitive,
-        value=services.cipher.seal(parse.encoded(output.value), f"output {identity}"),
+        value=services.cipher.seal(output.value, f"output {identity}"),
     )
 
 

@@ -34,6 +34,8 @@ class StateVersion(Model):
     modules: Any = fields.JSONField(default=dict)
     providers: Any = fields.JSONField(default=dict)
     resource_count = fields.IntField(default=0)
+    #: Why resources and the values of outputs were not read; NULL where they were.
+    resources_error = fields.CharField(max_length=255, null=True)
     intermediate = fields.BooleanField(default=False)
     has_json = fields.BooleanField(default=False)
     created_at = fields.DatetimeField(auto_now_add=True)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from kit.answering import Answer, Asked, Scripted, answer, scripted
+from kit.answering import OWN, Answer, Asked, Scripted, answer, scripted
 from terrapod_cli.logs import Printer, pieces
 from terrapod_shared.client import Client, Resource
 
@@ -28,7 +28,7 @@ class Log:
 
     def read(self, asked: Asked) -> Answer:
         offset = int(asked.query["offset"])
-        return 200, {}, self.framed[offset : offset + min(self._size, int(asked.query["limit"]))]
+        return 200, OWN, self.framed[offset : offset + min(self._size, int(asked.query["limit"]))]
 
 
 async def collected(parts: list[bytes], size: int, *, follow: bool = True, ends: str = "finished") -> bytes:

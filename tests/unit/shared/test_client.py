@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.answering import CUT, answer, scripted
+from kit.answering import CUT, OWN, Answer, answer, foreign, scripted
 from terrapod_shared import errors
 from terrapod_shared.client import Client
 
@@ -87,7 +87,7 @@ async def test_pages_are_read_to_the_end_or_to_the_limit() -> None:
 async def test_a_token_goes_to_the_api_alone(tmp_path: Path) -> None:
     file = tmp_path / "archive"
     file.write_bytes(b"x" * 1_000_000)
-    async with scripted(CUT, answer(200), (200, {}, b"\x02log"), answer(400, {"error": "no"})) as server:
+    async with scripted(CUT, answer(200), (200, OWN, b"\x02log"), answer(400, {"error": "no"})) as server:
         client = Client(server.url, "t")
         sent: list[int] = []
         await client.upload(f"{server.url}/upload/x", file, sent.append)
@@ -123,4 +123,69 @@ async def test_no_server_is_said_so() -> None:
         client.patience_s = 0
         with pytest.raises(errors.BadGateway, match="no Terrapod there"):
             await client.get("account/details")
+        await client.close()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        foreign(404), foreign(403), foreign(401), foreign(302, Location="https://portal.example/"), foreign(200),
+        foreign(404, {"message": "no Route matched with those values"}), (200, {}, b"<html>sign in here</html>"),
+        foreign(404, {"errors": [{"status": "403", "title": "not found"}]}), foreign(409, {"errors": ["no"]}),
+        (502, {}, b"[" * 100_000), (200, OWN, b'{"data": {"id": "ws'),
+    ],
+)  # fmt: skip
+async def test_what_is_not_the_servers_answer_decides_nothing(other: Answer) -> None:
+    """Of a proxy, an ingress, a captive portal; the last one is the server's, and was cut off."""
+    async with scripted(other, answer(200, THING), other, answer(200, THING), other, answer(404)) as server:
+        client = Client(server.url, "t")
+        heard: list[errors.TerrapodError] = []
+        client.told = heard.append
+        assert (await client.get("workspaces/ws-1"))["id"] == "ws-1"
+        await client.send("POST", "workspaces", "workspaces", {"name": "a"})
+        assert server.asked[2].headers["idempotency-key"] == server.asked[3].headers["idempotency-key"]
+        await client.call("DELETE", "workspaces/ws-1")  # the proxy may have lost the answer of one that was done
+        assert [type(error) for error in heard] == [errors.Foreign] * 3
+        client.patience_s = 0
+        server.answers.append(other)
+        with pytest.raises(errors.BadGateway, match="no Terrapod there"):
+            await client.get("workspaces/ws-1")
+        await client.close()
+
+
+@pytest.mark.parametrize("other", [foreign(404), foreign(302), (200, {}, b"<html>"), foreign(503)])
+async def test_files_and_logs_are_not_anothers(other: Answer, tmp_path: Path) -> None:
+    file, got = tmp_path / "archive", tmp_path / "got"
+    file.write_bytes(b"x" * 1000)
+    async with scripted() as server:
+        client = Client(server.url, "t")
+        server.answers = [other, answer(200)]
+        await client.upload(f"{server.url}/upload/x", file)
+        server.answers = [other, (200, OWN, b"\x02log\x03")]
+        assert await client.read_log(f"{server.url}/log/x", 0, 10) == b"\x02log\x03"
+        there = answer(302, Location=f"{server.url}/file")
+        server.answers = [other, there, other, there, (200, OWN, b"state")]
+        assert await client.download("late-states/x/download", got) == 5
+        assert got.read_bytes() == b"state"
+        server.answers = [other, answer(200, {"access_token": "t"})]
+        assert (await client.form(f"{server.url}/oauth/token", {"code": "c"})).status_code == 200
+        assert len(server.asked) == 11
+        await client.close()
+
+
+async def test_a_code_is_bought_once_where_the_answer_was_lost() -> None:
+    async with scripted(CUT, answer(200)) as server:
+        client = Client(server.url)
+        with pytest.raises(errors.Unavailable):
+            await client.form(f"{server.url}/oauth/token", {"code": "c"})
+        assert len(server.asked) == 1
+        await client.close()
+
+
+async def test_an_error_is_the_servers_by_its_document_alone() -> None:
+    """A proxy may drop headers that it does not know."""
+    async with scripted(foreign(404, refusal(404, "not found", "no such run"))) as server:
+        client = Client(server.url)
+        with pytest.raises(errors.NotFound, match="no such run"):
+            await client.get("runs/run-1")
         await client.close()

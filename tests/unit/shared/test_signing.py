@@ -32,7 +32,7 @@ def signed(**changed: str) -> dict[str, str]:
 
 async def test_a_good_request_is_known() -> None:
     found = await signing.verify_request("GET", TARGET, signed(), resolve)
-    assert (found.key_id, found.lease, found.protocol) == ("listener-1", 7, "1")
+    assert (found.key_id, found.lease, found.protocol) == ("listener-1", 7, "2")
     signing.check_body(found.content_digest, hashlib.sha256(b"").digest())
     with pytest.raises(errors.BadRequest):
         signing.check_body(found.content_digest, hashlib.sha256(b"x").digest())

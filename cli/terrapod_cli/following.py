@@ -85,7 +85,7 @@ class Follower:
         return await self.until(lambda run: run["status"] not in _PLANNING)
 
     async def apply(self) -> Row:
-        """Follows the apply of a run that was approved; the run at its end."""
+        """Follows the apply of a run that was approved, or is over already; the run at its end."""
         run = await self.until(lambda run: run["status"] not in _BEFORE_APPLY)
         if run["status"] in FINAL and not run["status-timestamps"].get("applying-at"):
             return run
@@ -97,9 +97,7 @@ class Follower:
         run = await self.plan()
         if run["status"] in ASKING:
             run = await asked(run)
-        if run["status"] in FINAL | ASKING:
-            return run
-        return await self.apply()
+        return run if run["status"] in ASKING else await self.apply()
 
     async def answered(self, _run: Row | None = None) -> Row:
         """Waits until somebody has approved or discarded the run."""

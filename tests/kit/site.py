@@ -70,6 +70,7 @@ class Site:
         self.shared.chmod(0o777)
         self.port = free_port()
         self.host = f"localhost:{self.port}"
+        self.rc = self.data / "terraform.rc"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -120,7 +121,7 @@ class Site:
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),
             "SSL_CERT_FILE": str(self.data / "ca.pem"),
-            "TF_CLI_CONFIG_FILE": str(self.data / "terraform.rc"),
+            "TF_CLI_CONFIG_FILE": str(self.rc),
             "CHECKPOINT_DISABLE": "1",
         }
 

@@ -53,6 +53,7 @@ class Bus:
         self._dsn = dsn
         self._waiting: dict[str, set[Subscription]] = defaultdict(set)
         self._task: asyncio.Task[None] | None = None
+        self._later: set[asyncio.Task[None]] = set()
         self.is_closing = False
 
     async def start(self) -> None:
@@ -63,6 +64,8 @@ class Bus:
 
     async def stop(self) -> None:
         self.close()
+        for later in list(self._later):
+            later.cancel()
         if self._task:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -91,6 +94,17 @@ class Bus:
                     await connection.execute_query("SELECT pg_notify($1, $2)", [CHANNEL, topic])
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, BaseORMException) as error:
                 log.warning("a wake-up does not reach the other processes: %s", error)
+
+    def publish_later(self, after_s: float, *topics: str) -> None:
+        """Publishes when a time is over, if this process still runs then."""
+
+        async def publish() -> None:
+            await asyncio.sleep(after_s)
+            await self.publish(*topics)
+
+        task = asyncio.create_task(publish())
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
 
     @contextlib.asynccontextmanager
     async def subscribe(self, *topics: str) -> AsyncIterator[Subscription]:

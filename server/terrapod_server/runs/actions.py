@@ -14,7 +14,7 @@ from terrapod_server.kit.call import Principal, Services
 from terrapod_server.kit.database import in_transaction, is_postgres
 from terrapod_server.kit.reads import Reader, Record, Where
 from terrapod_server.mirror import actions as mirror
-from terrapod_server.runs import logs, states
+from terrapod_server.runs import logs, readers, states
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
 from terrapod_server.workspaces import actions as workspaces
@@ -46,6 +46,7 @@ class Change:
     def __init__(self, services: Services, workspace_id: str) -> None:
         self._services, self._workspace_id = services, workspace_id
         self._topics: set[str] = set()
+        self._later: dict[str, float] = {}
         self._unsealed: set[str] = set()
         self._ended: list[str] = []
         self._transaction = in_transaction()
@@ -77,6 +78,8 @@ class Change:
         if error is None:
             self._services.measured.ended_runs.update(self._ended)
             await self._services.bus.publish(*sorted(self._topics))
+            for topic, seconds in self._later.items():
+                self._services.bus.publish_later(seconds, topic)
             for phase_id in self._unsealed:
                 try:
                     await logs.seal(self._services, phase_id)
@@ -139,7 +142,7 @@ class Change:
         if word in _PHASE_STAMPS:
             values["status_timestamps"] = {**phase.status_timestamps, _PHASE_STAMPS[word]: stamp}
         if word == "queued":
-            values |= {"lease_state": "ready", "lease_listener_id": None, "digests": {}}
+            values |= {"lease_state": "ready", "lease_listener_id": None, "lease_until": 0.0, "digests": {}}
         elif word != "running":
             values |= {"lease_state": "ended" if phase.lease_number else "none"}
             if phase.lease_state in ("ready", "offered"):
@@ -164,6 +167,13 @@ class Change:
         if run.holds_queue:
             await self.fire(run, Event.QUEUE_APPLY)
 
+    async def confirm_by_itself(self, run: Run) -> None:
+        """Confirms a run that nobody has to; who reads its plan's log may first read on."""
+        await self.confirm(run)
+        seconds = await readers.hold(run)
+        if seconds:
+            self._later[f"pool:{run.pool_id}"] = seconds
+
     async def advance(self) -> None:
         """Lets the next runs go: what may run beside others at once, of the others the first in line."""
         workspace = await workspaces.get(self._workspace_id)
@@ -175,7 +185,7 @@ class Change:
         holder = await waiting.filter(holds_queue=True).first()
         if holder is not None:
             if holder.status is Status.PLANNED and holder.auto_apply and not holder.cancel_requested:
-                await self.confirm(holder)
+                await self.confirm_by_itself(holder)
             return
         for run in await waiting.filter(status__in=[Status.PENDING, Status.CONFIRMED], plan_only=False).order_by("id"):
             if run.status is Status.CONFIRMED:
@@ -299,6 +309,7 @@ async def create(
     if values.get("auto_apply") is None:
         values["auto_apply"] = workspace.auto_apply
     values["auto_apply"] = values["auto_apply"] and not plan_only
+    is_read = values["auto_apply"] and values.get("is_terraform")
     async with Change(services, workspace.id) as change:
         first = await _repeated(principal, digest)
         if first is not None:
@@ -319,6 +330,7 @@ async def create(
             created_by_token=principal.token_id,
             request_hash=digest,
             status_timestamps={"plan-queueable-at": clock.stamp(clock.now())},
+            awaited_read=readers.LOG if is_read else "",
             **values,
         )
         for kind in ("plan", "apply"):

@@ -22,7 +22,7 @@ from terrapod_server.kit.jsonapi import (
     Thing,
 )
 from terrapod_server.kit.reads import Record, Where, like
-from terrapod_server.runs import actions, events, logs, redact, states, waits
+from terrapod_server.runs import actions, events, framing, logs, readers, redact, states, waits
 from terrapod_server.runs import queue as queue_
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
@@ -221,6 +221,7 @@ async def create(call: Call) -> Run:
     is_cloud = headers.get("x-terraform-integration") == "cloud"
     values["structured"] = is_cloud and workspace.structured_run_output_enabled
     values["source"] = "terraform+cloud" if is_cloud else "tfe-api"
+    values["is_terraform"] = "x-terraform-version" in headers  # with `cloud` and with `backend "remote"`
     if headers.get("user-agent", "").startswith("OpenTofu"):
         values["engine_tool"] = "tofu"
     named = call.raw if call.related("configuration-version") else b""
@@ -234,7 +235,11 @@ async def find(call: Call) -> Run:
 
 async def show(call: Call) -> Record[Run]:
     """One run."""
-    return await actions.read(call.path["run"])
+    found = await actions.read(call.path["run"])
+    # the terraform CLI reads the run with its plan first, then the plan's JSON, and then the run alone
+    if found.awaited_read and not call.param("include"):
+        await readers.note_run_read(call.services, found, call.principal)
+    return found
 
 
 def _filtered(call: Call) -> Where:
@@ -431,6 +436,7 @@ async def read_log(call: Call) -> Response:
         raise NotFound
     offset, limit = _number(call, "offset", 0), min(_number(call, "limit", 65_536) or 65_536, _READ_MOST)
     body = await logs.read(call.services, phase, run, offset, limit)
+    await readers.note_log_read(phase, run, is_end=body.endswith(framing.ETX))
     return Response(body, media_type="application/octet-stream")
 
 

@@ -20,6 +20,8 @@ class Run(Model):
     status: Any = fields.CharEnumField(Status, default=Status.PENDING, max_length=24)
     message = fields.TextField(default="")
     source = fields.CharField(max_length=40, default="tfe-api")
+    #: Whether the terraform CLI began it, with whichever backend: it follows the run.
+    is_terraform = fields.BooleanField(default=False, db_default=False)
     is_destroy = fields.BooleanField(default=False)
     plan_only = fields.BooleanField(default=False)
     save_plan = fields.BooleanField(default=False)
@@ -40,6 +42,8 @@ class Run(Model):
     resource_cpu = fields.CharField(max_length=20, default="")
     resource_memory = fields.CharField(max_length=20, default="")
     structured = fields.BooleanField(default=False)
+    #: For what its apply waits where nobody confirms it; see `readers`.
+    awaited_read = fields.CharField(max_length=3, default="", db_default="")
     #: Whether it is the one apply-capable run of its workspace that is active.
     holds_queue = fields.BooleanField(default=False)
     has_changes = fields.BooleanField(default=False)
@@ -93,7 +97,8 @@ class Run(Model):
 class Phase(Model):
     """The plan or the apply of a run, with its lease.
 
-    `lease_until` is in seconds of the clock that judges leases. `lease_state`:
+    `lease_until` is in seconds of the clock that judges leases; of a phase that
+    is ready it is the time before which nobody is offered it. `lease_state`:
     `none`, `ready` (waits for a listener), `offered`, `leased`, `held` (its
     listener is lost, and only it may end the apply), `ended`, `gone` (the
     workspace was deleted, and there is no run; its listener has not let go).

@@ -19,8 +19,9 @@ from typing import Any, Literal, Self
 from terrapod_server.configs import actions as configs
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Services
-from terrapod_server.runs import accepting, logs, states
+from terrapod_server.runs import accepting, logs, readers, states
 from terrapod_server.runs.actions import Change, get
+from terrapod_server.runs.lease_clock import now as _now
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
 from terrapod_server.store import keys
@@ -81,7 +82,7 @@ async def claim(
             JOIN run r ON r.id = p.run_id
             JOIN agent_pool a ON a.id = p.pool_id
             JOIN workspace w ON w.id = p.workspace_id
-            WHERE p.pool_id = $2 AND p.lease_state = 'ready'
+            WHERE p.pool_id = $2 AND p.lease_state = 'ready' AND {readers.condition()}
               AND (a.organization_scoped OR EXISTS (
                     SELECT 1 FROM agent_pool_workspace o
                     WHERE o.pool_id = p.pool_id AND o.workspace_id = p.workspace_id))
@@ -144,6 +145,7 @@ async def refuse(
             raise Conflict(message)
         given = await Phase.filter(id=phase.id, lease_number=number, lease_state=phase.lease_state).update(
             lease_state="ready" if is_offer else "none",
+            lease_until=0.0,
             lease_number=number + 1,
             lease_listener_id=None,
             lost_count=phase.lost_count + counts,
@@ -364,7 +366,7 @@ async def _end(change: Change, run: Run, report: wire.Report) -> None:
         else:
             await change.fire(run, Event.PLAN, has_changes=changes)
             if run.auto_apply and not change.workspace.locked:
-                await change.confirm(run)
+                await change.confirm_by_itself(run)
     elif report.status == "applied":
         await change.fire(run, Event.APPLY, status_message="")
         await configs.applied(run.configuration_version_id)
@@ -373,7 +375,7 @@ async def _end(change: Change, run: Run, report: wire.Report) -> None:
 
 
 async def sweep(services: Services) -> None:
-    """Looks for offers that lapsed and leases that ended. Runs every 2 s."""
+    """Looks for offers that lapsed and leases that ended, and for applies that have waited long enough. Runs every 2 s."""
     expired = await database.query(
         f"SELECT id FROM run_phase WHERE lease_state IN ('offered', 'leased') AND lease_until < {clock_sql()}"  # noqa: S608
     )
@@ -384,6 +386,7 @@ async def sweep(services: Services) -> None:
                 await _expire(services, phase)
             except TerrapodError as error:  # somebody else changed the run; the leases behind it do not wait for that
                 log.warning("the lease of %s could not be ended: %s", phase.id, error.detail)
+    await readers.wake_due(services)
 
 
 async def _expire(services: Services, phase: Phase) -> None:

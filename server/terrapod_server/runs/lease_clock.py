@@ -1,0 +1,10 @@
+"""The clock that judges leases: the database's own on PostgreSQL, this process's monotonic one on SQLite."""
+
+import time
+
+from terrapod_server.kit import database
+
+
+def now() -> str:
+    """The time in seconds, as an SQL expression."""
+    return "extract(epoch FROM clock_timestamp())" if database.is_postgres() else repr(time.monotonic())

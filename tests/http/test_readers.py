@@ -53,7 +53,8 @@ async def test_an_apply_nobody_reads_is_offered_at_once(server: Running, tmp_pat
     run = await begin(server)
     await plan_it(listener, await take(listener), tmp_path)
     work = await offered(listener)
-    assert work and (work.run_id, work.phase) == (run, "apply")
+    assert work
+    assert (work.run_id, work.phase) == (run, "apply")
     assert (await Run.get(id=run)).awaited_read == ""
 
 
@@ -77,7 +78,8 @@ async def test_an_apply_waits_until_its_reader_has_read_the_end_and_the_run(serv
     assert await offered(listener) is None, "the CLI reads it once more"
     assert await server.status(run) == "apply_queued"
     released = await offered(listener)
-    assert released and (released.run_id, released.phase) == (run, "apply")
+    assert released
+    assert (released.run_id, released.phase) == (run, "apply")
 
 
 async def test_a_listener_that_polls_is_called_when_the_reader_is_done(server: Running, tmp_path: Path) -> None:
@@ -91,7 +93,8 @@ async def test_a_listener_that_polls_is_called_when_the_reader_is_done(server: R
         begun = time.monotonic()
         await server.status(run)
         work = await polled
-    assert work and work.phase == "apply"
+    assert work
+    assert work.phase == "apply"
     assert time.monotonic() - begun < readers.PATIENCE_S
 
 
@@ -102,7 +105,8 @@ async def test_a_reader_that_goes_away_costs_five_seconds(server: Running, tmp_p
     await plan_it(listener, await take(listener), tmp_path)
     begun = time.monotonic()
     work = await listener.next_work(25)
-    assert work and (work.run_id, work.phase) == (run, "apply")
+    assert work
+    assert (work.run_id, work.phase) == (run, "apply")
     assert time.monotonic() - begun < 15
 
 
@@ -121,7 +125,8 @@ async def test_the_terraform_cli_is_awaited_from_the_beginning(
     assert await offered(listener) is None, "it was somebody else who looked at the run"
     await server.status(run)
     work = await offered(listener)
-    assert work and work.phase == "apply"
+    assert work
+    assert work.phase == "apply"
 
 
 async def test_a_run_that_a_person_confirms_waits_for_nobody(server: Running, tmp_path: Path) -> None:
@@ -133,7 +138,8 @@ async def test_a_run_that_a_person_confirms_waits_for_nobody(server: Running, tm
     await plan_it(listener, await take(listener), tmp_path)
     assert (await server.api.post(f"/runs/{run}/actions/apply")).status_code == 202
     work = await offered(listener)
-    assert work and work.phase == "apply"
+    assert work
+    assert work.phase == "apply"
 
 
 async def test_an_unlock_lets_it_go_when_the_reader_is_done(server: Running, tmp_path: Path) -> None:
@@ -149,7 +155,8 @@ async def test_an_unlock_lets_it_go_when_the_reader_is_done(server: Running, tmp
     await server.status(run)
     assert (await server.api.post(f"/workspaces/{workspace}/actions/unlock")).status_code == 200
     released = await offered(listener)
-    assert released and (released.run_id, released.phase) == (run, "apply")
+    assert released
+    assert (released.run_id, released.phase) == (run, "apply")
 
 
 async def test_a_plan_that_is_refused_or_lost_is_not_held(server: Running, tmp_path: Path) -> None:
@@ -165,7 +172,8 @@ async def test_a_plan_that_is_refused_or_lost_is_not_held(server: Running, tmp_p
     await Phase.filter(id=queue.phase_id_of(run, "plan")).update(lease_until=-1.0)
     await queue.sweep(server.services)
     again = await offered(listener)
-    assert again and again.phase == "plan"
+    assert again
+    assert again.phase == "plan"
 
 
 async def test_a_clock_that_was_set_back_holds_nothing(server: Running, tmp_path: Path) -> None:
@@ -174,7 +182,8 @@ async def test_a_clock_that_was_set_back_holds_nothing(server: Running, tmp_path
     await plan_it(listener, await take(listener), tmp_path)
     await Phase.filter(id=queue.phase_id_of(run, "apply")).update(lease_until=1e12)
     work = await offered(listener)
-    assert work and work.phase == "apply"
+    assert work
+    assert work.phase == "apply"
 
 
 async def test_another_process_knows_who_reads(postgres_url: str, tmp_path: Path) -> None:
@@ -199,7 +208,8 @@ async def test_another_process_knows_who_reads(postgres_url: str, tmp_path: Path
                     assert (await read_log(other, run)).endswith(ETX)
                     await other.status(run)
                     work = await polled
-                assert work and (work.run_id, work.phase) == (run, "apply")
+                assert work
+                assert (work.run_id, work.phase) == (run, "apply")
 
                 lost = await begin(server)
                 await read_log(other, lost)
@@ -209,7 +219,8 @@ async def test_another_process_knows_who_reads(postgres_url: str, tmp_path: Path
                 moved = ListenerClient(Identity(kept, listener.identity.home))
                 begun = time.monotonic()
                 work = await moved.next_work(25)
-                assert work and (work.run_id, work.phase) == (lost, "apply")
+                assert work
+                assert (work.run_id, work.phase) == (lost, "apply")
                 assert time.monotonic() - begun < 20, "no process was there to wake it when its time was over"
         finally:
             await second.kill()

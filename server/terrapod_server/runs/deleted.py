@@ -13,6 +13,7 @@ from datetime import timedelta
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Services
 from terrapod_server.runs import queue, states
+from terrapod_server.runs.lease_clock import clock_sql
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.states.model import KeptState
 from terrapod_server.store import keys
@@ -48,7 +49,7 @@ async def on_workspace_deleted(workspace_id: str) -> set[str]:
     told = await database.query(
         f"""
         WITH one AS (SELECT 1)
-        UPDATE run_phase SET lease_state = 'gone', lease_until = {queue.clock_sql()} + {wire.LEASE_S}
+        UPDATE run_phase SET lease_state = 'gone', lease_until = {clock_sql()} + {wire.LEASE_S}
         WHERE workspace_id = $1 AND lease_state IN ('offered', 'leased') RETURNING lease_listener_id
         """,  # noqa: S608  only our own numbers are put in
         [workspace_id],
@@ -96,7 +97,7 @@ async def sweep(services: Services) -> None:
     await database.query(
         f"""
         WITH one AS (SELECT 1)
-        DELETE FROM run_phase WHERE lease_state = 'gone' AND lease_until < {queue.clock_sql()} RETURNING id
+        DELETE FROM run_phase WHERE lease_state = 'gone' AND lease_until < {clock_sql()} RETURNING id
         """  # noqa: S608  as above
     )
     for row in await DeletedWorkspace.filter(sweep_at__lte=clock.now()).order_by("sweep_at").limit(_AT_ONCE):

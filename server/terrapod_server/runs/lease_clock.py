@@ -5,6 +5,6 @@ import time
 from terrapod_server.kit import database
 
 
-def now() -> str:
+def clock_sql() -> str:
     """The time in seconds, as an SQL expression."""
     return "extract(epoch FROM clock_timestamp())" if database.is_postgres() else repr(time.monotonic())

@@ -21,7 +21,7 @@ from terrapod_server.kit import database
 from terrapod_server.kit.call import Services
 from terrapod_server.runs import accepting, logs, readers, states
 from terrapod_server.runs.actions import Change, get
-from terrapod_server.runs.lease_clock import now as _now
+from terrapod_server.runs.lease_clock import clock_sql
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
 from terrapod_server.store import keys
@@ -44,11 +44,6 @@ class _Leased(Change):
         except NotFound:
             message = "this lease has ended: the workspace was deleted"
             raise LeaseEnded(message) from None
-
-
-def clock_sql() -> str:
-    """The clock that judges leases, as an SQL expression."""
-    return "extract(epoch FROM clock_timestamp())" if database.is_postgres() else repr(time.monotonic())
 
 
 async def on_start() -> None:

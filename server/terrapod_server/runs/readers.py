@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Principal, Services
-from terrapod_server.runs import lease_clock
+from terrapod_server.runs.lease_clock import clock_sql
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.runs.states import Status
 from terrapod_shared import clock
@@ -67,7 +67,7 @@ async def hold(run: Run) -> float:
     held = await database.query(
         f"""
         WITH one AS (SELECT 1)
-        UPDATE run_phase SET lease_until = {lease_clock.now()} + {seconds}
+        UPDATE run_phase SET lease_until = {clock_sql()} + {seconds}
         WHERE id = $1 AND lease_state = 'ready'
           AND EXISTS (SELECT 1 FROM run r WHERE r.id = $2 AND r.awaited_read <> '')
         RETURNING id
@@ -79,13 +79,13 @@ async def hold(run: Run) -> float:
 
 def condition() -> str:
     """Of the phases `p` that are ready, those that wait for no reader; a clock that was set back holds none of them."""
-    now = lease_clock.now()
+    now = clock_sql()
     return f"NOT (p.lease_until > {now} AND p.lease_until <= {now} + {PATIENCE_S})"
 
 
 async def wake_due(services: Services) -> None:
     """Wakes the pools of applies that have waited long enough, in the place of a process that ended meanwhile."""
-    now = lease_clock.now()
+    now = clock_sql()
     rows = await database.query(
         f"""
         SELECT DISTINCT pool_id FROM run_phase

@@ -14,9 +14,21 @@ import stat
 import tarfile
 from pathlib import Path
 
+#: Bytes and parts of one name; the server takes no more either.
+NAME_MOST, PARTS_MOST = 4096, 100
+
 
 class Outside(ValueError):
     """An entry that is not put on the disk; the text says why."""
+
+
+def check_size(entry: tarfile.TarInfo) -> None:
+    """Raises Outside for a name, or the target of a link, that is longer or deeper than any that is meant."""
+    for text in (entry.name, entry.linkname):
+        if len(text) > NAME_MOST or text.count("/") > PARTS_MOST:
+            raise Outside(
+                f"{text[:200]!r} and so on is longer than {NAME_MOST} bytes or deeper than {PARTS_MOST} folders"
+            )
 
 
 def place(tar: tarfile.TarFile, entry: tarfile.TarInfo, root: Path) -> None:
@@ -24,6 +36,7 @@ def place(tar: tarfile.TarFile, entry: tarfile.TarInfo, root: Path) -> None:
 
     Owners and times are not kept, and of the mode only what `entry.mode` says of files.
     """
+    check_size(entry)
     name = os.path.normpath(entry.name)
     if name.startswith("/") or name.split("/")[0] == ".." or "\0" in name:
         raise Outside(f"{entry.name!r} lies outside of it")

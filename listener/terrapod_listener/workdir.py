@@ -31,19 +31,21 @@ def unpack(archive: Path, target: Path, limits: wire.Limits) -> None:
     refusal of duplicate or empty names, are here.
     """
     target.mkdir(parents=True, mode=0o700)
-    seen: set[str] = set()
+    seen: set[int] = set()  # hashes of names: the names themselves could take much
     size = 0
     most = min(limits.unpacked_bytes, max(64 << 20, archive.stat().st_size * _RATIO_MOST))
     try:
         with tarfile.open(archive, "r|gz") as tar:
             for entry in tar:
+                tar.members = []  # type: ignore[attr-defined]  # it remembers all that came
+                untar.check_size(entry)
                 name = os.path.normpath(entry.name)
                 if name == "." and entry.isdir():
                     continue
-                if not entry.name or name in seen:
+                if not entry.name or hash(name) in seen:
                     message = f"the archive has {entry.name!r} twice, or without a name"
                     raise Hostile(message)
-                seen.add(name)
+                seen.add(hash(name))
                 size += max(0, entry.size)
                 if len(seen) > limits.unpacked_entries or size > most:
                     message = f"the archive holds more than {limits.unpacked_entries} entries or {most} bytes"

@@ -2,9 +2,13 @@
 
 import asyncio
 import contextlib
+import gzip
 import hashlib
+import io
 import os
 import signal
+import tarfile
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -72,3 +76,25 @@ async def test_a_state_whose_reader_is_killed_is_kept(server: Running) -> None:
     after = await deliver(server, raw, 9)
     assert (after["resources-processed"], after["billable-rum-count"]) == (True, 100_000)
     assert len(after["resources"]) == parse.RESOURCES_LISTED
+
+
+async def test_archives_that_are_made_to_be_slow_stop_nobody(server: Running) -> None:
+    """Each names a link and, behind it, a name of 100,000 levels."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as out:
+        link = tarfile.TarInfo("l")
+        link.type, link.linkname = tarfile.SYMTYPE, "x"
+        out.addfile(link)
+        out.addfile(tarfile.TarInfo("a/" * 100_000 + "b"))
+    raw = gzip.compress(buffer.getvalue())
+    assert len(raw) < 1000
+    workspace_id = (await server.workspace())["id"]
+    made = [await server.post(f"/workspaces/{workspace_id}/configuration-versions") for _ in range(7)]
+    urls = [answer.json()["data"]["attributes"]["upload-url"] for answer in made]
+    begun = time.monotonic()
+    answers = await asyncio.gather(*(server.api.put(url, content=raw) for url in urls))
+    assert time.monotonic() - begun < 10
+    assert {(answer.status_code, "100 parts" in answer.text or "4096" in answer.text) for answer in answers} == {
+        (422, True)
+    }
+    assert (await server.configuration(workspace_id))["id"]

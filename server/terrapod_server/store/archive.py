@@ -6,24 +6,30 @@ listens. What other readers of tar could read otherwise than this one
 (sparse files, sizes in extended headers, unknown kinds) is not taken.
 """
 
-import asyncio
 import tarfile
 import zlib
-from collections.abc import AsyncIterator
-from pathlib import PurePosixPath
+from collections.abc import AsyncIterator, Iterator
 
 from terrapod_server.store.port import gathered
+from terrapod_server.store.threads import Threads
 from terrapod_shared.errors import Invalid
 
 ENTRIES_MOST = 100_000
 UNPACKED_MOST = 4 << 30
 _BLOCK = 512
+_NEWLINE = 0x0A
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE)
-#: A name, or the extended header that carries one, is not longer than this.
-_NAMES_MOST = 1 << 20
+#: Of one name or target of a link.
+NAME_MOST, PARTS_MOST = 4096, 100
+#: An extended header is not longer than this, has no more records, and all of an archive's take no more.
+_EXTENDED_MOST, _RECORDS_MOST, _EXTENDED_TOTAL = 1 << 20, 1_000, 32 << 20
+#: A record of an extended header that says how long it is with more digits is none.
+_LENGTH_DIGITS = 7
+#: Archives are looked through in threads of their own: one that takes long makes only others of its kind wait.
+_THREADS = Threads("archive", 2)
 
 
 class Unfit(Exception):
@@ -36,12 +42,12 @@ async def checked(chunks: AsyncIterator[bytes], what: str, unpacked_most: int = 
     try:
         async for chunk in gathered(chunks):
             empty = False
-            await asyncio.to_thread(checker.feed, chunk)
+            await _THREADS.run(checker.feed, chunk)
             yield chunk
         if empty:
             message = "the body is empty; it must be a gzip tar"
             raise Invalid(message)
-        await asyncio.to_thread(checker.end)
+        await _THREADS.run(checker.end)
     except Unfit as error:
         message = f"the {what} is refused: {error}"
         raise Invalid(message) from None
@@ -59,9 +65,8 @@ class Checker:
         self._kept_size = 0
         self._kept_type = b""
         self._names: dict[str, str] = {}  #: `path` and `linkpath` that an extended header gives the next entry
-        self._links: set[str] = set()
-        self._entries = 0
-        self._unpacked = 0
+        self._links = _Links()
+        self._entries = self._unpacked = self._extended_size = 0
         self._ended = False
 
     def feed(self, chunk: bytes) -> None:
@@ -125,33 +130,37 @@ class Checker:
             message = f"it has more than {ENTRIES_MOST} entries"
             raise Unfit(message)
         names_more = entry.type in (*_LONG, *_EXTENDED)
-        if entry.size < 0 or (names_more and entry.size > _NAMES_MOST):
+        if entry.size < 0 or (names_more and entry.size > _EXTENDED_MOST):
             message = "an entry's size cannot be"
             raise Unfit(message)
         self._skip = -(-entry.size // _BLOCK) * _BLOCK if entry.type in _PLAIN or names_more else 0
         if names_more:
+            self._extended_size += entry.size
+            if self._extended_size > _EXTENDED_TOTAL:
+                message = f"its extended headers take more than {_EXTENDED_TOTAL} bytes"
+                raise Unfit(message)
             self._kept, self._kept_size, self._kept_type = bytearray(), entry.size, entry.type
         else:
             self._entry(entry.type, self._names.get("path", entry.name), self._names.get("linkpath", entry.linkname))
             self._names = {}
 
     def _entry(self, kind: bytes, name: str, target: str) -> None:
+        parts = _parts(name)
         if kind not in (*_PLAIN, *_LINKS, tarfile.DIRTYPE):
             message = f"{name[:200]!r} is a device, a sparse file or of another kind that is not taken"
             raise Unfit(message)
-        _inside(name)
-        path = PurePosixPath(name)
-        if ".." in path.parts:
+        _inside(name, parts)
+        if ".." in parts:
             message = f"{name[:200]!r} has a '..' in it"
             raise Unfit(message)
-        if self._links and any(str(parent) in self._links for parent in path.parents):
+        if self._links.is_behind(parts):
             message = f"{name[:200]!r} lies behind a link"
             raise Unfit(message)
         if kind == tarfile.SYMTYPE:
-            _inside(str(path.parent / target))
-            self._links.add(str(path))
+            _inside(target, [*parts[:-1], *_parts(target)])
+            self._links.add(parts)
         elif kind == tarfile.LNKTYPE:
-            _inside(target)
+            _inside(target, _parts(target))
 
     def _extended(self) -> None:
         """A long name of GNU's or POSIX's kind: the header behind it shows only a part."""
@@ -159,31 +168,76 @@ class Checker:
         self._kept = None
         if self._kept_type in _LONG:
             which = "path" if self._kept_type == tarfile.GNUTYPE_LONGNAME else "linkpath"
-            self._names[which] = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
+            self._names[which] = _text(content.rstrip(b"\0"))
             return
-        while content:
-            digits, _, rest = content.partition(b" ")
-            length = int(digits) if digits.isdigit() and len(digits) < len(str(_NAMES_MOST)) else 0
-            record = content[len(digits) + 1 : length - 1]
-            if not rest or length <= len(digits) + 1 or content[length - 1 : length] != b"\n":
+        at = records = 0
+        while at < len(content):
+            records += 1
+            blank = content.find(b" ", at, at + _LENGTH_DIGITS + 1)
+            digits = content[at:blank] if blank > at else b""
+            end = at + int(digits) if digits.isdigit() else 0
+            if records > _RECORDS_MOST or end <= blank + 1 or end > len(content) or content[end - 1] != _NEWLINE:
                 message = "an extended header cannot be read"
                 raise Unfit(message)
-            self._record(*record.partition(b"=")[::2])
-            content = content[length:]
+            equals = content.find(b"=", blank, end - 1)
+            value = b"" if equals < 0 else content[equals + 1 : end - 1]
+            self._record(content[blank + 1 : end - 1 if equals < 0 else equals], value)
+            at = end
 
     def _record(self, key: bytes, value: bytes) -> None:
         if key in (b"path", b"linkpath") and self._kept_type != tarfile.XGLTYPE:
-            self._names[key.decode()] = value.decode("utf-8", "surrogateescape")
+            self._names[key.decode()] = _text(value)
         elif key in (b"path", b"linkpath", b"size") or key.startswith(b"GNU.sparse."):
-            message = f"an extended header says {key.decode()}, which is not taken there"
+            message = f"an extended header says {key[:40].decode('utf-8', 'replace')}, which is not taken there"
             raise Unfit(message)
 
 
-def _inside(name: str) -> None:
-    """Raises Unfit for a name that is absolute or climbs out."""
+class _Links:
+    """The symbolic links that came so far, each as one number: Python's hash of text has a seed that nobody knows."""
+
+    def __init__(self) -> None:
+        self._known: set[int] = set()
+
+    def is_behind(self, parts: list[str]) -> bool:
+        """Whether one of the folders that it is in is a link."""
+        return bool(self._known) and any(path in self._known for path in _paths(parts[:-1]))
+
+    def add(self, parts: list[str]) -> None:
+        self._known.update(list(_paths(parts))[-1:])
+
+
+def _paths(parts: list[str]) -> Iterator[int]:
+    """A number for the first part, for the first two, and so on."""
+    path = 0
+    for part in parts:
+        path = hash((path, part))
+        yield path
+
+
+def _text(raw: bytes) -> str:
+    """A name. Raises Unfit before it is kept where it is too long."""
+    if len(raw) > NAME_MOST:
+        message = f"{raw[:200].decode('utf-8', 'replace')!r} and so on is longer than {NAME_MOST} bytes"
+        raise Unfit(message)
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _parts(name: str) -> list[str]:
+    """What a name consists of. Raises Unfit where it is too deep."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if len(parts) > PARTS_MOST:
+        message = f"{name[:200]!r} has more than {PARTS_MOST} parts"
+        raise Unfit(message)
+    return parts
+
+
+def _inside(name: str, parts: list[str]) -> None:
+    """Raises Unfit for a name that is absolute, or where the parts climb out."""
     depth = 0
-    for part in PurePosixPath(name).parts:
+    for part in parts:
         depth += -1 if part == ".." else 1
-        if part.startswith("/") or depth < 0:
-            message = f"{name[:200]!r} lies outside the archive"
-            raise Unfit(message)
+        if depth < 0:
+            break
+    if depth < 0 or name.startswith("/"):
+        message = f"{name[:200]!r} lies outside the archive"
+        raise Unfit(message)

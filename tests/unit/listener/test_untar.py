@@ -116,3 +116,18 @@ def test_no_archive_gets_out(entries: list[Entry]) -> None:
             assert real == root or root in real.parents, (path, real)
         assert sorted(outer.iterdir()) == [root]
         assert len([path for path in Path(folder).rglob("*") if root not in (path, *path.parents)]) == 3
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ("a/" * 100_000 + "b", tarfile.REGTYPE, ""),
+        ("x" * 5000, tarfile.REGTYPE, ""),
+        ("link", tarfile.SYMTYPE, "a/" * 100_000),
+        ("link", tarfile.LNKTYPE, "x" * 5000),
+    ],
+)
+def test_names_beyond_all_meaning_are_refused_at_once(tmp_path: Path, entry: Entry) -> None:
+    with pytest.raises(untar.Outside, match="longer than"):
+        placed(tmp_path / "out", entry)
+    assert not any((tmp_path / "out").iterdir())

@@ -1,8 +1,11 @@
 """What an archive may not be, above all where readers of tar could differ."""
 
+import contextlib
 import gzip
 import io
 import tarfile
+import time
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -40,6 +43,8 @@ GOOD: list[Callable[[], bytes]] = [
     lambda: packed(entry("a/b.tf"), entry("a/link", tarfile.SYMTYPE, "../c"), entry("c")),
     lambda: packed(entry(f"{LONG}/b.tf"), entry("hard", tarfile.LNKTYPE, f"{LONG}/b.tf")),
     lambda: packed(entry(f"{LONG}/b.tf"), entry("l", tarfile.SYMTYPE, f"{LONG}/b.tf"), form=tarfile.GNU_FORMAT),
+    lambda: packed(entry("a/" * 99 + "b"), entry("y" * 4096), entry("link", tarfile.SYMTYPE, "a/" * 99 + "b")),
+    lambda: packed(entry("a/link", tarfile.SYMTYPE, "c"), entry("a/link2/d"), entry("link/d"), entry("a/b/link/d")),
     lambda: packed(entry("dir", tarfile.DIRTYPE), entry("dir/é.tf", headers={"comment": "two\nlines = of 3 words"})),
 ]
 BAD: list[Callable[[], bytes]] = [
@@ -62,6 +67,13 @@ BAD: list[Callable[[], bytes]] = [
     lambda: packed(entry("fine", headers={"size": "512"})),
     lambda: tar({"main.tf": b"x" * 5000})[:-30],
     lambda: gzip.compress(b"") + tar({"main.tf": b""}),
+    lambda: packed(entry("a/" * 100 + "b")),
+    lambda: packed(entry("x" * 4097)),
+    lambda: packed(entry("x" * 4097), form=tarfile.GNU_FORMAT),
+    lambda: packed(entry("link", tarfile.SYMTYPE, "x" * 4097)),
+    lambda: packed(entry("link", tarfile.SYMTYPE, "a/" * 100 + "b")),
+    lambda: packed(entry("x", tarfile.REGTYPE), entry("hard", tarfile.LNKTYPE, "a/" * 100 + "x")),
+    lambda: packed(entry("a/b/link", tarfile.SYMTYPE, "c"), entry("a/./b//link/d/evil")),
 ]
 
 
@@ -95,3 +107,43 @@ def test_bombs_are_refused() -> None:
     assert len(bomb) < 10_000
     with pytest.raises(Unfit, match="more than 1048576 bytes"):
         check(bomb, most=1 << 20)
+
+
+def many_links(count: int) -> bytes:
+    names = (f"{number}/{'n' * 2000}" for number in range(count))
+    return packed(*(entry(name, tarfile.SYMTYPE, "t" * 2000) for name in names), form=tarfile.GNU_FORMAT)
+
+
+def extended(content: bytes) -> bytes:
+    header = tarfile.TarInfo("p")
+    header.type, header.size = tarfile.XHDTYPE, len(content)
+    blocks = header.tobuf() + content + bytes(-len(content) % 512) + tarfile.TarInfo("f").tobuf() + bytes(1024)
+    return gzip.compress(blocks)
+
+
+@pytest.mark.parametrize(
+    ("make", "is_fit"),
+    [
+        (lambda: packed(entry("link", tarfile.SYMTYPE, "x"), entry("a/" * 100_000), form=tarfile.GNU_FORMAT), False),
+        (lambda: many_links(2_000), True),
+        (lambda: extended(b"6 a=b\n" * 170_000), False),
+        (lambda: extended(b"6 a=b\n" * 900), True),
+        (lambda: gzip.compress(b"".join([gzip.decompress(extended(bytes(1 << 20)))[:-1536]] * 40)), False),
+        (lambda: extended(b"0" * (1 << 20)), False),
+        (lambda: extended(b"9" * 1000 + b" path=x\n"), False),
+        (lambda: extended(b"%d path=%s\n" % (900_000, b"x" * 899_987)), False),
+        (lambda: packed(*[entry(f"{'d/' * 90}{number}") for number in range(2_000)]), True),
+    ],
+)
+def test_what_is_made_to_be_slow_or_large_takes_neither_time_nor_memory(
+    make: Callable[[], bytes], is_fit: bool
+) -> None:
+    raw = make()
+    begun = time.process_time()
+    tracemalloc.start()
+    with contextlib.nullcontext() if is_fit else pytest.raises(Unfit):
+        check(raw, 1 << 18)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
+    assert time.process_time() - begun < 30

@@ -32,7 +32,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Limits(Section, frozen=True, kw_only=True):
-    """Greatest sizes of request bodies, in bytes, and what may be spent on reading them."""
+    """Greatest sizes of request bodies, in bytes, what may be spent on reading them, and numbers of connections."""
 
     json_bytes: int = 2 * MIB  #: of any document but the following
     configuration_bytes: int = 256 * MIB  #: of a configuration's archive
@@ -40,6 +40,8 @@ class Limits(Section, frozen=True, kw_only=True):
     module_bytes: int = 64 * MIB  #: of one version's archive of a module
     readers: int = 2  #: processes at once that read large states and plans; they end when there are none
     reader_bytes: int = 1024 * MIB  #: of memory that one of them may take
+    connections: int = 0  #: at once; 0: three quarters of the files that the system lets the server open
+    connections_per_address: int = 2000  #: at once from one address; not for loopback and trusted proxies
 
 
 class Storage(Section, frozen=True, kw_only=True):
@@ -357,6 +359,7 @@ _MAY_BE_ZERO = frozenset(
         "port",
         "audit.retention_days",
         "retention.deleted_days",
+        "limits.connections",
         "auth.login_token_days",
         *(f"rate_limits.{name}" for name in RateLimits.__struct_fields__),
     }
@@ -419,14 +422,22 @@ def _contradictions(config: Config) -> list[str]:
     if not 0 <= config.port <= 65535:  # noqa: PLR2004
         wrong.append("port: must be between 0 and 65535")
     wrong += _auth_mistakes(config.auth)
-    if config.limits.reader_bytes < _READER_LEAST:
-        wrong.append(f"limits.reader_bytes: must be at least {_READER_LEAST}")
+    wrong += _limit_mistakes(config.limits)
     if config.public_url and not config.public_url.startswith(("https://", "http://")):
         wrong.append("public_url: must begin with https:// or http://")
     if config.database_url and not config.database_url.startswith(
         ("postgres://", "postgresql://", "asyncpg://", "sqlite://")
     ):
         wrong.append("database_url: must begin with postgres:// or sqlite://")
+    return wrong
+
+
+def _limit_mistakes(limits: Limits) -> list[str]:
+    wrong = []
+    if limits.reader_bytes < _READER_LEAST:
+        wrong.append(f"limits.reader_bytes: must be at least {_READER_LEAST}")
+    if limits.connections < 0:
+        wrong.append("limits.connections: must not be negative")
     return wrong
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -13,12 +12,13 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import uvloop
-from hypercorn.asyncio import serve
 from hypercorn.config import Config as Hypercorn
-from hypercorn.utils import LifespanFailureError
+from hypercorn.utils import LifespanFailureError, wrap_app
 
 from terrapod_server import app
 from terrapod_server.config import Config
+from terrapod_server.kit import memory
+from terrapod_server.kit.connections import Connections, Terms
 from terrapod_shared.notify import Manager
 
 log = logging.getLogger("terrapod")
@@ -85,7 +85,6 @@ async def _serve(
 ) -> None:
     manager = Manager.of(os.environ)
     hypercorn = Hypercorn()
-    hypercorn.bind = [f"fd://{listening.fileno()}"]
     hypercorn.alpn_protocols = ["h2", "http/1.1"] if config.http2 else ["http/1.1"]
     hypercorn.graceful_timeout = config.shutdown_s
     hypercorn.shutdown_timeout = config.shutdown_s + 5
@@ -102,8 +101,7 @@ async def _serve(
         built.services.bus.close()
 
     def serving() -> None:
-        listening.listen(_BACKLOG)  # who comes before Hypercorn's loop does waits for it
-        listening.detach()  # it is Hypercorn's from now on
+        listening.listen(_BACKLOG)  # who comes before the loop does waits for it
         manager.ready()
         manager.status(f"Serves {config.url}")
         if ready is not None:
@@ -111,16 +109,21 @@ async def _serve(
 
     built.asgi.on_started += [serving, _settle_memory]
     alive = asyncio.create_task(manager.keep_alive())
-    task = asyncio.create_task(serve(built.asgi, hypercorn, shutdown_trigger=stopping, mode="asgi"))  # type: ignore[arg-type]
+    connections = Connections(wrap_app(built.asgi, 0, "asgi"), hypercorn, _terms(config, built))  # type: ignore[arg-type]
     try:
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await connections.serve(listening, stopping)
     except LifespanFailureError:
         if built.asgi.failure is None:
             raise
         raise built.asgi.failure from None
     finally:
         alive.cancel()
+
+
+def _terms(config: Config, built: app.App) -> Terms:
+    limits = config.limits
+    most = limits.connections or resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4
+    return Terms(most=most, most_per_address=limits.connections_per_address, is_exempt=built.services.addresses.is_many)
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -143,5 +146,4 @@ def _settle_memory() -> None:
     # What waits for long is soon looked through again and again: with the polls of 5,000 listeners that took 0.8 s every
     # 4 s, and found nothing. Garbage of short lives is found as early as before.
     gc.set_threshold(*gc.get_threshold()[:2], _OLDEST_TURNS)
-    with contextlib.suppress(AttributeError, OSError):  # the C library of glibc systems alone has it
-        ctypes.CDLL(None).malloc_trim(0)
+    memory.give_back()

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import signal
+import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -39,6 +40,11 @@ class Process:
             "TERRAPOD_ENGINES__TERRAFORM_URL": "http://127.0.0.1:9/terraform", **settings,
         }  # fmt: skip
         self.process: asyncio.subprocess.Process | None = None
+        self.verify: ssl.SSLContext | bool = True
+
+    def over_tls(self, ca: Path) -> None:
+        """The settings name a certificate of this authority."""
+        self.url, self.verify = f"https://127.0.0.1:{self.port}", ssl.create_default_context(cafile=ca)
 
     def beside(self, folder: Path) -> "Process":
         """Another server on the same database, store and keys."""
@@ -53,7 +59,8 @@ class Process:
         async with app.opened(config) as made:
             token = await app.admin_token("test")
         headers = {"Authorization": f"Bearer {token}"}
-        async with httpx.AsyncClient(base_url=f"{self.url}/api/v2/", headers=headers, timeout=60) as api:
+        base = f"{self.url}/api/v2/"
+        async with httpx.AsyncClient(base_url=base, headers=headers, timeout=60, verify=self.verify) as api:
             try:
                 yield Running(self.url, token, api, made.services, self.folder)
             finally:
@@ -76,7 +83,7 @@ class Process:
             assert self.process is not None
             assert self.process.returncode is None, self.log
             with contextlib.suppress(httpx.TransportError):
-                async with httpx.AsyncClient() as client:
+                async with httpx.AsyncClient(verify=self.verify) as client:
                     return (await client.get(f"{self.url}/ready")).status_code == 200
             return False
 

@@ -125,10 +125,10 @@ class Running:
         return token
 
     async def listener(
-        self, home: Path, name: str = "one", engine: str = "1.15.5", pool_id: str = ""
+        self, home: Path, name: str = "one", engine: str = "1.15.5", pool_id: str = "", ca: Path | None = None
     ) -> ListenerClient:
         """A joined listener that says it has an engine of its own; its calls are the real, signed ones."""
-        identity: Identity = await join(home, self.url, await self.join_token(pool_id), name, None)
+        identity: Identity = await join(home, self.url, await self.join_token(pool_id), name, ca)
         client = ListenerClient(identity)
         local = [wire.LocalEngine(tool="terraform", version=engine, sha256="0" * 64)]
         await client.beat(wire.Beat(free_slots=5, capacity=5, local_engines=local))

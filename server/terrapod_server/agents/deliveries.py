@@ -115,7 +115,7 @@ async def heartbeat(call: Call) -> Response:
         verdicts = await queue.prolong(call.services, me.id, message.leases)
         pulse = await _pulse(me, verdicts)
         if wait and not _is_news(message, pulse):
-            await subscription.wait(wait)
+            await call.wait(subscription, wait)
             if lost.take():
                 verdicts = await queue.prolong(call.services, me.id, message.leases)
             pulse = await _pulse(me, verdicts)
@@ -177,12 +177,10 @@ async def next_run(call: Call) -> Response:
                     me = await _still(me.id)
                     continue
             left = until - now()
-            if left <= 0 or await call.request.is_disconnected() or not await woken.wait(left):
+            if left <= 0 or not await call.wait(woken, left):
                 break
             if mine.take() or now() - loaded > _RELOAD_S:
                 me, loaded = await _still(me.id), now()
-            if await call.request.is_disconnected():
-                break
     return Response(status_code=204)
 
 

@@ -53,6 +53,11 @@ class Addresses:
     def _trusts(self, address: Address) -> bool:
         return any(address in network for network in self._networks if network.version == address.version)
 
+    def is_many(self, peer: str) -> bool:
+        """Whether a peer stands for many clients: a trusted proxy, or one on this host."""
+        address = parsed(peer)
+        return address is not None and (address.is_loopback or self._trusts(address))
+
     def _chain(self, request: Request) -> list[str]:
         parts = [part.strip() for line in request.headers.getlist(self._header) for part in line.split(",")]
         if self._header == "forwarded":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
+from terrapod_server.kit import departure
 from terrapod_server.kit.jsonapi import Level, Linked, Page
 from terrapod_server.kit.metrics import Measured
 from terrapod_shared.errors import BadRequest, Invalid, TooLarge
@@ -15,7 +16,7 @@ from terrapod_shared.errors import BadRequest, Invalid, TooLarge
 if TYPE_CHECKING:
     from terrapod_server.config import Config
     from terrapod_server.kit.address import Addresses
-    from terrapod_server.kit.bus import Bus
+    from terrapod_server.kit.bus import Bus, Subscription
     from terrapod_server.kit.guard import Guard
     from terrapod_server.kit.limits import Limiter
     from terrapod_server.kit.signed import Signer
@@ -276,6 +277,20 @@ class Call:
         return StreamingResponse(
             store.get(key), media_type=media, headers={"Content-Length": str(size), **(headers or {})}
         )
+
+    async def wait(self, woken: "Subscription", timeout_s: float) -> bool:
+        """`Subscription.wait` for a request whose body was read; ends also when the client leaves. Raises ClientDisconnect."""
+        with departure.of(self.request.scope).tells(woken.wake):
+            if await self._has_left():
+                raise ClientDisconnect
+            was_woken = await woken.wait(timeout_s)
+        if await self._has_left():
+            raise ClientDisconnect
+        return was_woken
+
+    async def _has_left(self) -> bool:
+        """Asked twice: of a GET nobody has read the message that says that there is no body."""
+        return await self.request.is_disconnected() or await self.request.is_disconnected()
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The body's chunks. Raises TooLarge past the endpoint's limit, BadRequest when it is cut off."""

@@ -8,6 +8,7 @@ import httpx
 from kit.serving import Running, state_bytes, tar
 from terrapod_server.app import ENDPOINTS
 from terrapod_server.kit.jsonapi import Access, Endpoint, Raw
+from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import wire
 
 POOLS = "/organizations/default/agent-pools"
@@ -84,6 +85,59 @@ async def test_a_workspace_that_lost_its_grant_is_passed_over(server: Running, t
     work = await listener.next_work(5)
     assert work is not None
     assert work.run_id == run.json()["data"]["id"]
+
+
+async def test_an_excluded_workspace_may_not_use_a_pool(server: Running, tmp_path: Path) -> None:
+    """Not though the pool is open to all, nor though it is allowed by name; whenever it was that it was excluded."""
+    mine, barred = (await server.workspace())["id"], (await server.workspace())["id"]
+    linked = [{"type": "workspaces", "id": barred}]
+    made = await server.post(POOLS, {"name": "most"}, "agent-pools", excluded_workspaces=linked)
+    assert made.status_code == 201, made.text
+    pool = made.json()["data"]["id"]
+    assert made.json()["data"]["relationships"]["excluded-workspaces"]["data"] == linked
+    listener = await server.listener(tmp_path / "home", pool_id=pool)
+
+    async def change(**listed: list[str]) -> int:
+        related = {
+            f"{name}-workspaces": {"data": [{"type": "workspaces", "id": each} for each in ids]}
+            for name, ids in listed.items()
+        }
+        body = {"data": {"type": "agent-pools", "relationships": related}}
+        return (await server.api.patch(f"/agent-pools/{pool}", json=body)).status_code
+
+    async def assign(workspace: str) -> int:
+        body = {"data": {"type": "workspaces", "attributes": {"execution-mode": "agent", "agent-pool-id": pool}}}
+        return (await server.api.patch(f"/workspaces/{workspace}", json=body)).status_code
+
+    assert (await assign(mine), await assign(barred)) == (200, 422)
+    assert await change(allowed=[barred, mine]) == 200
+    assert await assign(barred) == 422, "the exclusion wins"
+    assert await change(excluded=["ws-unknown"]) == 422
+    shown = (await server.api.get(f"/agent-pools/{pool}")).json()["data"]["relationships"]
+    assert [each["id"] for each in shown["excluded-workspaces"]["data"]] == [barred], "what is not sent stays"
+    await server.configuration(mine)
+    run = (await server.run(mine)).json()["data"]["id"]
+    assert await change(excluded=[mine]) == 200
+    assert await listener.next_work(0.2) is None
+    waits = (await server.api.get(f"/runs/{run}")).json()["data"]["attributes"]["waits-for"]
+    assert (waits["kind"], "is not open to workspace" in waits["text"]) == ("pool", True)
+    assert (await server.run(mine)).status_code == 422
+    found = (await server.api.get(f"{POOLS}?filter[allowed_workspaces][name]={await name_of(mine)}")).json()["data"]
+    assert [each["attributes"]["name"] for each in found] == ["default"]
+    assert await change(excluded=[]) == 200
+    work = await listener.next_work(5)
+    assert work is not None
+    assert work.run_id == run
+    default = f"/agent-pools/{await server.pool_id()}"
+    related = {"excluded-workspaces": {"data": linked}}
+    body = {"data": {"type": "agent-pools", "relationships": related}}
+    assert (await server.api.patch(default, json=body)).status_code == 200
+    await server.configuration(barred)
+    assert (await server.run(barred)).status_code == 422, "the pool default too"
+
+
+async def name_of(workspace: str) -> str:
+    return str((await Workspace.get(id=workspace)).name)
 
 
 #: What a run's token may ask of things that are for every run.

@@ -4,7 +4,8 @@ import base64
 import hashlib
 import logging
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +17,15 @@ from tortoise.exceptions import IntegrityError
 
 from terrapod_server.access import visible
 from terrapod_server.agents import authority
-from terrapod_server.agents.model import JoinToken, LateState, Listener, Pool, PoolLabel, PoolWorkspace
+from terrapod_server.agents.model import (
+    JoinToken,
+    LateState,
+    Listener,
+    Pool,
+    PoolExcluded,
+    PoolLabel,
+    PoolWorkspace,
+)
 from terrapod_server.kit.call import Principal, Services
 from terrapod_server.kit.database import in_transaction, query
 from terrapod_server.kit.reads import Reader
@@ -61,7 +70,15 @@ async def pools(pool_ids: Sequence[str]) -> list[Pool]:
     return await Pool.filter(id__in=list(pool_ids))
 
 
-async def create_pool(principal: Principal, values: Mapping[str, Any], allowed: Iterable[str] | None) -> Pool:
+@dataclass(frozen=True)
+class Openness:
+    """Ids of the workspaces that may use a pool which is not open to all, and of those that may not; None: as it is."""
+
+    allowed: Sequence[str] | None = None
+    excluded: Sequence[str] | None = None
+
+
+async def create_pool(principal: Principal, values: Mapping[str, Any], to: Openness) -> Pool:
     if not values.get("name"):
         message = "a pool needs a name"
         raise Invalid(message, pointer="/data/attributes/name")
@@ -69,13 +86,13 @@ async def create_pool(principal: Principal, values: Mapping[str, Any], allowed: 
         async with in_transaction():
             row = await Pool.create(id=ids.make("apool"), owner_id=principal.id, **values)
             await _write_labels(row)
-            await _allow(row.id, allowed)
+            await _open(row.id, to)
     except IntegrityError:
         raise _taken(values["name"]) from None
     return row
 
 
-async def update_pool(row: Pool, values: Mapping[str, Any], allowed: Iterable[str] | None) -> Pool:
+async def update_pool(row: Pool, values: Mapping[str, Any], to: Openness) -> Pool:
     if row.name == DEFAULT_POOL and values.get("name", DEFAULT_POOL) != DEFAULT_POOL:
         message = "the pool default keeps its name: workspaces with execution-mode remote use it"
         raise Invalid(message, pointer="/data/attributes/name")
@@ -85,7 +102,7 @@ async def update_pool(row: Pool, values: Mapping[str, Any], allowed: Iterable[st
         async with in_transaction():
             await row.save()
             await _write_labels(row)
-            await _allow(row.id, allowed)
+            await _open(row.id, to)
     except IntegrityError:
         raise _taken(row.name) from None
     return row
@@ -96,12 +113,12 @@ async def _write_labels(row: Pool) -> None:
     await PoolLabel.bulk_create([PoolLabel(pool_id=row.id, key=key, value=value) for key, value in row.labels.items()])
 
 
-async def _allow(pool_id: str, allowed: Iterable[str] | None) -> None:
-    if allowed is None:
-        return
-    wanted = list(dict.fromkeys(allowed))
-    await PoolWorkspace.filter(pool_id=pool_id).delete()
-    await PoolWorkspace.bulk_create([PoolWorkspace(pool_id=pool_id, workspace_id=each) for each in wanted])
+async def _open(pool_id: str, to: Openness) -> None:
+    listed: tuple[tuple[Any, Sequence[str] | None], ...] = ((PoolWorkspace, to.allowed), (PoolExcluded, to.excluded))
+    for model, wanted in listed:
+        if wanted is not None:
+            await model.filter(pool_id=pool_id).delete()
+            await model.bulk_create([model(pool_id=pool_id, workspace_id=each) for each in dict.fromkeys(wanted)])
 
 
 async def delete_pool(row: Pool) -> None:
@@ -118,6 +135,7 @@ async def delete_pool(row: Pool) -> None:
         raise Conflict(message)
     async with in_transaction():
         await PoolWorkspace.filter(pool_id=row.id).delete()
+        await PoolExcluded.filter(pool_id=row.id).delete()
         await PoolLabel.filter(pool_id=row.id).delete()
         await JoinToken.filter(pool_id=row.id).delete()
         await Listener.filter(pool_id=row.id).delete()
@@ -134,7 +152,8 @@ async def pool_for(workspace: Workspace) -> str:
             message = f"there is no pool {workspace.agent_pool_id}"
             raise Invalid(message, pointer="/data/attributes/agent-pool-id")
         row = found
-    if not row.organization_scoped and not await PoolWorkspace.exists(pool_id=row.id, workspace_id=workspace.id):
+    is_open = row.organization_scoped or await PoolWorkspace.exists(pool_id=row.id, workspace_id=workspace.id)
+    if not is_open or await PoolExcluded.exists(pool_id=row.id, workspace_id=workspace.id):
         message = f"pool {row.name} is not open to workspace {workspace.name}"
         raise Invalid(message, pointer="/data/attributes/agent-pool-id")
     return row.id
@@ -380,6 +399,7 @@ async def beat(row: Listener, message: wire.Beat) -> None:
 async def delete_for_workspace(workspace_id: str) -> None:
     """States that came late and wait for an admin are kept as the last one is: one of them may be newer."""
     await PoolWorkspace.filter(workspace_id=workspace_id).delete()
+    await PoolExcluded.filter(workspace_id=workspace_id).delete()
     for late in await LateState.filter(workspace_id=workspace_id, status="waiting"):
         await KeptState.create(
             id=late.id, workspace_id=workspace_id, serial=late.serial, lineage=late.lineage, md5=late.md5,

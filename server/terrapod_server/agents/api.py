@@ -8,7 +8,7 @@ from starlette.responses import Response
 from terrapod_server.access import rules as access
 from terrapod_server.access import visible
 from terrapod_server.agents import actions, deliveries, depth
-from terrapod_server.agents.model import JoinToken, Listener, Pool, PoolWorkspace
+from terrapod_server.agents.model import JoinToken, Listener, Pool, PoolExcluded, PoolWorkspace
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity.api import TOKEN
 from terrapod_server.identity.model import ApiToken
@@ -29,6 +29,7 @@ from terrapod_server.kit.jsonapi import (
     Value,
 )
 from terrapod_server.kit.reads import Where, like
+from terrapod_server.runs import accepting
 from terrapod_server.runs.waits import ONLINE
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
@@ -38,15 +39,24 @@ from terrapod_shared.errors import Invalid
 
 async def _prepare(rows: Sequence[Pool], call: Call) -> None:
     found = await depth.of([row.id for row in rows])
-    entries = await PoolWorkspace.filter(pool_id__in=[row.id for row in rows])
-    named = await workspaces.by_ids({entry.workspace_id for entry in entries})
+    pool_ids = [row.id for row in rows]
+    entries = await PoolWorkspace.filter(pool_id__in=pool_ids)
+    barred = await PoolExcluded.filter(pool_id__in=pool_ids)
+    named = await workspaces.by_ids({each.workspace_id for each in entries} | {each.workspace_id for each in barred})
     shown = {workspace.id for workspace in call.readable(named)}
-    allowed: dict[str, list[str]] = {}
+    allowed, excluded = _by_pool(entries, shown), _by_pool(barred, shown)
+    for row in rows:
+        row.depth = found.get(row.id, depth.Depth())
+        row.allowed, row.excluded = allowed.get(row.id, []), excluded.get(row.id, [])
+
+
+def _by_pool(entries: Sequence[PoolWorkspace | PoolExcluded], shown: set[str]) -> dict[str, list[str]]:
+    """The ids of those workspaces that are shown."""
+    found: dict[str, list[str]] = {}
     for entry in entries:
         if entry.workspace_id in shown:
-            allowed.setdefault(entry.pool_id, []).append(entry.workspace_id)
-    for row in rows:
-        row.depth, row.allowed = found.get(row.id, depth.Depth()), allowed.get(row.id, [])
+            found.setdefault(entry.pool_id, []).append(entry.workspace_id)
+    return found
 
 
 def _depth(name: str) -> Value:
@@ -83,6 +93,7 @@ POOL = Resource(
     relations=(
         One("organization", "organizations", key=lambda *_: "default"),
         Many("allowed-workspaces", "workspaces", write=True, keys=lambda p, _: getattr(p, "allowed", ())),
+        Many("excluded-workspaces", "workspaces", write=True, keys=lambda p, _: getattr(p, "excluded", ())),
         Many("workspaces", "workspaces", keys=lambda p, _: getattr(p, "allowed", ())),
     ),
     load=actions.pools,
@@ -139,7 +150,7 @@ def _status(row: Listener) -> str:
 
 
 #: Pools that a workspace may use.
-_OPEN_TO = 't."organization_scoped" OR t."id" IN (SELECT "pool_id" FROM agent_pool_workspace WHERE "workspace_id" = $1)'
+_OPEN_TO = accepting.open_to("t", "$1")
 _ORDERS = {"created-at": 't."id"', "-created-at": 't."id" DESC', "-name": 't."name" DESC'}
 
 
@@ -164,9 +175,14 @@ def _check_lockout(call: Call, row: Pool) -> None:
     access.check_lockout(call.level, after, force=sent.pop("force", False))
 
 
-async def _allowed(call: Call) -> list[str] | None:
+async def _openness(call: Call) -> actions.Openness:
+    """To which workspaces the pool is to be open."""
+    return actions.Openness(await _named(call, "allowed-workspaces"), await _named(call, "excluded-workspaces"))
+
+
+async def _named(call: Call, relation: str) -> list[str] | None:
     """Raises Invalid where the caller may not read a workspace: it is not there for it."""
-    sent = call.related_many("allowed-workspaces")
+    sent = call.related_many(relation)
     if sent is None:
         return None
     named = [linked.id or "" for linked in sent]
@@ -174,14 +190,14 @@ async def _allowed(call: Call) -> list[str] | None:
     for workspace_id in named:
         if workspace_id not in known:
             message = f"there is no workspace {workspace_id}"
-            raise Invalid(message, pointer="/data/relationships/allowed-workspaces")
+            raise Invalid(message, pointer=f"/data/relationships/{relation}")
     return named
 
 
 async def create(call: Call) -> Pool:
     """Make a pool."""
     call.attributes.pop("force", None)
-    return await actions.create_pool(call.principal, call.attributes, await _allowed(call))
+    return await actions.create_pool(call.principal, call.attributes, await _openness(call))
 
 
 async def show(call: Call) -> Pool:
@@ -193,7 +209,7 @@ async def update(call: Call) -> Pool:
     """Change a pool."""
     row = await show(call)
     _check_lockout(call, row)
-    return await actions.update_pool(row, call.attributes, await _allowed(call))
+    return await actions.update_pool(row, call.attributes, await _openness(call))
 
 
 async def delete(call: Call) -> None:

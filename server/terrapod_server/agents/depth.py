@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from terrapod_server.kit import database
+from terrapod_server.runs import accepting
 from terrapod_server.runs.waits import ONLINE
 from terrapod_shared import clock
 
@@ -34,8 +35,7 @@ async def of(pool_ids: Sequence[str] | None = None) -> dict[str, Depth]:
         if database.is_postgres()
         else "json_extract(p.status_timestamps, '$.\"queued-at\"')"
     )
-    waits = """p.lease_state = 'ready' AND (a.organization_scoped OR EXISTS (SELECT 1 FROM agent_pool_workspace o
-        WHERE o.pool_id = p.pool_id AND o.workspace_id = p.workspace_id))"""
+    waits = f"p.lease_state = 'ready' AND {accepting.open_to('a', 'p.workspace_id')}"
     takes = "NOT l.draining AND NOT l.drain_requested"
     rows = await database.query(
         f"""

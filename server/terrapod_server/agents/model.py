@@ -58,6 +58,18 @@ class PoolWorkspace(Model):
         unique_together = (("pool_id", "workspace_id"),)
 
 
+class PoolExcluded(Model):
+    """A workspace that may not use the pool, whoever else may."""
+
+    id = fields.BigIntField(primary_key=True, generated=True)
+    pool_id = fields.CharField(max_length=40)
+    workspace_id = fields.CharField(max_length=40, db_index=True)
+
+    class Meta:
+        table = "agent_pool_excluded"
+        unique_together = (("pool_id", "workspace_id"),)
+
+
 class JoinToken(Model):
     """A token to join a pool with; only its SHA-256 is kept. `max_uses` null: any number."""
 

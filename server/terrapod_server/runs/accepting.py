@@ -1,9 +1,18 @@
-"""What listeners take, by the word of their hosts' owners, as a condition of the claim."""
+"""Who may have which work, as conditions in SQL: which pools are open to a workspace, and what a listener's host takes."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from terrapod_server.kit import database
+
+
+def open_to(pool: str, workspace_id: str) -> str:
+    """Whether the row `pool` of agent_pool is open to a workspace: to all or to this one, and it is not excluded."""
+    mine = f"o.pool_id = {pool}.id AND o.workspace_id = {workspace_id}"
+    return (
+        f"(({pool}.organization_scoped OR EXISTS (SELECT 1 FROM agent_pool_workspace o WHERE {mine}))"  # noqa: S608
+        f" AND NOT EXISTS (SELECT 1 FROM agent_pool_excluded o WHERE {mine}))"
+    )
 
 
 def condition(accepts: Mapping[str, Any], values: list[Any]) -> str:

@@ -78,9 +78,7 @@ async def claim(
             JOIN agent_pool a ON a.id = p.pool_id
             JOIN workspace w ON w.id = p.workspace_id
             WHERE p.pool_id = $2 AND p.lease_state = 'ready' AND {readers.condition()}
-              AND (a.organization_scoped OR EXISTS (
-                    SELECT 1 FROM agent_pool_workspace o
-                    WHERE o.pool_id = p.pool_id AND o.workspace_id = p.workspace_id))
+              AND {accepting.open_to("a", "p.workspace_id")}
               AND (NOT r.engine_is_local OR r.engine_tool || ' ' || r.engine_version IN ({marks})){condition}
             ORDER BY p.id LIMIT 1 {lock}
         )

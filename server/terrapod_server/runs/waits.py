@@ -6,7 +6,7 @@ from typing import Any
 
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Principal
-from terrapod_server.runs import reasons, states
+from terrapod_server.runs import accepting, reasons, states
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Status
 from terrapod_server.workspaces import actions as workspaces
@@ -108,8 +108,7 @@ async def facts(run_ids: Sequence[str], principal: Principal) -> dict[str, dict[
             coalesce(there.online, 0) AS online, coalesce(there.taking, 0) AS taking,
             coalesce(there.slots, 0) AS slots, there.last_seen AS last_seen,
             coalesce(busy.leases, 0) AS leases, holders.names AS holders,
-            (a.organization_scoped OR EXISTS (SELECT 1 FROM agent_pool_workspace o
-                WHERE o.pool_id = own.pool_id AND o.workspace_id = own.workspace_id)) AS is_open,
+            {accepting.open_to("a", "own.workspace_id")} AS is_open,
             CASE WHEN own.lease_state = 'offered' OR NOT own.engine_is_local THEN (
                 own.lease_state <> 'offered' OR EXISTS (SELECT 1 FROM engine_file g
                     WHERE g.tool = own.engine_tool AND g.version = own.engine_version)

@@ -259,3 +259,47 @@ async def test_uploads_leave_one_object(server: Running) -> None:
     assert len(await server.services.store.keys(f"workspaces/{made['id']}/configurations/")) == 1
     assert (await server.api.delete(f"/workspaces/{made['id']}")).status_code == 204
     assert await server.services.store.keys(f"workspaces/{made['id']}/") == []
+
+
+async def test_a_tag_is_added_by_its_id(server: Running) -> None:
+    """As go-tfe does; an id of no tag is refused, and is no name."""
+    first = await server.workspace(labels={"team": "a", "prod": ""})
+    second = (await server.workspace())["id"]
+    path = f"/workspaces/{second}/relationships/tags"
+    tags = (await server.api.get(f"/workspaces/{first['id']}/relationships/tags")).json()["data"]
+    ids = {tag["attributes"]["name"]: tag["id"] for tag in tags}
+
+    async def labels(workspace: str) -> dict[str, str]:
+        found: dict[str, str] = (await server.api.get(f"/workspaces/{workspace}")).json()["data"]["attributes"][
+            "labels"
+        ]
+        return found
+
+    by_id = [{"type": "tags", "id": ids["team"]}, {"type": "tags", "attributes": {"name": "extra"}}]
+    assert (await server.api.post(path, json={"data": by_id})).status_code == 204
+    assert await labels(second) == {"team": "", "extra": ""}
+    wrong = await server.api.post(path, json={"data": [by_id[1], {"type": "tags", "id": "tag-x"}]})
+    assert (wrong.status_code, wrong.json()["errors"][0]["source"]["pointer"]) == (422, "/data/1/id")
+    assert await labels(second) == {"team": "", "extra": ""}, "nothing half done"
+    named = {"type": "tags", "id": ids["prod"], "attributes": {"name": "other"}}
+    assert (await server.api.post(path, json={"data": [named]})).status_code == 204
+    assert await labels(second) == {"team": "", "extra": "", "other": ""}
+    gone = [{"type": "tags", "id": each} for each in (ids["team"], ids["prod"], "tag-x")]
+    assert (await server.api.request("DELETE", path, json={"data": gone})).status_code == 204
+    assert await labels(second) == {"extra": "", "other": ""}
+    made = await server.post(
+        "/organizations/default/workspaces", {"name": "by-id"}, "workspaces", tags=[{"type": "tags", "id": ids["prod"]}]
+    )
+    assert made.json()["data"]["attributes"]["labels"] == {"prod": ""}
+    unknown = await server.post(
+        "/organizations/default/workspaces", {"name": "x"}, "workspaces", tags=[{"type": "tags", "id": "tag-x"}]
+    )
+    assert unknown.json()["errors"][0]["source"]["pointer"] == "/data/relationships/tags/data/0/id"
+
+    async with server.as_(await server.person("stranger@example.org")) as stranger:
+        own = await stranger.post(
+            "/organizations/default/workspaces", json={"data": {"type": "workspaces", "attributes": {"name": "own"}}}
+        )
+        own_path = f"/workspaces/{own.json()['data']['id']}/relationships/tags"
+        hidden = await stranger.post(own_path, json={"data": [{"type": "tags", "id": ids["prod"]}]})
+        assert hidden.status_code == 422, "a tag of workspaces that one may not see is not there"

@@ -1,14 +1,16 @@
 """The verbs of workspaces. Each is one transaction and tells others after it."""
 
+import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from tortoise.exceptions import IntegrityError
 
 from terrapod_server.access import rules as access
 from terrapod_server.access import visible
+from terrapod_server.kit import database
 from terrapod_server.kit.call import Principal, Services
 from terrapod_server.kit.database import in_transaction
 from terrapod_server.kit.reads import Reader, Record, Where
@@ -72,6 +74,19 @@ def consuming(workspace_id: str) -> Where:
         'EXISTS (SELECT 1 FROM "remote_state_consumer" c WHERE c."consumer_id" = t."id" AND c."workspace_id" = $1)',
         (workspace_id,),
     )
+
+
+async def tag_keys(principal: Principal, tag_ids: Collection[str]) -> dict[str, str]:
+    """The label keys that tags of those ids stand for, by id, of all workspaces that the caller may read."""
+    if not tag_ids:
+        return {}
+    seen = readable(principal)
+    found = await database.rows(
+        'SELECT DISTINCT l."key" FROM workspace_label l JOIN workspace t ON t."id" = l."workspace_id" '  # noqa: S608  our own words
+        f"WHERE {seen.sql or '1 = 1'}",
+        seen.values,
+    )
+    return await asyncio.to_thread(rules.tag_keys, [row[0] for row in found], frozenset(tag_ids))
 
 
 #: What lists may be sorted by; workspaces without a run come last.

@@ -1,8 +1,6 @@
 """Workspaces, by id and by name, with their locks, labels and consumers."""
 
-import base64
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from terrapod_server.access import rules as access
@@ -192,8 +190,7 @@ class Label:
     """One label of a workspace, as tags and tag bindings show it."""
 
     def __init__(self, key: str, value: str) -> None:
-        digest = base64.b32encode(hashlib.sha256(key.encode()).digest()).decode().lower()
-        self.id, self.key, self.value = f"tag-{digest[:24]}", key, value
+        self.id, self.key, self.value = rules.tag_id(key), key, value
 
 
 TAG = Resource(
@@ -220,11 +217,11 @@ async def find(call: Call) -> Workspace:
     return await actions.by_name(call.path["workspace_name"])
 
 
-def _sent_labels(call: Call) -> dict[str, str | None]:
+async def _sent_labels(call: Call) -> dict[str, str | None]:
     """Labels of a new workspace, in any of the three ways that clients send them."""
     labels: dict[str, str | None] = dict(call.attributes.get("labels", {}))
-    for tag in call.related_many("tags") or ():
-        labels.setdefault(_text(tag, "name"), None)
+    for key in await _tag_keys(call, call.related_many("tags") or (), "/data/relationships/tags/data"):
+        labels.setdefault(key, None)
     for binding in call.related_many("tag-bindings") or ():
         labels[_text(binding, "key")] = binding.attributes.get("value")
     return labels
@@ -262,7 +259,7 @@ async def create(call: Call) -> Workspace:
     if call.principal.is_limited:
         message = "a token for one workspace makes no other"
         raise Forbidden(message)
-    values = {**call.attributes, "labels": _checked(_sent_labels(call))}
+    values = {**call.attributes, "labels": _checked(await _sent_labels(call))}
     if "name" not in values:
         message = "a workspace needs a name"
         raise Invalid(message, pointer="/data/attributes/name")
@@ -349,7 +346,9 @@ async def update(call: Call) -> Workspace:
     tags, bindings = call.related_many("tags"), call.related_many("tag-bindings")
     if tags is not None or bindings is not None or "labels" in values:
         is_replaced = bindings is not None or "labels" in values  # as go-tfe says of bindings
-        values["labels"] = _checked(actions.with_labels({} if is_replaced else workspace.labels, _sent_labels(call)))
+        values["labels"] = _checked(
+            actions.with_labels({} if is_replaced else workspace.labels, await _sent_labels(call))
+        )
     if values.get("description", "") is None:
         values["description"] = ""
     if values.get("working_directory", "") is None:
@@ -421,7 +420,7 @@ async def replace_bindings(call: Call) -> Page:
 
 async def add_tags(call: Call) -> None:
     """Add labels without a value."""
-    sent: dict[str, str | None] = {_tag_key(item): None for item in call.items}
+    sent: dict[str, str | None] = dict.fromkeys(await _tag_keys(call, call.items, "/data"))
     await _relabel(call, lambda labels: actions.with_labels(labels, sent))
 
 
@@ -429,15 +428,33 @@ async def remove_tags(call: Call) -> None:
     """Take labels away, by name or by tag id."""
 
     def without(labels: dict[str, str]) -> dict[str, str]:
-        ids = {Label(key, "").id: key for key in labels}
-        gone = {ids.get(item.id or "") or _tag_key(item) for item in call.items}
+        ids = rules.tag_keys(labels, {item.id for item in call.items if item.id})
+        gone = {ids.get(item.id or "") if _is_by_id(item) else _text(item, "name") for item in call.items}
         return {key: value for key, value in labels.items() if key not in gone}
 
     await _relabel(call, without)
 
 
-def _tag_key(item: Linked) -> str:
-    return item.id if item.id and not item.attributes else _text(item, "name")
+def _is_by_id(tag: Linked) -> bool:
+    """Whether a tag is named by its id; one that carries a name is what the name says."""
+    return bool(tag.id) and not tag.attributes.get("name")
+
+
+async def _tag_keys(call: Call, tags: Sequence[Linked], pointer: str) -> list[str]:
+    """The keys of the labels that are meant, by name or by id.
+
+    Raises Invalid for an id that is of no tag which the caller may see: labels
+    decide rights, and nobody means one that is called like an id.
+    """
+    known = await actions.tag_keys(call.principal, {tag.id for tag in tags if tag.id and _is_by_id(tag)})
+    keys = []
+    for place, tag in enumerate(tags):
+        key = known.get(tag.id or "") if _is_by_id(tag) else _text(tag, "name")
+        if key is None:
+            message = f"there is no tag {tag.id}"
+            raise Invalid(message, pointer=f"{pointer}/{place}/id")
+        keys.append(key)
+    return keys
 
 
 async def consumers(call: Call) -> Page:

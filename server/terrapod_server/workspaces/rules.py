@@ -1,7 +1,9 @@
 """Pure rules: names, labels, searches."""
 
+import base64
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePosixPath
 
 from terrapod_shared import quantities
@@ -38,6 +40,17 @@ def memory(text: str) -> str:
     if text:
         quantities.size(text)
     return text
+
+
+def tag_id(key: str) -> str:
+    """The id of the tag with that name, which is the label's key: the same on every workspace."""
+    digest = base64.b32encode(hashlib.sha256(key.encode()).digest()).decode().lower()
+    return f"tag-{digest[:24]}"
+
+
+def tag_keys(keys: Iterable[str], wanted: Collection[str]) -> dict[str, str]:
+    """Of the keys those whose tag's id is wanted, by that id."""
+    return {identity: key for key in keys if (identity := tag_id(key)) in wanted}
 
 
 def tagged(query: Mapping[str, str]) -> list[tuple[str, str | None]]:

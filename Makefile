@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup check fmt test chaos demo bench migration docs dist deb deb-proof
+.PHONY: setup check fmt tools quick test test-all chaos demo bench migration docs dist deb deb-proof
 
 setup: .venv/ready
 
@@ -27,13 +27,25 @@ fmt: setup
 # What tests run for real, and skip by name where it is not there: xmlsec1 signs for the SAML identity provider, faketime
 # gives one server another clock, bubblewrap isolates runs, nginx stands in front
 TOOLS := xmlsec1 faketime bubblewrap nginx-light iproute2 procps
-test: setup
+tools:
 	@{ command -v xmlsec1 && command -v faketime && command -v bwrap && { command -v nginx || [ -x /usr/sbin/nginx ]; } && \
 	  command -v pgrep && { command -v ip || [ -x /usr/sbin/ip ]; }; } >/dev/null || { [ "$$(id -u)" = 0 ] && \
 	  echo "installing $(TOOLS) with apt-get" && \
 	  apt-get update -qq >/dev/null && apt-get install -y -qq --no-install-recommends $(TOOLS) >/dev/null 2>&1; } || \
 	  echo "not all is there, and some tests will be skipped by name: apt-get install $(TOOLS)" >&2
-	$(BIN)/pytest -n 4 --dist worksteal
+
+PYTEST := $(BIN)/pytest -n 4 --dist worksteal
+
+# An answer within two minutes: unit tests, all declarations, and the API on SQLite
+quick: setup
+	$(PYTEST) --quick tests/unit tests/whole tests/contract tests/http
+
+test: setup tools
+	$(PYTEST)
+
+# Those too that take minutes
+test-all: setup tools
+	$(PYTEST) -m 'not proof'
 
 demo: setup
 	$(BIN)/python packaging/demo/demo.py

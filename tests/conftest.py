@@ -32,8 +32,23 @@ from terrapod_server.kit import database
 _numbers = itertools.count(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out what is slow, and what needs PostgreSQL")
+
+
+def _is_quick(item: pytest.Item) -> bool:
+    """Whether a test is answered soon, on SQLite alone."""
+    if item.get_closest_marker("slow") or not isinstance(item, pytest.Function):
+        return False
+    is_parametrised = hasattr(item, "callspec") and "postgres" in item.callspec.params.values()
+    return not is_parametrised and not {"postgres", "postgres_url", "pg_server"} & set(item.fixturenames)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Each worker gets a block of the list, and begins with its share of the slow ones."""
+    if config.getoption("--quick"):
+        config.hook.pytest_deselected(items=[item for item in items if not _is_quick(item)])
+        items[:] = [item for item in items if _is_quick(item)]
     workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
     slow = [item for item in items if item.get_closest_marker("slow")]
     rest = [item for item in items if item not in slow]

@@ -21,7 +21,7 @@ from terrapod_server.runs.model import Phase, Run
 from terrapod_shared import wire
 
 #: What the terraform CLI says of itself with `cloud` and with `backend "remote"`.
-CLI = ({"X-Terraform-Version": "1.11.4", "X-Terraform-Integration": "cloud"}, {"X-Terraform-Version": "1.11.4"})
+CLI = ({"Terraform-Version": "1.11.4", "X-Terraform-Integration": "cloud"}, {"Terraform-Version": "1.11.4"})
 ETX = b"\x03"
 
 

@@ -221,7 +221,7 @@ async def create(call: Call) -> Run:
     is_cloud = headers.get("x-terraform-integration") == "cloud"
     values["structured"] = is_cloud and workspace.structured_run_output_enabled
     values["source"] = "terraform+cloud" if is_cloud else "tfe-api"
-    values["is_terraform"] = "x-terraform-version" in headers  # with `cloud` and with `backend "remote"`
+    values["is_terraform"] = "terraform-version" in headers  # with `cloud` and with `backend "remote"`
     if headers.get("user-agent", "").startswith("OpenTofu"):
         values["engine_tool"] = "tofu"
     named = call.raw if call.related("configuration-version") else b""

@@ -62,7 +62,7 @@ async def digest_of(path: Path) -> bytes:
 #: What is over some time: the request is made again. A clock may jump again before the second try, and a server of an
 #: older version is upgraded one day.
 PASSING = (
-    errors.Unavailable, errors.Internal, errors.BadGateway, errors.TooManyRequests, errors.ClockSkew, errors.SeenBefore,
+    errors.Unavailable, errors.Internal, errors.BadGateway, errors.TooManyRequests, errors.TooSlow, errors.ClockSkew, errors.SeenBefore,
     errors.ProtocolMismatch,
 )  # fmt: skip
 #: Who the listener is does not count any more: somebody has to join it again, and its work is kept for that.

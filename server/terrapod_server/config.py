@@ -32,7 +32,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Limits(Section, frozen=True, kw_only=True):
-    """Greatest sizes of request bodies, in bytes, what may be spent on reading them, and numbers of connections."""
+    """Greatest sizes of request bodies, in bytes, what may be spent on reading them, times in seconds, and numbers of connections."""
 
     json_bytes: int = 2 * MIB  #: of any document but the following
     configuration_bytes: int = 256 * MIB  #: of a configuration's archive
@@ -40,6 +40,8 @@ class Limits(Section, frozen=True, kw_only=True):
     module_bytes: int = 64 * MIB  #: of one version's archive of a module
     readers: int = 2  #: processes at once that read large states and plans; they end when there are none
     reader_bytes: int = 1024 * MIB  #: of memory that one of them may take
+    document_s: float = 60.0  #: in which a document must be here that is no upload
+    stall_s: float = 30.0  #: in which the next byte of an upload must come; it needs 60 KiB a minute too
     connections: int = 0  #: at once; 0: three quarters of the files that the system lets the server open
     connections_per_address: int = 2000  #: at once from one address; not for loopback and trusted proxies
 

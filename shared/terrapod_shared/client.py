@@ -27,7 +27,14 @@ _PAGE = 100
 _DIGITS = 10
 _GOOD = range(200, 300)
 _REDIRECTS = range(300, 400)
-_AGAIN = (errors.Unavailable, errors.BadGateway, errors.Internal, errors.TooManyRequests, errors.UnderWay)
+_AGAIN = (
+    errors.Unavailable,
+    errors.BadGateway,
+    errors.Internal,
+    errors.TooManyRequests,
+    errors.TooSlow,
+    errors.UnderWay,
+)
 
 Resource = dict[str, Any]
 

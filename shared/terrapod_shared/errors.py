@@ -17,6 +17,7 @@ TerrapodError                 never raised itself
  ├─ UnsupportedMedia     415
  ├─ Invalid              422  read, and wrong; carries a pointer to the member
  ├─ ProtocolMismatch     426  a listener of another protocol version
+ ├─ TooSlow              408
  ├─ TooManyRequests      429
  ├─ Internal             500
  ├─ BadGateway           502  somebody upstream failed us
@@ -89,6 +90,13 @@ class UnknownListener(NotFound):
 class MethodNotAllowed(TerrapodError):
     status = 405
     title = "method not allowed"
+
+
+class TooSlow(TerrapodError):
+    """The body did not come in time; what came of it was thrown away."""
+
+    status = 408
+    title = "request timeout"
 
 
 class Conflict(TerrapodError):

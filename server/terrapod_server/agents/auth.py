@@ -115,7 +115,8 @@ async def _spend(nonce: str) -> None:
 
 
 def body(call: Call) -> AsyncIterator[bytes]:
-    """The body's chunks; after the last one the digest that was signed is compared. Raises BadRequest."""
+    """The chunks of an upload; after the last one the digest that was signed is compared. Raises BadRequest."""
+    call.expect_upload()
     return _checked(call.stream(), call.request.state.digest)
 
 
@@ -128,6 +129,6 @@ async def _checked(chunks: AsyncIterator[bytes], digest: str) -> AsyncIterator[b
 
 
 async def small(call: Call, most: int = 1 << 20) -> bytes:
-    """A body that is a message. Raises BadRequest, TooLarge."""
+    """A body that is a message. Raises BadRequest, TooLarge, TooSlow."""
     call.limit_bytes = min(call.limit_bytes, most) if call.limit_bytes else most
-    return b"".join([chunk async for chunk in body(call)])
+    return b"".join([chunk async for chunk in _checked(call.stream(), call.request.state.digest)])

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from terrapod_server.agents import actions, auth, idle, late, work
 from terrapod_server.agents.model import Listener
 from terrapod_server.configs import actions as configs
-from terrapod_server.kit import brake
+from terrapod_server.kit import brake, parse
 from terrapod_server.kit.call import Call, Principal
 from terrapod_server.mirror import actions as mirror
 from terrapod_server.runs import actions as runs
@@ -43,12 +43,17 @@ _M = TypeVar("_M", bound=wire.Message)
 
 def _decode(raw: bytes, kind: type[_M]) -> _M:
     try:
-        return msgspec.json.decode(raw or b"{}", type=kind)
+        found = msgspec.json.decode(raw or b"{}", type=kind)
     except msgspec.ValidationError as error:
         raise Invalid(str(error)) from None
     except msgspec.DecodeError as error:
         message = f"the body is not JSON: {error}"
         raise BadRequest(message) from None
+    for name in found.__struct_fields__:
+        value = getattr(found, name)
+        if isinstance(value, list | tuple | dict):
+            parse.check_count(value, name, f"/{name}")
+    return found
 
 
 def _answer(message: wire.Message, status: int = 200, *, wrapped: bool = False, **headers: str) -> Response:
@@ -67,15 +72,11 @@ async def join(call: Call) -> Response:
         call.limit_bytes = 1 << 20
         raw = b"".join([chunk async for chunk in call.stream()])
     message = _decode(raw, wire.Join)
-    attempt = await brake.check("join", call.address)
     try:
         row, joined = await actions.join(call.services, message, pool_id=call.path.get("pool"), signer=signer)
-    except Unauthorized:
+    except Unauthorized:  # nobody guesses 256 bits: a good token is looked at however many wrong ones came before
+        await brake.check("join", call.address)
         raise
-    except TerrapodError:  # the token was good
-        await brake.succeeded(attempt)
-        raise
-    await brake.succeeded(attempt)
     who = Principal(kind="listener", id=row.id, name=row.name, pool_id=row.pool_id)
     call.about("listeners", row.id, actor=who)
     return _answer(joined, 201, wrapped=True)
@@ -271,6 +272,7 @@ async def put_log(call: Call) -> Response:
     if not text.isascii() or not text.isdigit() or len(text) > 15:  # noqa: PLR2004
         message = "offset must be a whole number"
         raise Invalid(message)
+    call.expect_upload()
     chunk = await auth.small(call, logs.CHUNK_MOST)  # first: the lease may end while a body is on its way
     phase = await queue.check(call.path["run"], kind, call.principal.lease, _me(call).id)
     following = await logs.append(call.services, phase, int(text), chunk)

@@ -9,17 +9,24 @@ outside the database.
 
 import functools
 import hmac
+import math
 import re
+from collections import OrderedDict
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
 
+from terrapod_server.kit.address import group
 from terrapod_server.kit.jsonapi import Endpoint, Raw, Recorded
 
 _SAFE = frozenset({"GET", "HEAD"})
 #: A path's value that may be written down: an id, a name, an address; not what looks like a credential.
 _SHOWN = re.compile(r"(?!tpod)[A-Za-z0-9@._+-]{1,128}")
 _AGENT_LONGEST = 200
+_REFUSED = frozenset({401, 403, 429})
+#: Refusals of one caller are counted for so long, of so many callers at once.
+REFUSALS_S, REFUSALS_MOST = 60.0, 10_000
 #: Stands before the first entry of a chain.
 NOTHING = "0" * 64
 
@@ -96,20 +103,81 @@ def printable(text: str, longest: int = _AGENT_LONGEST) -> str:
     return "".join(letter for letter in text[:longest] if letter.isprintable())
 
 
-def fold(entries: list[Entry]) -> list[Entry]:
-    """Refusals for too many requests, of one caller at one place, become one entry: a flood fills no table."""
-    kept: list[Entry] = []
-    places: dict[tuple[str, ...], int] = {}
-    for entry in entries:
-        if entry.status == 429:  # noqa: PLR2004
-            key = (entry.actor_kind, entry.actor_id, entry.address, entry.action, entry.path)
-            if key in places:
-                first = kept[places[key]]
-                kept[places[key]] = first._replace(repeats=first.repeats + 1)
-                continue
-            places[key] = len(kept)
-        kept.append(entry)
-    return kept
+class Refusals:
+    """Many refusals of one caller become few entries: one at once, and then one each minute that counts the others.
+
+    Strangers are told apart by their address, or its network, and the status
+    alone: an entry tells the first path or the last, and how many there were.
+    """
+
+    def __init__(self, span_s: float = REFUSALS_S, most: int = REFUSALS_MOST) -> None:
+        """`most`: callers that are remembered; the oldest is written down early."""
+        self._span_s, self._most = span_s, most
+        self._open: OrderedDict[tuple[object, ...], _Refused] = OrderedDict()  #: by their end
+
+    def take(self, entry: Entry, now: float) -> list[Entry]:
+        """What is to be written of a refusal that came at `now`, in seconds of a clock that never goes back."""
+        key = _caller(entry)
+        found = self._open.get(key)
+        if found is not None and now < found.until:
+            found.count, found.last = found.count + 1, entry
+            return []
+        done = self.due(now)
+        self._open[key] = _Refused(now + self._span_s)
+        while len(self._open) > self._most:
+            done += self._open.popitem(last=False)[1].entries
+        return [*done, entry]
+
+    def due(self, now: float) -> list[Entry]:
+        """The entries of minutes that are over; a caller who was refused in one has another minute begun."""
+        done = []
+        while self._open:
+            key, first = next(iter(self._open.items()))
+            if now < first.until:
+                break
+            del self._open[key]
+            if first.count:
+                done += first.entries
+                self._open[key] = _Refused(now + self._span_s)
+        return done
+
+    def rest(self) -> list[Entry]:
+        """All that was not written yet."""
+        done = [entry for each in self._open.values() for entry in each.entries]
+        self._open.clear()
+        return done
+
+    @property
+    def next_at(self) -> float:
+        """When there may be something due; infinite where nothing is remembered."""
+        return next((each.until for each in self._open.values()), math.inf)
+
+
+@dataclass
+class _Refused:
+    """A caller in one minute."""
+
+    until: float
+    count: int = 0  #: of those that no entry tells of yet
+    last: Entry | None = None
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [self.last._replace(repeats=self.count)] if self.last else []
+
+
+def is_refusal(entry: Entry) -> bool:
+    """Whether others like it are counted with it."""
+    if entry.actor_kind == "anonymous":
+        return 400 <= entry.status < 500  # noqa: PLR2004
+    return entry.status in _REFUSED
+
+
+def _caller(entry: Entry) -> tuple[object, ...]:
+    if entry.actor_kind == "anonymous":
+        return (group(entry.address), entry.status)
+    about = "" if entry.status == 429 else entry.resource_id  # noqa: PLR2004
+    return (entry.actor_kind, entry.actor_id, entry.address, entry.action, entry.path, about, entry.status)
 
 
 def mac_of(key: bytes, before: str, entry: Entry) -> str:

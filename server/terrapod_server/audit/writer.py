@@ -12,6 +12,7 @@ recorded are refused until there is room.
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -24,7 +25,17 @@ from starlette.requests import Request
 from terrapod_server.audit import spool
 from terrapod_server.audit.heads import Head, Heads, Keys, Ledger
 from terrapod_server.audit.insert import insert
-from terrapod_server.audit.rules import NOTHING, Chain, Entry, fold, is_recorded, printable, shape, shown
+from terrapod_server.audit.rules import (
+    NOTHING,
+    Chain,
+    Entry,
+    Refusals,
+    is_recorded,
+    is_refusal,
+    printable,
+    shape,
+    shown,
+)
 from terrapod_server.kit.address import Addresses
 from terrapod_server.kit.call import ANONYMOUS, Principal
 from terrapod_server.kit.jsonapi import Endpoint, Raw
@@ -50,6 +61,7 @@ class Writer:
         self._addresses = addresses
         self._chain = Chain(ids.tail(), keys.macs[0])
         self._queue: deque[Entry] = deque()
+        self._refusals = Refusals()
         self._sealed: list[Entry] = []  #: what neither database nor disk has taken yet
         self._spool = spool.Spool(folder / f"{self._chain.name}.spool")
         self._insert: asyncio.Task[None] | None = None
@@ -86,8 +98,10 @@ class Writer:
         scope = request.scope
         if not is_recorded(endpoint, scope["method"], status, is_admitted="is_admitted" in scope):
             return
-        self._queue.append(self._entry(request, endpoint, status, request_id, took_s))
-        self._woken.set()
+        entry = self._entry(request, endpoint, status, request_id, took_s)
+        self._queue += self._refusals.take(entry, time.monotonic()) if is_refusal(entry) else [entry]
+        if self._queue:
+            self._woken.set()
 
     def check(self) -> None:
         """Raises Unavailable where no further entry could be kept."""
@@ -155,16 +169,15 @@ class Writer:
         """How long there is nothing to do unless somebody calls."""
         if self._sealed or not self._spool.is_empty or not self._has_adopted:
             return _RETRY_S
-        if self._stored != self._checked:
-            return max(0.0, self._check_at - time.monotonic())
-        return None
+        at = min(self._refusals.next_at, self._check_at if self._stored != self._checked else math.inf)
+        return None if at == math.inf else max(0.0, at - time.monotonic())
 
     async def _turn(self, *, is_last: bool) -> None:
         if await self._is_free() and time.monotonic() >= self._retry_at:
             await self._replay()
             if not self._has_adopted:
                 await self._adopt()
-        entries = fold(list(self._queue))
+        entries = [*self._queue, *(self._refusals.rest() if is_last else self._refusals.due(time.monotonic()))]
         self._queue.clear()
         for at in range(0, len(entries), _BATCH):
             self._sealed += [self._chain.seal(entry) for entry in entries[at : at + _BATCH]]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
-from terrapod_server.kit import departure
+from terrapod_server.kit import body, departure
 from terrapod_server.kit.jsonapi import Level, Linked, Page
 from terrapod_server.kit.metrics import Measured
 from terrapod_shared.errors import BadRequest, Invalid, TooLarge
@@ -291,6 +291,10 @@ class Call:
     async def _has_left(self) -> bool:
         """Asked twice: of a GET nobody has read the message that says that there is no body."""
         return await self.request.is_disconnected() or await self.request.is_disconnected()
+
+    def expect_upload(self) -> None:
+        """The body may be large: see `Body.expect_upload`."""
+        body.of(self.request).expect_upload()
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The body's chunks. Raises TooLarge past the endpoint's limit, BadRequest when it is cut off."""

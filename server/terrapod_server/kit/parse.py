@@ -1,7 +1,7 @@
 """Request documents -> checked values. Pure; every mistake is an `Invalid` with a JSON pointer."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +20,8 @@ _KINDS = {
     datetime: "an RFC 3339 time",
 }
 
+#: Of a list or an object in one request.
+MEMBERS_MOST = 1000
 #: An escaped NUL; not the six letters of one, which follow an escaped backslash.
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -37,6 +39,15 @@ def decode(raw: bytes) -> Any:
         message = "text may not contain a NUL character"
         raise Invalid(message)
     return value
+
+
+def check_count(members: Sized, name: str, pointer: str) -> None:
+    """Raises Invalid for more members than one request may have: each may cost a statement's parameter, or a statement."""
+    if len(members) > MEMBERS_MOST:
+        message = (
+            f"{name} may have {MEMBERS_MOST} members at most, and has {len(members)}: send them in several requests"
+        )
+        raise Invalid(message, pointer=pointer)
 
 
 def resource_object(document: Any, *, required: bool) -> Mapping[str, Any]:
@@ -83,6 +94,8 @@ def attributes(data: Mapping[str, Any], resource: Resource, pointer: str = "/dat
                 found[attr.column] = None
             continue  # clients send null for what they leave alone
         value = _checked(attr, value, where)
+        if isinstance(value, list | dict):
+            check_count(value, attr.name, where)
         if attr.parse is not None:
             try:
                 value = attr.parse(value)
@@ -167,6 +180,7 @@ def _linkage(relation: One | Many, data: Any, where: str) -> list[Linked] | Link
         if not isinstance(data, list):
             message = f"{relation.name} must be a list of resource identifiers"
             raise Invalid(message, pointer=where)
+        check_count(data, relation.name, where)
         return [linked(item, f"{where}/{index}", relation.type) for index, item in enumerate(data)]
     if data is None:
         return None

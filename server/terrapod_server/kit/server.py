@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tortoise.exceptions import ValidationError as OrmValidation
 
 from terrapod_server.kit import documents, headers, parse, repeats
-from terrapod_server.kit.body import Body
+from terrapod_server.kit.body import Body, Pace
 from terrapod_server.kit.call import ANONYMOUS, Call, Principal, Services, too_large
 from terrapod_server.kit.documents import Registry, encode
 from terrapod_server.kit.jsonapi import Endpoint, Level, Limit, Page, Raw, Recorded
@@ -36,6 +36,7 @@ _ID_LONGEST = 64
 _PATH_LONGEST = 40
 _ACCEPTED_STATUS = 202
 _SAFE = frozenset({"GET", "HEAD"})
+_UPLOADS = frozenset({Limit.CONFIGURATION, Limit.STATE, Limit.MODULE})
 
 
 class Server:
@@ -59,6 +60,7 @@ class Server:
         #: Called once the start is done.
         self.on_started: list[Callable[[], object]] = []
         limits = services.config.limits
+        self.pace = Pace(document_s=limits.document_s, stall_s=limits.stall_s)
         self._limits = {
             Limit.JSON: limits.json_bytes,
             Limit.CONFIGURATION: limits.configuration_bytes,
@@ -103,7 +105,7 @@ class Server:
                 return
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = Body(Request(scope, receive))
+        body = Body(Request(scope, receive), self.pace)
         request = Request(scope, body)
         begun = time.perf_counter()
         asked_id = request.headers.get("x-request-id", "")
@@ -202,6 +204,8 @@ class Server:
             level=level,
             limit_bytes=self._limits[endpoint.limit],
         )
+        if endpoint.limit in _UPLOADS:
+            call.expect_upload()
         length = request.headers.get("content-length", "")
         if call.limit_bytes and length.isdigit() and int(length) > call.limit_bytes:
             raise too_large(call.limit_bytes)
@@ -298,6 +302,7 @@ class Server:
             if not isinstance(data, list):
                 message = "data must be a list of resource identifiers"
                 raise errors.Invalid(message, pointer="/data")
+            parse.check_count(data, "data", "/data")
             call.items = [parse.linked(item, f"/data/{index}") for index, item in enumerate(data)]
         elif resource is not None:
             required = endpoint.status == 201 or endpoint.method == "PATCH"  # noqa: PLR2004

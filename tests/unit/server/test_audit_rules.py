@@ -7,7 +7,7 @@ import pytest
 
 from terrapod_server.app import ENDPOINTS
 from terrapod_server.audit.heads import Keys, Ledger, lines
-from terrapod_server.audit.rules import NOTHING, Chain, Entry, fold, is_recorded, mac_of, shape, shown
+from terrapod_server.audit.rules import NOTHING, Chain, Entry, Refusals, is_recorded, is_refusal, mac_of, shape, shown
 from terrapod_server.kit.jsonapi import Endpoint, Raw, Recorded
 
 EMPTY = Entry("ae-1", "", 0, 1, "user", "", "", "", "", "POST", "/x", "", "", "", 200, "", "", 1, 1, "")
@@ -84,10 +84,52 @@ def test_what_may_be_a_secret_is_not_shown() -> None:
     assert shown("tpod_abc") == shown("tpodrun_abc") == shown("a b") == shown("x" * 129) == shown("") == ""
 
 
-def test_a_flood_of_429_becomes_one_entry_that_counts() -> None:
-    refused = EMPTY._replace(status=429, address="203.0.113.1")
-    kept = fold([EMPTY, refused, EMPTY, refused, refused._replace(address="203.0.113.2"), refused])
-    assert [(e.status, e.repeats) for e in kept] == [(200, 1), (429, 3), (200, 1), (429, 1)]
+def test_refusals_of_one_address_become_an_entry_a_minute() -> None:
+    refusals = Refusals(60.0)
+    refused = EMPTY._replace(actor_kind="anonymous", status=401, address="203.0.113.1", path="/one")
+    written = [
+        entry for n in range(300) for entry in refusals.take(refused._replace(id=f"ae-{n}", path="/two"), n / 10)
+    ]
+    assert [(entry.id, entry.repeats) for entry in written] == [("ae-0", 1)]
+    assert refusals.take(refused._replace(address="203.0.113.2"), 30.0) != []
+    assert refusals.take(refused._replace(status=429), 30.0) != []
+    assert refusals.due(59.9) == []
+    assert refusals.next_at == 60.0
+    (counted,) = refusals.due(60.0)
+    assert (counted.id, counted.repeats) == ("ae-299", 299)
+    assert refusals.take(refused, 61.0) == [], "the next minute has begun"
+    assert [entry.repeats for entry in refusals.due(200.0)] == [1]
+    assert refusals.due(1000.0) == []
+    assert refusals.next_at == float("inf"), "who was not refused again is forgotten"
+
+
+def test_a_network_is_one_address_and_a_user_is_told_by_what_was_refused() -> None:
+    refusals = Refusals()
+    stranger = EMPTY._replace(actor_kind="anonymous", status=404, address="2001:db8::1")
+    assert refusals.take(stranger, 0.0) != []
+    assert refusals.take(stranger._replace(address="2001:db8::2"), 0.0) == []
+    ann = EMPTY._replace(actor_kind="user", actor_id="user-1", status=403, path="/a", resource_id="ws-1")
+    assert refusals.take(ann, 0.0) != []
+    assert refusals.take(ann, 0.0) == []
+    assert refusals.take(ann._replace(resource_id="ws-2"), 0.0) != []
+    assert refusals.take(ann._replace(actor_id="user-2"), 0.0) != []
+    assert is_refusal(ann)
+    assert is_refusal(stranger)
+    assert not is_refusal(ann._replace(status=422))
+    assert not is_refusal(ann._replace(status=404))
+    assert [entry.repeats for entry in refusals.rest()] == [1, 1]
+
+
+def test_however_many_addresses_are_refused_all_are_counted_in_bounded_memory() -> None:
+    refusals = Refusals(60.0, most=100)
+    written = []
+    for _ in range(2):
+        for n in range(1000):
+            entry = EMPTY._replace(actor_kind="anonymous", status=401, address=f"10.0.{n // 250}.{n % 250}")
+            written += refusals.take(entry, 1.0)
+            written += refusals.take(entry, 1.0)
+    assert len(refusals._open) == 100
+    assert sum(entry.repeats for entry in [*written, *refusals.rest()]) == 4000
 
 
 def test_seals_depend_on_all_values_and_on_the_entry_before() -> None:

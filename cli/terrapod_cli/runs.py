@@ -170,15 +170,17 @@ async def cancel(session: Session, run: str, force: bool, comment: str) -> None:
 @YES
 @connected
 async def release(session: Session, run: str, yes: bool) -> None:
-    """Give up an apply whose listener is lost: the run fails and the workspace is free; needs admin.
+    """Give up an apply whose listener is lost: the run fails; needs admin.
 
-    What terraform did is not undone, and the state may not know of it. If the listener comes back, its state is
-    kept aside: see `terrapod states late`.
+    What terraform did is not undone, and the state may not know of it. So the run keeps the workspace locked until
+    somebody has looked at the state and says `terrapod workspaces unlock --force`. If the listener comes back, its
+    state is kept aside: see `terrapod states late`.
     """
     row = flat(await session.client.get(f"runs/{part(run)}"))
     session.out.say(
         f"The listener of {row['id']} may still be applying, and may hold the only copy of the state. After a release "
-        "nothing waits for it: the next run of the workspace begins with the state that is here.",
+        "nothing waits for it: compare the state that is here with what is really there, and then let the next run go "
+        "(terrapod workspaces unlock --force).",
         "yellow",
     )
     agreed(f"Give up {row['id']}?", yes=yes)

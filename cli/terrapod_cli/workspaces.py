@@ -112,11 +112,12 @@ async def lock(session: Session, name: str, reason: str) -> None:
 
 @workspaces.command()
 @click.argument("name")
-@click.option("--force", is_flag=True, help="Free somebody else's lock; needs admin.")
+@click.option("--force", is_flag=True, help="Somebody else's, or a run's that left the state unknown; needs admin.")
 @connected
 async def unlock(session: Session, name: str, force: bool) -> None:
     """Free your lock of a workspace."""
     found = await workspace(session, name)
     verb = "force-unlock" if force else "unlock"
-    answer = await session.client.call("POST", f"workspaces/{found['id']}/actions/{verb}")
-    session.out.done(flat(answer["data"]), f"unlocked workspace {found['attributes']['name']}")
+    row = flat((await session.client.call("POST", f"workspaces/{found['id']}/actions/{verb}"))["data"])
+    left = f"freed a lock of workspace {row['name']}, which is still locked: {row.get('lock-reason') or 'by somebody'}"
+    session.out.done(row, left if row["locked"] else f"unlocked workspace {row['name']}")

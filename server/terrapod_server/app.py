@@ -291,6 +291,7 @@ def build(config: Config) -> App:
         configuration_in_use=runs.configuration_in_use,
         on_state_finalized=runs.on_state_finalized,
         on_workspace_unlocked=runs.on_workspace_unlocked,
+        release_run_lock=runs.release_lock,
         run_has_status=runs.run_has_status,
         local_engines=agents.local_engines,
         pool_for=agents.pool_for,

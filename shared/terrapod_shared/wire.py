@@ -277,6 +277,7 @@ class Report(Message, frozen=True, kw_only=True):
     digests: dict[str, str] = {}  #: of the artifacts that were uploaded
     log_bytes: int = 0  #: of the phase's raw log, all of which has been sent
     state: Literal["", "unchanged", "uploaded", "spooled"] = ""
+    unknown: str = ""  #: of an apply: why what it has made may be in no state, also in one that was uploaded
 
 
 class Reported(Message, frozen=True, kw_only=True):

@@ -35,10 +35,14 @@ async def held(server: Running, listener: ListenerClient, workspace: str, folder
     return work
 
 
-async def lost(server: Running, listener: ListenerClient, workspace: str, folder: Path) -> wire.Work:
-    """The same, and somebody has released it."""
+async def lost(
+    server: Running, listener: ListenerClient, workspace: str, folder: Path, *, is_freed: bool = False
+) -> wire.Work:
+    """The same, and somebody has released it; `is_freed`: and the lock that it kept."""
     work = await held(server, listener, workspace, folder)
     assert (await server.api.post(f"/runs/{work.run_id}/actions/release")).status_code == 202
+    if is_freed:
+        assert (await server.api.post(f"/workspaces/{workspace}/actions/force-unlock")).status_code == 200
     return work
 
 
@@ -113,7 +117,7 @@ async def test_a_late_state_is_listed_downloaded_and_adopted(server: Running, tm
     assert await deliver(listener, work, tmp_path, raw) == 202
     assert await waiting(server, workspace) == [], "what was adopted is no news"
     events = await actions_of(server, work.run_id)
-    assert [each for each in events if "state" in each] == ["late_state", "state_adopted"]
+    assert [each for each in events if "state" in each] == ["state_unknown", "late_state", "state_adopted"]
 
     async def is_recorded() -> bool:
         answer = await server.api.get("/admin/audit-log")
@@ -157,7 +161,7 @@ async def test_what_may_not_be_adopted(server: Running, tmp_path: Path) -> None:
     listener = await server.listener(tmp_path / "home")
     workspace = (await server.workspace())["id"]
     await server.configuration(workspace)
-    work = await lost(server, listener, workspace, tmp_path)
+    work = await lost(server, listener, workspace, tmp_path, is_freed=True)
     assert await deliver(listener, work, tmp_path, state_bytes(2)) == 202
     [late] = await waiting(server, workspace)
 
@@ -204,7 +208,7 @@ async def test_two_adopters_race(pg_server: Running, tmp_path: Path) -> None:
             versions = (await server.api.get(f"/workspaces/{workspace}/state-versions")).json()["data"]
             assert len(versions) == 1, "nothing is left of the one who lost"
 
-            works = [await lost(server, listener, workspace, tmp_path) for _ in range(2)]
+            works = [await lost(server, listener, workspace, tmp_path, is_freed=True) for _ in range(2)]
             for each in works:
                 await deliver(listener, each, tmp_path, state_bytes(4, resources=works.index(each) + 1))
             one, two = await waiting(server, workspace)

@@ -5,6 +5,7 @@ by the path of all states (`states.actions`): its bytes are stored and read
 once more, and what may follow what is compared where it becomes current.
 """
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -14,10 +15,12 @@ from terrapod_server.runs.actions import Change
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.states import actions as states
 from terrapod_server.store import keys
+from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound
 
+log = logging.getLogger(__name__)
 WAITING = "waiting"
 
 
@@ -96,6 +99,9 @@ def _check_newer(old: LateState | None, serial: int) -> None:
 async def adopt(services: Services, late_id: str, principal: Principal, *, confirmed: bool) -> LateState:
     """Makes a late state the current one. `confirmed` allows a serial that is not higher than the current one's.
 
+    Where its run keeps the workspace's lock since the state was unknown, that
+    lock goes with it; a manual one stays.
+
     Raises Conflict where it does not wait any more, while a run is active,
     where somebody else locks the workspace, for another lineage, and for such
     a serial without `confirmed`.
@@ -106,6 +112,7 @@ async def adopt(services: Services, late_id: str, principal: Principal, *, confi
     async def settle() -> None:
         """Inside the transaction that makes it current, under the workspace's row lock."""
         await _check_idle(row.workspace_id)
+        await workspaces.free_run_lock(row.workspace_id, row.run_id)
         current = await states.current(row.workspace_id)
         is_there = current is not None and (current.serial_in_bytes, current.md5) == (row.serial, row.md5)
         if current is not None and row.serial <= current.serial_in_bytes and not (confirmed or is_there):
@@ -132,6 +139,10 @@ async def adopt(services: Services, late_id: str, principal: Principal, *, confi
         fence=settle,
     )
     await services.store.delete(row.key)
+    try:
+        await services.on_workspace_unlocked(services, row.workspace_id)
+    except Exception:  # it is adopted, and whoever is told otherwise would get a 409 for the repeat
+        log.exception("late state %s is adopted, and the runs of its workspace could not be let go", row.id)
     await services.bus.publish(f"workspace:{row.workspace_id}")
     return await get(late_id)
 

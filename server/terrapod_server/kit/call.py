@@ -95,6 +95,8 @@ class Services:
     configuration_in_use: Callable[..., Awaitable[Any]] = _nothing
     on_state_finalized: Callable[..., Awaitable[Any]] = _nothing
     on_workspace_unlocked: Callable[..., Awaitable[Any]] = _nothing
+    #: Frees the lock of a run that has left the state unknown; whether there was one. `(services, workspace_id, principal)`.
+    release_run_lock: Callable[..., Awaitable[Any]] = _nothing
     local_engines: Callable[..., Awaitable[Any]] = _nothing
     pool_for: Callable[..., Awaitable[Any]] = _nothing
     run_has_status: Callable[..., Any] = _nothing  #: a condition in SQL: `(column, statuses)`

@@ -14,7 +14,7 @@ from terrapod_server.kit.call import Principal, Services
 from terrapod_server.kit.database import in_transaction, is_postgres
 from terrapod_server.kit.reads import Reader, Record, Where
 from terrapod_server.mirror import actions as mirror
-from terrapod_server.runs import logs, readers, states
+from terrapod_server.runs import logs, readers, states, unknown
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
 from terrapod_server.workspaces import actions as workspaces
@@ -90,9 +90,12 @@ class Change:
         """Publishes a topic after the commit."""
         self._topics.add(topic)
 
-    async def fire(self, run: Run, event: Event, *, user_id: str = "", description: str = "", **also: Any) -> Run:
+    async def fire(
+        self, run: Run, event: Event, *, user_id: str = "", description: str = "", unknown_why: str = "", **also: Any
+    ) -> Run:
         """Moves a run along its table, once, however many callers try; the row given is brought up to date.
 
+        `unknown_why` tells why nobody knows what its apply has made: the run keeps the workspace's lock.
         The UPDATE names the status it read: of two callers one moves the row.
         Raises IllegalTransition, or Conflict for who lost.
         """
@@ -123,7 +126,7 @@ class Change:
             setattr(run, name, value)
         if status in states.FINAL:
             self._ended.append(status.value)
-        await self._lock(run)
+        await self._lock(run, unknown_why)
         self.wake(f"workspace:{run.workspace_id}")
         if event in (Event.QUEUE, Event.QUEUE_APPLY, Event.LOSE):
             self.wake(f"pool:{run.pool_id}")
@@ -154,12 +157,28 @@ class Change:
                     self._unsealed.add(phase_id)
         await Phase.filter(id=phase_id).update(**values)
 
-    async def _lock(self, run: Run) -> None:
-        """The run's lock: from the confirmation of the run that holds the queue to its end."""
+    async def _lock(self, run: Run, unknown_why: str) -> None:
+        """The run's lock: from the confirmation of the run that holds the queue to its end, or until its state is known."""
         if run.status in states.LOCKING and run.holds_queue:
             await Workspace.filter(id=run.workspace_id, run_lock_id=None).update(run_lock_id=run.id)
+        elif run.is_final and unknown_why:
+            reason = unknown.lock_reason(run.id, self.workspace.name, unknown_why)
+            await Workspace.filter(id=run.workspace_id, run_lock_id=run.id).update(run_lock_reason=reason)
+            await self.note(run, "state_unknown", description=unknown_why)
         elif run.is_final:
             await Workspace.filter(id=run.workspace_id, run_lock_id=run.id).update(run_lock_id=None)
+
+    async def note(self, run: Run, event: str, *, user_id: str = "", description: str = "") -> None:
+        """Writes an event that moves nothing."""
+        await RunEvent.create(
+            run_id=run.id,
+            workspace_id=run.workspace_id,
+            event=event,
+            status=run.status.value,
+            user_id=user_id,
+            description=description,
+        )
+        self.wake(f"workspace:{run.workspace_id}")
 
     async def confirm(self, run: Run, *, user_id: str = "", **also: Any) -> None:
         """Confirms, and queues the apply unless something holds it."""
@@ -180,7 +199,7 @@ class Change:
         waiting = Run.filter(workspace_id=workspace.id)
         for run in await waiting.filter(status=Status.PENDING, plan_only=True).order_by("id"):
             await self._begin(run)
-        if workspace.locked:
+        if workspace.locked or workspace.run_lock_reason:
             return
         holder = await waiting.filter(holds_queue=True).first()
         if holder is not None:
@@ -387,7 +406,7 @@ async def confirm(services: Services, run_id: str, principal: Principal) -> Run:
         if repeated and run.confirmed_by_token == principal.token_id:
             return run
         states.after(run.status, Event.CONFIRM)
-        if change.workspace.locked:
+        if change.workspace.locked or change.workspace.run_lock_reason:
             raise workspaces.locked(change.workspace, "apply")
         await change.confirm(
             run,
@@ -483,7 +502,10 @@ async def retry(services: Services, run_id: str, principal: Principal) -> Run:
 
 
 async def release(services: Services, run_id: str, principal: Principal) -> Run:
-    """Gives up an apply whose listener is lost: the run is errored and the workspace free. Raises Conflict."""
+    """Gives up an apply whose listener is lost: the run is errored, and keeps the workspace's lock. Raises Conflict.
+
+    Nobody knows what it has made; see `release_lock`.
+    """
     run = await get(run_id)
     async with Change(services, run.workspace_id) as change:
         run = await get(run_id)
@@ -492,10 +514,26 @@ async def release(services: Services, run_id: str, principal: Principal) -> Run:
             message = f"run {run.id} is not held: its listener is not lost"
             raise Conflict(message)
         await Phase.filter(id=held.id).update(lease_number=held.lease_number + 1)
-        text = f"released by {principal.name}: the listener was lost while it applied, and the state may be behind"
-        await change.fire(run, Event.FAIL, user_id=principal.id, error_message=text, status_message="")
+        why = f"released by {principal.name}: the listener was lost while it applied, and the state may be behind"
+        text = unknown.error_message(change.workspace.name, why)
+        await change.fire(run, Event.FAIL, user_id=principal.id, unknown_why=why, error_message=text, status_message="")
         await change.advance()
     return await get(run_id)
+
+
+async def release_lock(services: Services, workspace_id: str, principal: Principal) -> bool:
+    """Frees the lock that a run has kept since its state is unknown, and lets the next run go; whether there was one.
+
+    A manual lock stays, and holds the next run as ever.
+    """
+    async with Change(services, workspace_id) as change:
+        run_id = change.workspace.run_lock_id
+        if not run_id or not await workspaces.free_run_lock(workspace_id, run_id):
+            return False
+        text = f"{principal.name} freed the lock that the run had kept: its state is no longer unknown"
+        await change.note(await get(run_id), "lock_released", user_id=principal.id, description=text)
+        await change.advance()
+    return True
 
 
 async def on_configuration_uploaded(services: Services, version: ConfigurationVersion) -> None:

@@ -35,7 +35,8 @@ async def before_workspace_deleted(workspace: Workspace) -> None:
     applying = await Run.filter(workspace_id=workspace.id, status__in=list(states.LOCKING)).order_by("id").first()
     run_id, what = (applying.id, applying.status.value) if applying else (workspace.run_lock_id, "not settled")
     if run_id:
-        message = f"workspace {workspace.name} is still being processed by run {run_id}, which is {what}"
+        why = f": {workspace.run_lock_reason}" if workspace.run_lock_reason else ""
+        message = f"workspace {workspace.name} is still being processed by run {run_id}, which is {what}{why}"
         raise Conflict(message)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 from terrapod_server.configs import actions as configs
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Services
-from terrapod_server.runs import accepting, logs, readers, states
+from terrapod_server.runs import accepting, logs, readers, states, unknown
 from terrapod_server.runs.actions import Change, get
 from terrapod_server.runs.lease_clock import clock_sql
 from terrapod_server.runs.model import Phase, Run, RunEvent
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 #: How often a plan whose listener was lost, and a phase that was given back, is handed out again.
 LOST_MOST = 3
+_TEXT_MOST = 4000
 _HELD = "the listener was lost while it applied: waiting for it to come back, or for somebody to release the run"
 
 
@@ -345,11 +346,23 @@ def _complete(phase: Phase, report: wire.Report, log_end: int) -> None:
         raise Conflict(message)
 
 
+def _unknown(report: wire.Report) -> str:
+    """Why nobody knows what an apply has made; empty where the state tells it."""
+    if report.phase != "apply" or report.status == "applied":
+        return ""
+    if report.state == "spooled":
+        return report.unknown or report.error_message or "its state is on its listener alone"
+    return report.unknown
+
+
 async def _end(change: Change, run: Run, report: wire.Report) -> None:
+    why = _unknown(report)
     if report.status == "canceled" or (report.status == "planned" and run.cancel_requested):
         # the word that it was canceled may have crossed the interrupt: nobody gets a plan that they canceled
-        forced: dict[str, Any] = {"force_canceled_at": clock.now()} if run.cancel_requested == "force-cancel" else {}
-        await change.fire(run, Event.CANCEL, status_message="", **forced)
+        also: dict[str, Any] = {"force_canceled_at": clock.now()} if run.cancel_requested == "force-cancel" else {}
+        if why:
+            also["error_message"] = unknown.error_message(change.workspace.name, why[:_TEXT_MOST])
+        await change.fire(run, Event.CANCEL, unknown_why=why, status_message="", **also)
     elif report.status == "planned":
         changes = bool(report.has_changes)
         if run.plan_only or not (changes or run.allow_empty_apply):
@@ -358,13 +371,16 @@ async def _end(change: Change, run: Run, report: wire.Report) -> None:
             await change.fire(run, Event.SAVE, has_changes=changes)
         else:
             await change.fire(run, Event.PLAN, has_changes=changes)
-            if run.auto_apply and not change.workspace.locked:
+            if run.auto_apply and not (change.workspace.locked or change.workspace.run_lock_reason):
                 await change.confirm_by_itself(run)
     elif report.status == "applied":
         await change.fire(run, Event.APPLY, status_message="")
         await configs.applied(run.configuration_version_id)
     else:
-        await change.fire(run, Event.FAIL, error_message=report.error_message[:4000], status_message="")
+        text = report.error_message[:_TEXT_MOST]
+        if why:
+            text = unknown.error_message(change.workspace.name, text or why[:_TEXT_MOST])
+        await change.fire(run, Event.FAIL, unknown_why=why, error_message=text, status_message="")
 
 
 async def sweep(services: Services) -> None:

@@ -13,6 +13,7 @@ ASKING: Final = frozenset({Status.PLANNED, Status.PLANNED_AND_SAVED})
 #: In `waits-for.kind`, each with what it says.
 KINDS: Final[Mapping[str, str]] = {
     "lock": "somebody has locked the workspace",
+    "unknown-state": "an apply of the workspace has left its state unknown, and an admin has to look at it",
     "queue": "other runs of the workspace come first",
     "configuration": "its configuration has not been uploaded",
     "person": "somebody has to approve or discard it",
@@ -52,6 +53,8 @@ def _found(status: Status, facts: Facts | None, refused: str) -> tuple[str, str]
 
 
 def _for_its_turn(status: Status, facts: Facts) -> tuple[str, str] | None:
+    if facts["run_lock_reason"] and not facts["plan_only"]:
+        return "unknown-state", f"waits until somebody has looked at the state: {facts['run_lock_reason']}"
     if facts["locked"] and not facts["plan_only"]:
         reason = f": {facts['lock_reason']}" if facts["lock_reason"] else ""
         return "lock", f"waits until the workspace is unlocked{reason} (locked by {facts['locked_by_name']})"
@@ -109,8 +112,8 @@ def _held(facts: Facts) -> tuple[str, str]:
     return "held", (
         f"listener {name} was lost while it applied{f' (last seen {seen})' if seen else ''}. It may hold the only copy of "
         "the state: bring it back, and the state arrives by itself. An admin may give the run up instead "
-        f"(terrapod runs release {facts['id']}): the workspace is free then, and a state that comes after all is kept "
-        "aside"
+        f"(terrapod runs release {facts['id']}): the workspace stays locked then until its state has been checked, and a "
+        "state that comes after all is kept aside"
     )
 
 

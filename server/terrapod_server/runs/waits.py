@@ -102,7 +102,7 @@ async def facts(run_ids: Sequence[str], principal: Principal) -> dict[str, dict[
             WHERE own.status IN ({in_line}) AND NOT own.plan_only AND NOT own.holds_queue GROUP BY own.id
         )
         SELECT own.id, own.plan_only, own.lease_state, own.engine_tool, own.engine_version,
-            w.name AS workspace, w.locked, w.lock_reason, w.locked_by_name, a.name AS pool,
+            w.name AS workspace, w.locked, w.lock_reason, w.locked_by_name, w.run_lock_reason, a.name AS pool,
             c.status AS configuration, h.name AS listener, h.last_seen_at AS listener_seen,
             coalesce(line.places, 0) AS places, f.id AS first_id, f.status AS first_status,
             coalesce(there.online, 0) AS online, coalesce(there.taking, 0) AS taking,

@@ -72,8 +72,12 @@ def _mark(row: StateVersion | None, *, of_bytes: bool = False) -> rules.Mark | N
 
 
 def check_lock(workspace: Workspace, user_id: str) -> None:
-    """Raises Conflict where a run locks the workspace, or somebody else than this user does."""
-    if workspace.run_lock_id:
+    """Raises Conflict where a run locks the workspace, or somebody else than this user does.
+
+    Beside a run that has left the state unknown, the holder of the manual lock may correct it.
+    """
+    is_repaired = bool(workspace.run_lock_reason) and workspace.locked and workspace.locked_by_id == user_id
+    if workspace.run_lock_id and not is_repaired:
         message = f"workspace {workspace.name} is locked by Run {workspace.run_lock_id}"
         raise Conflict(message)
     if workspace.locked and workspace.locked_by_id != user_id:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from tortoise.exceptions import IntegrityError
+from tortoise.expressions import Q
 
 from terrapod_server.access import rules as access
 from terrapod_server.access import visible
@@ -191,8 +192,11 @@ async def relabel(workspace: Workspace, change: Callable[[Workspace], dict[str, 
         await _write_labels(now.id, now.labels)
 
 
-async def lock(workspace: Workspace, principal: Principal, reason: str) -> Workspace:
-    """Raises Conflict where it is locked, by whomever: a lock has no other key than its holder."""
+async def lock(workspace: Workspace, principal: Principal, reason: str, *, is_admin: bool = False) -> Workspace:
+    """Raises Conflict where it is locked, by whomever: a lock has no other key than its holder.
+
+    An admin may take the manual lock beside that of a run that is over, to correct the state that it left unknown.
+    """
     values = {
         "locked": True,
         "lock_reason": reason[:1024],
@@ -200,13 +204,19 @@ async def lock(workspace: Workspace, principal: Principal, reason: str) -> Works
         "locked_by_name": principal.name,
         "locked_at": clock.now(),
     }
-    if not await Workspace.filter(id=workspace.id, locked=False, run_lock_id=None).update(**values):
+    is_free = Q(run_lock_id=None) | ~Q(run_lock_reason="") if is_admin else Q(run_lock_id=None)
+    if not await Workspace.filter(is_free, id=workspace.id, locked=False).update(**values):
         raise locked(await get(workspace.id), "lock")
     return await get(workspace.id)
 
 
 async def unlock(services: Services, workspace: Workspace, principal: Principal, *, force: bool = False) -> Workspace:
-    """Raises Conflict for a lock of somebody else (without `force`) or of a run, and where there is none."""
+    """Raises Conflict for a lock of somebody else (without `force`) or of a run, and where there is none.
+
+    With `force`, the lock that a run has kept since its state is unknown goes first, and alone.
+    """
+    if force and await services.release_run_lock(services, workspace.id, principal):
+        return await get(workspace.id)
     held = Workspace.filter(id=workspace.id, locked=True)
     if not force:
         held = held.filter(locked_by_id=principal.id)
@@ -228,7 +238,14 @@ def locked(workspace: Workspace, verb: str) -> Conflict:
     """Why a lock stands in the way; go-tfe reads `is locked by Run` and `is locked by User`."""
     if workspace.locked:
         return Conflict(f"cannot {verb}: workspace {workspace.name} is locked by User {workspace.locked_by_name}")
-    return Conflict(f"cannot {verb}: workspace {workspace.name} is locked by Run {workspace.run_lock_id}")
+    why = f": {workspace.run_lock_reason}" if workspace.run_lock_reason else ""
+    return Conflict(f"cannot {verb}: workspace {workspace.name} is locked by Run {workspace.run_lock_id}{why}")
+
+
+async def free_run_lock(workspace_id: str, run_id: str) -> bool:
+    """Lets go of the lock that this run has kept since its state is unknown; whether it did."""
+    kept = Workspace.filter(id=workspace_id, run_lock_id=run_id).exclude(run_lock_reason="")
+    return bool(await kept.update(run_lock_id=None, run_lock_reason=""))
 
 
 async def held(workspace_id: str) -> Workspace:

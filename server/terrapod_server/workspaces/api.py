@@ -121,7 +121,12 @@ WORKSPACE = Resource(
         Attr("drift-last-checked-at", str, "when drift was last looked for", value=lambda *_: None),
         Attr("drift-status", str, "what was found", value=lambda *_: ""),
         Attr("locked", bool, "by a person or by a run", value=lambda w, _: w.locked or w.run_lock_id is not None),
-        Attr("lock-reason", str, "why it was locked by hand"),
+        Attr(
+            "lock-reason",
+            str,
+            "why it was locked by hand, or what to check of the state that a run has left unknown",
+            value=lambda w, _: w.lock_reason if w.locked else w.run_lock_reason,
+        ),
         Attr("owner-email", str, "whose it is; a platform admin may change it", write=True, maximum=254),
         Attr("force", bool, "also where the caller loses rights by it", write=True, only_in="sent"),
         Attr("resource-count", int, "resources in the current state"),
@@ -372,7 +377,7 @@ async def safe_delete(call: Call) -> None:
 
 
 async def lock(call: Call) -> Workspace:
-    """Lock by hand; runs that could apply wait."""
+    """Lock by hand; runs that could apply wait. An admin may, beside a run that has left the state unknown."""
     document = call.document if isinstance(call.document, Mapping) else {}
     attributes = document.get("data", {})
     attributes = attributes.get("attributes", {}) if isinstance(attributes, Mapping) else {}
@@ -380,7 +385,7 @@ async def lock(call: Call) -> Workspace:
     if not isinstance(reason, str):
         message = "the reason must be a string"
         raise Invalid(message, pointer="/data/attributes/reason")
-    return await actions.lock(await find(call), call.principal, reason)
+    return await actions.lock(await find(call), call.principal, reason, is_admin=call.level >= Level.ADMIN)
 
 
 async def unlock(call: Call) -> Workspace:
@@ -389,9 +394,9 @@ async def unlock(call: Call) -> Workspace:
 
 
 async def force_unlock(call: Call) -> Workspace:
-    """Free anybody's lock; one's own needs only plan."""
+    """Free anybody's lock; one's own needs only plan. A lock that a run keeps since its state is unknown goes first."""
     workspace = await find(call)
-    own = workspace.locked_by_id == call.principal.id
+    own = workspace.locked_by_id == call.principal.id and not workspace.run_lock_reason
     if not own:
         await call.services.guard.demand(call.principal, Level.ADMIN, "workspace", workspace.id)
     return await actions.unlock(call.services, workspace, call.principal, force=True)

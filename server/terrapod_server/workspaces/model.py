@@ -49,6 +49,8 @@ class Workspace(Model):
     locked_at = fields.DatetimeField(null=True)
     #: The run that is confirmed or applies; written by `runs.actions` alone.
     run_lock_id = fields.CharField(max_length=40, null=True)
+    #: Why the lock of a run outlives it, and what to check: the state after its apply is unknown. Empty: it does not.
+    run_lock_reason = fields.CharField(max_length=1024, default="", db_default="")
     current_run_id = fields.CharField(max_length=40, null=True)
     current_state_version_id = fields.CharField(max_length=40, null=True)
     resource_count = fields.IntField(default=0)

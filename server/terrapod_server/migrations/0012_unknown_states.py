@@ -1,0 +1,16 @@
+from tortoise import fields, migrations
+from tortoise.migrations import operations as ops
+
+
+class Migration(migrations.Migration):
+    dependencies = [("terrapod", "0011_signed_engines")]
+
+    initial = False
+
+    operations = [
+        ops.AddField(
+            model_name="Workspace",
+            name="run_lock_reason",
+            field=fields.CharField(default="", db_default="", max_length=1024),
+        ),
+    ]

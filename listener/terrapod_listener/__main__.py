@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -138,14 +139,19 @@ def drain(wait: bool, home: Path) -> None:
 @click.argument("run_id", metavar="RUN")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="File to write it to, mode 0600.")
 @click.option("--push", is_flag=True, help="Send it to the server, and say what came of it.")
+@click.option("--drop", is_flag=True, help="Throw away what this host has of the run: its folder, and its states.")
+@click.option("--yes", is_flag=True, help="With --drop: though a whole state of the run is here.")
 @_HOME
-def rescue(run_id: str, output: Path | None, push: bool, home: Path) -> None:
-    """Print or push the state of a run.
+def rescue(run_id: str, output: Path | None, push: bool, drop: bool, yes: bool, home: Path) -> None:
+    """Print, push or drop the state of a run.
 
     The newest whole one that this host has of RUN: in the spool, or in the work folder.
     """
     home = home.resolve()
     found = rescue_.find(home, run_id)
+    if drop:
+        _drop(home, run_id, found[2] if found and not yes else None)
+        return
     if found is None:
         message = f"this host has no state of {run_id}"
         raise click.ClickException(message)
@@ -166,6 +172,20 @@ def rescue(run_id: str, output: Path | None, push: bool, home: Path) -> None:
     else:
         write_private(output, raw)
     click.echo(f"{run_id}: serial {mark['serial']}, lineage {mark['lineage']}, from {path}", err=True)
+
+
+def _drop(home: Path, run_id: str, mark: dict[str, Any] | None) -> None:
+    """`mark` is of a whole state that would go with it, which nobody has agreed to."""
+    if mark is not None:
+        message = (
+            f"this host has a whole state of {run_id} (serial {mark['serial']}), which the server may not have: save it "
+            "with --output or --push first, and then say --drop --yes"
+        )
+        raise click.ClickException(message)
+    try:
+        click.echo(rescue_.drop(home, run_id))
+    except TerrapodError as error:
+        raise click.ClickException(error.detail) from None
 
 
 main.add_command(install_service)

@@ -16,7 +16,7 @@ from terrapod_listener.journal import Record
 from terrapod_listener.keeper import RESERVE
 from terrapod_listener.keeping import Keeper
 from terrapod_listener.logs import Spool
-from terrapod_listener.outcomes import Failed
+from terrapod_listener.outcomes import CutOff, NotBegun
 from terrapod_shared import errors
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,10 @@ class Apply:
         self._early = "kill"
 
     async def start(self, job: dict[str, Any], secrets: list[str], lock: int | None = None) -> dict[str, Any]:
-        """Runs terraform; what came of it. The journal says before it that it may have begun. `lock`: for the keeper."""
+        """Runs terraform; what came of it. The journal says before it that it may have begun. `lock`: for the keeper.
+
+        Raises NotBegun, and CutOff where nobody is left who could tell.
+        """
         folder, work = self._record.folder, self._record.facts.work
         facts = self._record.facts
         more = {
@@ -65,7 +68,10 @@ class Apply:
             "is_boxed": facts.is_boxed,
             "secrets": secrets,
         }
-        self._keeper = await asyncio.to_thread(Keeper.start, self._record, lock)
+        try:
+            self._keeper = await asyncio.to_thread(Keeper.start, self._record, lock)
+        except OSError as error:
+            raise NotBegun(f"the listener's host: {error}") from None
         if self._early == "kill":
             self._keeper.kill()
         elif self._early:
@@ -98,9 +104,9 @@ class Apply:
             await asyncio.to_thread((self._record.folder / RESERVE).unlink, missing_ok=True)
         self._log.look()
         if found is None:
-            raise Failed("the apply was cut off, with all that watched over it: what it had saved of its state is here")
+            raise CutOff("the apply was cut off, with all that watched over it: what it had saved of its state is here")
         if found["code"] is None:
-            raise Failed(f"the apply could not be started: {found.get('error')}")
+            raise NotBegun(f"the apply could not be started: {found.get('error')}")
         return found
 
     async def _follow(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from terrapod_listener import kept, statefile
+from terrapod_listener import kept, statefile, terraform
 from terrapod_listener.client import Server, digest_of
 from terrapod_listener.journal import Record, Step
 from terrapod_listener.logs import Spool
@@ -45,23 +45,24 @@ async def send(server: Server, home: Path, facts: dict[str, Any]) -> bool:
         await asyncio.to_thread(kept.blame, state, reason)
         return False
     await asyncio.to_thread(kept.drop, state)
-    report = wire.Report(
-        phase="apply",
-        status="errored",
-        state="uploaded",
-        error_message="the listener was restarted while it applied; the state that it left is here",
-    )
+    text = "the listener was restarted while it applied; the state that it left is here"
+    report = wire.Report(phase="apply", status="errored", state="uploaded", error_message=text, unknown=text)
     with contextlib.suppress(errors.TerrapodError):  # most often the phase is over
         await server.report(run_id, report, number)
     return True
 
 
 class Delivery:
-    """Of one phase. `state` is the word for the report; `is_folder_needed` says that the state is nowhere else."""
+    """Of one phase. `state` is the word for the report; `is_folder_needed` says that the state is nowhere else.
+
+    `unknown` says why the state that was found may not hold all that was made,
+    `left` why the work folder stays though nothing of it can be delivered.
+    """
 
     def __init__(self, server: Server, work: wire.Work, home: Path) -> None:
         self.state: Literal["unchanged", "uploaded", "spooled"] = "unchanged"
         self.is_folder_needed = False
+        self.unknown = self.left = ""
         self._digests: dict[str, str] = {}
         self._server, self._work, self._home = server, work, home
 
@@ -71,27 +72,49 @@ class Delivery:
         await self._server.persist("PUT", target, file=path, lease=self._work.lease.number, timeout_s=_UPLOAD_S)
         self._digests[name] = digest
 
-    async def left_state(self, record: Record, spool: Spool, folder: Path) -> None:
-        """The state that terraform left, also when it failed: kept on disk until the server has it. Raises Undelivered."""
+    async def left_state(self, record: Record, spool: Spool, folder: Path, code: int | None) -> None:
+        """The state that terraform left, also when it failed: kept on disk until the server has it. Raises Undelivered.
+
+        `code` is terraform's exit code; None where nobody knows it.
+        """
+        try:
+            await self._left_state(record, spool, folder, code)
+        except Undelivered as error:
+            self.unknown = str(error)
+            raise
+
+    async def _left_state(self, record: Record, spool: Spool, folder: Path, code: int | None) -> None:
         facts = record.facts
         target = kept.place(self._home, self._work.run_id, self._work.lease.number)
         candidates = [*(Path(path) for path in facts.states), target]
         found, whole = await asyncio.to_thread(statefile.newest, folder, candidates), True
         if found is None:  # what terraform, or its death, made of it is the server's to judge
             found, whole = await asyncio.to_thread(statefile.newest, folder, candidates, whole=False), False
-        if found is None or wire.StateRef(**found[1]) == facts.before:
-            is_torn = found is None and any(path.exists() for path in candidates)
-            self.is_folder_needed = is_torn
-            if is_torn:
-                self.state = "spooled"
-                message = f"the state that was left is not whole; it is kept on the listener in {folder}"
-                raise Undelivered(message)
-            if found is None and facts.before is not None:
-                message = "the state that terraform was given is no longer there: what was made may be in no state"
-                raise Undelivered(message)
-            log.info("%s left its state as it was", self._work.run_id)
-            await _noted(record, "acknowledged")
+        if code != 0 or found is None:
+            await self._look_for_torn(folder, candidates, found[0] if found else None, code)
+        if found is not None and wire.StateRef(**found[1]) != facts.before:
+            await self._deliver(record, spool, folder, found, target, whole=whole)
             return
+        self.is_folder_needed = bool(self.left)
+        if found is None and self.left:
+            raise Undelivered(self.left)
+        if found is None and facts.before is not None:
+            message = "the state that terraform was given is no longer there: what was made may be in no state"
+            raise Undelivered(message)
+        log.info("%s left its state as it was", self._work.run_id)
+        await _noted(record, "acknowledged")
+
+    async def _deliver(
+        self,
+        record: Record,
+        spool: Spool,
+        folder: Path,
+        found: tuple[Path, dict[str, Any]],
+        target: Path,
+        *,
+        whole: bool,
+    ) -> None:
+        """A state that changed: to the spool (`target`), then to the server. Raises Undelivered."""
         self.state = "spooled"
         state, mark = found[0], wire.StateRef(**found[1])
         if state != target:
@@ -99,8 +122,8 @@ class Delivery:
                 await asyncio.to_thread(statefile.keep, folder, state, target, whole=whole)
             except OSError as error:
                 spool.line(f"\nThe state could not be copied to the spool ({error}); it stays in the work folder.")
-        kept_ = target if target.exists() else state
-        self.is_folder_needed = kept_ == state
+        kept_ = target if await asyncio.to_thread(target.exists) else state
+        self.is_folder_needed = kept_ == state or bool(self.left)
         if kept_ == target:
             await _noted(record, "spooled")
         try:
@@ -108,12 +131,31 @@ class Delivery:
         except errors.TerrapodError as error:
             if kept_ == target:
                 await asyncio.to_thread(kept.blame, target, error.detail)
+            else:
+                self.left = ""  # it is delivered from the work folder, again and again
             message = f"the server did not take the state ({error.detail}); it is kept on the listener at {kept_}"
             raise Undelivered(message) from None
         log.info("the server has the state of %s, serial %d", self._work.run_id, mark.serial)
-        self.state, self.is_folder_needed = "uploaded", False
+        self.state, self.is_folder_needed = "uploaded", bool(self.left)
         await _noted(record, "acknowledged")
         await asyncio.to_thread(kept.drop, target)
+
+    async def _look_for_torn(self, folder: Path, candidates: list[Path], found: Path | None, code: int | None) -> None:
+        """Sets `left` and `unknown` where a newer state than the one that was found is not whole: it stays for people."""
+        newer = candidates[: candidates.index(found)] if found else candidates
+        size = await asyncio.to_thread(statefile.torn, folder, newer)
+        if size is None:
+            return
+        if size:
+            self.left = f"the state that was left is not whole; it is kept on the listener in {folder}"
+            self.state = "spooled"
+        elif code is None or terraform.cut_short(self._work.engine.tool, code):
+            self.left = f"{self._work.engine.tool} was killed before it had written a state"
+        else:
+            self.left = f"{self._work.engine.tool} could not write its state: the file is empty"
+        if found:
+            self.left += "; an older copy of the state is delivered"
+        self.unknown, self.is_folder_needed = self.left, True
 
     async def end(self, report: wire.Report, log: Spool) -> None:
         """The rest of the log, then the word that ends the phase; artifacts are there already."""

@@ -3,7 +3,8 @@
 A folder a run below HOME/journal: `journal.json`, the phase's log, and what the
 keeper of an apply leaves there. The steps, in order: `offered`, `accepted`,
 `apply` (terraform may have begun), `spooled`,
-`acknowledged` (the server has the state, or there is none).
+`acknowledged` (the server has the state, or there is none). A record whose `left`
+says why is over: it stays, with the work folder, until somebody drops it.
 """
 
 import logging
@@ -35,6 +36,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     keeper: int = 0  #: pid
     keeper_started: str = ""
     boot: str = ""  #: of which boot pid and start are
+    left: str = ""  #: why the record and the work folder stay though there is nothing left to do; empty: there is
 
 
 class Record:

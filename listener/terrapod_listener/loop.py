@@ -11,7 +11,18 @@ from typing import Any
 
 import msgspec
 
-from terrapod_listener import __version__, identity, isolation, joining, journal, kept, limits, metadata, workdir
+from terrapod_listener import (
+    __version__,
+    identity,
+    isolation,
+    joining,
+    journal,
+    kept,
+    limits,
+    metadata,
+    rescue,
+    workdir,
+)
 from terrapod_listener.client import Server, pause_s
 from terrapod_listener.config import Config
 from terrapod_listener.delivery import send
@@ -72,6 +83,9 @@ class Daemon:
         engines = Engines(self._home / "engines", self._server, known)
         left = await asyncio.to_thread(journal.records, self._home)
         for record in left:
+            if record.facts.left:
+                log.warning("%s keeps its folder: %s", record.folder.name, record.facts.left)
+                continue
             log.info("%s %s was left at %s", record.facts.work.phase, record.folder.name, record.facts.step)
             self._go_on(record, engines)
         await asyncio.to_thread(self._tidy, left)
@@ -392,6 +406,7 @@ class Daemon:
         ended = [job for job in self._jobs.values() if not job.is_under_keeper]
         await asyncio.gather(*(job.settled.wait() for job in ended))
         await self._deliver_spool()
+        await self._drop_settled(await asyncio.to_thread(journal.records, self._home))
 
     async def _deliveries(self, engines: Engines) -> None:
         """The same again and again, for as long as something is left: a server is repaired, a listener joins again."""
@@ -403,9 +418,28 @@ class Daemon:
             left = await asyncio.to_thread(journal.records, self._home)
             live |= {job.work.run_id for job in self._jobs.values()}  # begun or ended while the journal was read
             for record in left:
-                if record.folder.name not in live:
+                if record.folder.name not in live and not record.facts.left:
                     self._go_on(record, engines)
             await self._deliver_spool()
+            await self._drop_settled(left)
+
+    async def _drop_settled(self, records: list[journal.Record]) -> None:
+        """Drops what stays here for people's sake, once the server says that a person has settled it."""
+        over = {record.folder.name: record for record in records if record.facts.left}
+        if not over:
+            return
+        beat = msgspec.structs.replace(await self._beat(), left=sorted(over)[: wire.LEFT_MOST])
+        asked = time.monotonic()
+        try:
+            pulse = await self._server.beat(beat)
+        except errors.TerrapodError as error:
+            log.warning("the server does not say what became of %s: %s", ", ".join(over), error.detail)
+            return
+        self._obey(pulse, asked)
+        for run_id in pulse.settled:
+            if record := over.get(run_id):
+                log.info("%s is settled: its folder goes", run_id)
+                await asyncio.to_thread(rescue.forget, self._home, record)
 
     async def _deliver_spool(self) -> None:
         for facts in await asyncio.to_thread(self._spooled):

@@ -21,7 +21,7 @@ from terrapod_listener.journal import Record
 from terrapod_listener.launching import Start
 from terrapod_listener.logs import Spool
 from terrapod_listener.masking import SHORTEST, Masker, is_short
-from terrapod_listener.outcomes import Canceled, Failed, Refused, Undelivered
+from terrapod_listener.outcomes import Canceled, CutOff, Failed, NotBegun, Refused, Undelivered
 from terrapod_listener.preparation import Preparation, Prepared
 from terrapod_listener.process import Process
 from terrapod_shared import errors, wire
@@ -53,6 +53,7 @@ class Job:
     ) -> None:
         self.work, self.cell = work, cell
         self._left = left
+        self._unknown = ""  #: why an apply may have made what no state tells
         self._record = left or Record.of(home, work)
         self.step = "begin"
         self.folder = home / "work" / work.run_id
@@ -269,6 +270,9 @@ class Job:
             workdir.remove(self.folder)
         if not is_needed:
             self._record.remove()
+        elif is_over and self._delivery.left:
+            workdir.take_back(self.folder)
+            self._record.write(self._record.facts.step, left=self._delivery.left)
 
     def _fresh_folder(self) -> None:
         workdir.remove(self.folder)
@@ -285,10 +289,9 @@ class Job:
                 return self._outcome(await self._applied())
             return await (self._plan() if phase == "plan" else self._apply())
         except Canceled:
-            return wire.Report(phase=phase, status="canceled", state=self._delivery.state)
+            return self._ending("canceled")
         except Undelivered as error:
-            self._log.line(f"\nError: {error}")
-            return wire.Report(phase=phase, status="errored", error_message=str(error), state=self._delivery.state)
+            return self._ending("errored", str(error))
         except (Failed, HookFailed, workdir.Hostile, schemas.NotWhole) as error:
             text = str(error)
         except (errors.LeaseEnded, errors.NotFound, Refused):
@@ -301,9 +304,27 @@ class Job:
             log.exception("%s %s", phase, self.work.run_id)
             text = f"the listener failed: {type(error).__name__}: {error}"
         if self._cancel:
-            return wire.Report(phase=phase, status="canceled", state=self._delivery.state)
-        self._log.line(f"\nError: {text}")
-        return wire.Report(phase=phase, status="errored", error_message=text, state=self._delivery.state)
+            return self._ending("canceled")
+        return self._ending("errored", text)
+
+    def _ending(self, status: Literal["canceled", "errored"], text: str = "") -> wire.Report:
+        """The report of a phase that did not end well; what it says is in the log too."""
+        unknown = self._delivery.unknown or self._unknown
+        if text:
+            self._log.line(f"\nError: {text}")
+        if unknown:
+            named = self.work.workspace_name
+            self._log.line(
+                f"\nThe state is unknown: {unknown}. No other run of workspace {named} applies until an admin has looked at "
+                f"the state (terrapod workspaces show {named})."
+            )
+        return wire.Report(
+            phase=self.work.phase,
+            status=status,
+            error_message=text,
+            state=self._delivery.state,
+            unknown=unknown,
+        )
 
     async def _prepare(self) -> None:
         """The root module's folder is initialised; `self._ready` says where all is."""
@@ -452,13 +473,23 @@ class Job:
     async def _applied(self, job: dict[str, Any] | None = None) -> dict[str, Any]:
         """Waits for terraform, which is begun with `job`, or was begun by an earlier life; then for its state's delivery."""
         self._apply_ = apply = Apply(self._home, self._server, self._record, self._log)
+        self._unknown = "the listener failed while the apply went on"
+        code: int | None = None
         try:
             if self._cancel:
                 (apply.kill if self._cancel == "force-cancel" else apply.interrupt)()
             found = await (apply.start(job, self._secrets, self.cell.lock) if job else apply.again())
+            code = found["code"]
+            self._unknown = terraform.cut_short(self.work.engine.tool, found["code"])
+        except NotBegun:
+            self._unknown = ""
+            raise
+        except CutOff as error:
+            self._unknown = str(error)
+            raise
         finally:
             self.step = "state"
-            await self._delivery.left_state(self._record, self._log, self.folder)
+            await self._delivery.left_state(self._record, self._log, self.folder, code)
         return found
 
     def _outcome(self, found: dict[str, Any]) -> wire.Report:

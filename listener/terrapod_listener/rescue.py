@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from terrapod_listener import journal, keeping, kept, statefile
+from terrapod_listener import journal, keeping, kept, statefile, workdir
 from terrapod_listener.client import Server
 from terrapod_listener.identity import Identity
 from terrapod_shared import errors
@@ -37,6 +37,40 @@ def find(home: Path, run_id: str) -> tuple[Path, int, dict[str, Any]] | None:
 def is_under_way(home: Path, run_id: str) -> bool:
     """Whether terraform may still write the run's state."""
     return any(record.folder.name == run_id and keeping.is_alive(record.facts) for record in journal.records(home))
+
+
+def drop(home: Path, run_id: str) -> str:
+    """Throws away what this host has of a run that is over: record, work folder, states of the spool; what went.
+
+    Raises NotFound, and Conflict while the run is under way or the listener works on it.
+    """
+    found = [record for record in journal.records(home) if record.folder.name == run_id]
+    spooled = [facts for facts in kept.spooled(home) if facts["run_id"] == run_id]
+    for record in found:
+        if keeping.is_alive(record.facts) or (kept.holder(home) is not None and not record.facts.left):
+            message = f"{run_id} is still worked on"
+            raise errors.Conflict(message)
+    if not found and not spooled:
+        message = f"this host has nothing of {run_id}"
+        raise errors.NotFound(message)
+    size = _size(home / "work" / run_id) if found else 0
+    for record in found:
+        forget(home, record)
+    for facts in spooled:
+        kept.drop(kept.place(home, run_id, facts["number"]))
+    return f"dropped {run_id}: {size / 1e6:.1f} MB of its folder, {len(spooled)} states of the spool"
+
+
+def forget(home: Path, record: journal.Record) -> None:
+    """Takes the folder of a run away, and then its record. To be called in a thread."""
+    workdir.remove(home / "work" / record.folder.name)
+    record.remove()
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files below, without following links."""
+    sizes = [os.lstat(Path(place, name)).st_size for place, _, files in os.walk(folder) for name in files]
+    return sum(sizes)
 
 
 async def push(home: Path, who: Identity, run_id: str) -> str:
@@ -104,7 +138,8 @@ def lines(home: Path, who: Identity) -> Iterator[str]:
         yield f"isolation:   {about['isolation']}; limits of a run: {about.get('limits', 'none')}"
     sizes = [path.stat().st_size for path in (home / "engines").glob("*/*") if path.is_file()]
     yield f"engines:     {sum(sizes) / 1e6:.1f} MB"
-    left = journal.records(home)
+    records = journal.records(home)
+    left = [record for record in records if not record.facts.left]
     yield f"runs:        {len(left)} under way"
     live = set()
     for record in left:
@@ -113,6 +148,12 @@ def lines(home: Path, who: Identity) -> Iterator[str]:
         if keeper:
             live.add(work.run_id)
         yield f"  {work.run_id}: {work.phase}, {step}" + (f", kept by process {record.facts.keeper}" if keeper else "")
+    if over := [record for record in records if record.facts.left]:
+        yield f"left:        {len(over)} folders of runs that are over"
+    for record in over:
+        size = _size(home / "work" / record.folder.name) / 1e6
+        run_id = record.folder.name
+        yield f"  {run_id}: {record.facts.left}; {size:.1f} MB, until terrapod-listener rescue --drop {run_id}"
     waiting = [facts for facts in kept.spooled(home) if facts["run_id"] not in live]
     yield f"spool:       {len(waiting)} states not delivered"
     for facts in waiting:

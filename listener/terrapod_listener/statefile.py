@@ -81,6 +81,22 @@ def newest(root: Path, candidates: Iterable[Path], *, whole: bool = True) -> tup
     return best
 
 
+def torn(root: Path, candidates: Iterable[Path]) -> int | None:
+    """Size in bytes of the largest of these files that is there and no whole state; None where there is none."""
+    sizes = []
+    for path in candidates:
+        try:
+            with open_below(root if path.is_relative_to(root) else path.parent, path) as file:
+                size = os.fstat(file.fileno()).st_size
+                try:
+                    mark(file)
+                except Torn:
+                    sizes.append(size)
+        except OSError:
+            continue
+    return max(sizes, default=None)
+
+
 def keep(root: Path, state: Path, target: Path, *, whole: bool = True) -> dict[str, Any]:
     """Copies a whole state, so that it is on the disk when this returns; its mark. Raises OSError, Torn.
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import signal
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -199,6 +200,21 @@ def environment(
             "TF_WORKSPACE": workspace or work.workspace_name,
         }
     )
+
+
+_SHELL_SIGNAL, _PANIC = 128, 11
+
+
+def cut_short(tool: str, code: int) -> str:
+    """Why an apply with this exit code may have made what no state tells: it did not end by itself; empty where it did.
+
+    `-N` is a signal, `128 + N` the same as a sandbox passes it on, 11 a panic of terraform itself.
+    """
+    number = -code if code < 0 else code - _SHELL_SIGNAL
+    if number > 0:
+        known = {each.value: each.name for each in signal.Signals}
+        return f"{tool} was killed by {known.get(number, f'signal {number}')} while it applied"
+    return f"{tool} crashed while it applied" if code == _PANIC else ""
 
 
 @dataclass(frozen=True)

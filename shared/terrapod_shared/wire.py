@@ -45,6 +45,8 @@ OFFER_S: Final = 15
 LEASE_S: Final = 40
 BEAT_S: Final = 10
 POLL_S: Final = 30
+#: In one heartbeat, of `Beat.left`.
+LEFT_MOST: Final = 200
 
 Phase = Literal["plan", "apply"]
 Artifact = Literal["plan-file", "lock-file", "plan-json", "schemas", "state"]
@@ -136,6 +138,9 @@ class Beat(Message, frozen=True, kw_only=True):
     arch: str = "amd64"
     draining: bool = False
     spooled: list[dict[str, Any]] = []  #: states not delivered yet: run_id, serial, lineage, md5
+    left: list[
+        str
+    ] = []  #: runs whose folders stay here, since what is left of their state is not whole; LEFT_MOST at most
     accepts: Accepts = Accepts()
 
 
@@ -157,6 +162,7 @@ class Pulse(Message, frozen=True, kw_only=True):
     cancels: dict[str, Literal["cancel", "force-cancel"]] = {}  #: by run id
     drain: bool = False
     renew: bool = False
+    settled: list[str] = []  #: of `left`: a person has adopted or dropped the late state, or the run is gone
     status: str = "ok"
 
 

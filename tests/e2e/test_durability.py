@@ -160,6 +160,7 @@ echo hangs; until [ -e {host.go} ]; do sleep 0.05; done"""
     if host.journal(run):  # it left before the server had answered
         host.start()
     remote.until(run, "canceled", "errored")
+    assert "killed by SIGKILL" in remote.workspace()["lock-reason"], "it may have made what no state tells"
     current = remote.api.get(f"workspaces/{remote.id}/current-state-version").json()["data"]["attributes"]
     assert current["serial"] == 1
     wait_for(lambda: not list((host.home / "spool").glob("*")))

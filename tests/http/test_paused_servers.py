@@ -270,7 +270,7 @@ async def test_an_apply_was_released_when_its_server_wakes_up(pair: Pair, tmp_pa
     assert await pair.status(run) == "errored"
     after = await pair.phase(run, "apply")
     assert {k: v for k, v in after.items() if "log" not in k} == {k: v for k, v in there.items() if "log" not in k}
-    assert "late" not in await log_of(pair, run, "apply")
+    assert "late\n" not in await log_of(pair, run, "apply")
     path = tmp_path / "late"
     path.write_bytes(raw)
     answer = await listener.call("PUT", f"{base}/state?{query}", file=path, lease=lease)

@@ -13,7 +13,7 @@ from kit.serving import DATA, Running, state_bytes
 from terrapod_listener.client import Server as ListenerClient
 from terrapod_server.runs import queue
 from terrapod_server.runs.model import Phase
-from terrapod_shared import wire
+from terrapod_shared import ids, wire
 
 End = Callable[[Running, ListenerClient, wire.Work], Awaitable[None]]
 
@@ -261,6 +261,31 @@ async def test_a_state_that_was_dropped_leaves_the_lock(server: Running, tmp_pat
     assert (await shown(server, workspace))["by"] == ("runs", work.run_id)
     assert await act(server, workspace, "force-unlock") == 200
     assert (await server.api.delete(f"/workspaces/{workspace}")).status_code == 204
+
+
+async def test_a_listener_hears_what_of_its_leftovers_is_settled(server: Running, tmp_path: Path) -> None:
+    listener = await server.listener(tmp_path / "home")
+    workspace = (await server.workspace())["id"]
+    await server.configuration(workspace)
+    work = await applying(server, listener, workspace, tmp_path)
+    other = await server.listener(tmp_path / "other", name="two")
+
+    gone = ids.make("run")
+
+    async def settled(of: ListenerClient) -> list[str]:
+        return (await of.beat(wire.Beat(left=[work.run_id, gone, "\0' OR 1=1"]))).settled
+
+    assert await settled(listener) == [gone]
+    await released(server, listener, work)
+    assert await settled(listener) == [gone], "there is no late state"
+    assert await deliver(listener, work, tmp_path, state_bytes(2), 2) == 202
+    [late] = (await server.api.get(f"/workspaces/{workspace}/late-states")).json()["data"]
+    assert await settled(listener) == [gone], "it waits"
+    assert (await server.api.post(f"/late-states/{late['id']}/actions/drop")).status_code == 200
+    assert await settled(listener) == [work.run_id, gone]
+    assert await settled(other) == [gone], "the run is another's"
+    many = wire.Beat(left=[ids.make("run") for _ in range(wire.LEFT_MOST + 9)])
+    assert len((await listener.beat(many)).settled) == wire.LEFT_MOST
 
 
 async def test_the_next_run_never_slips_past_a_release(pg_server: Running, tmp_path: Path) -> None:

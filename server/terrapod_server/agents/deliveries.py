@@ -120,6 +120,9 @@ async def heartbeat(call: Call) -> Response:
             if lost.take():
                 verdicts = await queue.prolong(call.services, me.id, message.leases)
             pulse = await _pulse(me, verdicts)
+        if message.left:
+            settled = await late.settled(me.id, message.left[: wire.LEFT_MOST])
+            pulse = msgspec.structs.replace(pulse, settled=settled)
     return _answer(pulse)
 
 

@@ -158,6 +158,20 @@ async def drop(services: Services, late_id: str, principal: Principal) -> LateSt
     return await get(late_id)
 
 
+async def settled(listener_id: str, run_ids: Sequence[str]) -> list[str]:
+    """Of these runs those whose leftovers their listener may drop.
+
+    A person has adopted or dropped each late state of it, and there was one; or
+    the run is gone with its workspace. Nothing is said of other listeners' runs.
+    """
+    asked = [run_id for run_id in run_ids if ids.is_valid(run_id, "run")]
+    known = {run.id for run in await Run.filter(id__in=asked).only("id")}
+    rows = await LateState.filter(listener_id=listener_id, run_id__in=list(known)).values("run_id", "status")
+    waiting = {row["run_id"] for row in rows if row["status"] == WAITING}
+    over = {row["run_id"] for row in rows} - waiting
+    return [run_id for run_id in asked if run_id in over or run_id not in known]
+
+
 def check_waits(row: LateState) -> None:
     """Raises Conflict where somebody has settled it."""
     if row.status != WAITING:

@@ -13,7 +13,7 @@ FACTS: dict[str, Any] = {
     "workspace": "prod", "locked": False, "lock_reason": "", "locked_by_name": "", "pool": "dmz",
     "configuration": "uploaded", "listener": None, "listener_seen": None, "places": 0, "first_id": None,
     "first_status": None, "online": 1, "taking": 1, "slots": 2, "last_seen": None, "leases": 0, "holders": None,
-    "is_open": True, "has_engine": True,
+    "is_open": True, "has_engine": True, "run_lock_reason": "",
 }  # fmt: skip
 
 
@@ -26,6 +26,7 @@ FACTS: dict[str, Any] = {
         (Status.PLAN_QUEUED, {"lease_state": "offered", "listener": "eu", "has_engine": False}, "engine", "waits for a listener: eu is to take it once terraform 1.11.4 has been fetched"),
         (Status.PENDING, {"places": 1, "first_id": "run-0", "first_status": "applying"}, "queue", "waits for 1 run before it; next is run-0, which is applying"),
         (Status.CONFIRMED, {"locked": True, "locked_by_name": "ann"}, "lock", "waits until the workspace is unlocked (locked by ann)"),
+        (Status.PENDING, {"run_lock_reason": "look", "locked": True, "places": 1}, "unknown-state", "waits until somebody has looked at the state: look"),
     ],
 )  # fmt: skip
 def test_each_kind_has_its_sentence(status: Status, facts: dict[str, Any], kind: str, text: str) -> None:
@@ -35,7 +36,10 @@ def test_each_kind_has_its_sentence(status: Status, facts: dict[str, Any], kind:
 
 
 def test_a_speculative_plan_waits_for_no_lock() -> None:
-    assert reasons.of(Status.PENDING, FACTS | {"locked": True, "plan_only": True}, since=None) is None
+    assert (
+        reasons.of(Status.PENDING, FACTS | {"locked": True, "run_lock_reason": "look", "plan_only": True}, since=None)
+        is None
+    )
 
 
 @pytest.mark.parametrize("status", sorted(FINAL))

@@ -3,7 +3,7 @@ from tortoise.migrations import operations as ops
 
 
 class Migration(migrations.Migration):
-    dependencies = [("terrapod", "0013_deleted_workspaces"), ("terrapod", "0013_state_errors")]
+    dependencies = [("terrapod", "0015_excluded_workspaces"), ("terrapod", "0013_state_errors")]
 
     initial = False
 

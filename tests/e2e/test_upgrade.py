@@ -313,6 +313,7 @@ def _check_new_work(left: Left) -> None:
     host = left.finishing.host
     host.stop()
     _upgrade(host)
+    _check_heard(host)
     _check_secrets(left.filled)
     left.planning.check_planned()
     assert host.remote.api.post(f"runs/{left.planning.run}/actions/apply").status_code == 202

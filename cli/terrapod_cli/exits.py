@@ -37,6 +37,7 @@ EXITS: dict[type[errors.TerrapodError], Exit] = {
     errors.Forbidden: Exit.FORBIDDEN,
     errors.NotFound: Exit.NOT_FOUND,
     errors.MethodNotAllowed: Exit.SERVER,
+    errors.TooSlow: Exit.UNREACHABLE,
     errors.Conflict: Exit.CONFLICT,
     errors.TooLarge: Exit.USAGE,
     errors.UnsupportedMedia: Exit.SERVER,

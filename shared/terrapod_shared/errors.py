@@ -9,6 +9,7 @@ TerrapodError                 never raised itself
  ├─ NotFound             404  is not there, or may not be seen
  │   └─ UnknownListener       the listener itself: it has to join again
  ├─ MethodNotAllowed     405
+ ├─ TooSlow              408  the body did not come in time
  ├─ Conflict             409  is in a state in which this cannot be
  │   ├─ IllegalTransition
  │   ├─ LeaseEnded            a write that carries an old lease number
@@ -17,7 +18,6 @@ TerrapodError                 never raised itself
  ├─ UnsupportedMedia     415
  ├─ Invalid              422  read, and wrong; carries a pointer to the member
  ├─ ProtocolMismatch     426  a listener of another protocol version
- ├─ TooSlow              408
  ├─ TooManyRequests      429
  ├─ Internal             500
  ├─ BadGateway           502  somebody upstream failed us

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "packaging" / "demo"))
 
 import audit
 import fleet
+import following
 import footprint
 import isolating
 import latency
@@ -29,7 +30,19 @@ import report
 import rights
 from processes import Site
 
-PARTS = ("remote", "latency", "reads", "rights", "audit", "memory", "protocol", "isolation", "fleet", "loss")
+PARTS = (
+    "remote",
+    "latency",
+    "reads",
+    "rights",
+    "audit",
+    "memory",
+    "protocol",
+    "isolation",
+    "fleet",
+    "following",
+    "loss",
+)
 
 
 def sections(folder: Path, only: list[str], listeners: list[int], *, quick: bool) -> Iterator[report.Section]:
@@ -50,6 +63,7 @@ def sections(folder: Path, only: list[str], listeners: list[int], *, quick: bool
         "protocol": lambda: protocol.measure(folder, quick=quick),
         "isolation": lambda: isolating.measure(folder, quick=quick),
         "fleet": lambda: fleet.measure(folder, listeners, quick=quick),
+        "following": lambda: following.measure(folder, quick=quick),
         "loss": lambda: loss.measure(folder),
     }
     yield from (measure() for name, measure in others.items() if name in only)

@@ -20,7 +20,6 @@ from urllib.parse import quote
 
 import httpx
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from terrapod_listener.identity import Identity
 from terrapod_shared import answers, errors, signing, wire
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 _CHUNK = 256 << 10
 _PAUSE_MOST_S = 30.0
 _EMPTY = hashlib.sha256(b"").digest()
-_GOOD = range(200, 300)
+_GOOD, _NOTHING = range(200, 300), 204
 #: The largest message is work, with the variables in it.
 _ANSWER_MOST = 512 << 20
 #: Of what nothing shows to be the server's, enough is read for an error document.
@@ -126,18 +125,17 @@ class Server:
         query = f"serial={mark['serial']}&lineage={quote(mark['lineage'], safe='')}&md5={mark['md5']}"
         return f"{self.base}/runs/{run_id}/state?{query}{'&intermediate=true' * intermediate}"
 
-    def _headers(
-        self, method: str, path: str, digest: bytes, lease: int, key: Ed25519PrivateKey | None
-    ) -> dict[str, str]:
+    def _headers(self, method: str, path: str, digest: bytes, lease: int, nonce: str) -> dict[str, str]:
         url = self.identity.kept.server.rstrip("/") + path
         return signing.sign_request(
-            key or self.identity.key,
+            self.identity.key,
             self.identity.kept.listener_id,
             method,
             url,
             body_sha256=digest,
             lease=lease,
             now=time.time() + self.offset_s,
+            nonce=nonce,
         )
 
     async def call(
@@ -149,11 +147,16 @@ class Server:
         file: Path | None = None,
         lease: int = 0,
         timeout_s: float = 30.0,
+        is_signed: bool = True,
     ) -> Answer:
-        """One request. Raises the server's error, Unavailable where it cannot be reached, Foreign where another answers."""
+        """One request. Raises the server's error, Unavailable where it cannot be reached, Foreign where another answers.
+
+        `is_signed`: the success must be, by the pinned key and for this very request.
+        """
         digest = await digest_of(file) if file else hashlib.sha256(body).digest() if body else _EMPTY
         for attempt in range(2):
-            headers = self._headers(method, path, digest, lease, None)
+            nonce = signing.new_nonce()
+            headers = self._headers(method, path, digest, lease, nonce)
             if file:
                 headers["Content-Length"] = str((await asyncio.to_thread(file.stat)).st_size)
             content: Any = _read(file) if file else body
@@ -161,33 +164,46 @@ class Server:
                 async with self._http.stream(
                     method, path, content=content, headers=headers, timeout=httpx.Timeout(timeout_s, connect=10.0)
                 ) as response:
-                    answer = await self._answer(response)
+                    answer = await self._answer(response, nonce)
             except (httpx.HTTPError, ssl.SSLError) as error:
                 raise errors.Unavailable(
                     f"{self.identity.kept.server} cannot be reached: {str(error) or type(error).__name__}"
                 ) from None
-            except (errors.ClockSkew, errors.SeenBefore) as error:
+            except (errors.ClockSkew, errors.SeenBefore):
                 if attempt:
                     raise
-                if isinstance(error, errors.ClockSkew):
-                    self._set_clock(error)
             else:
+                if is_signed and answer.status_code != _NOTHING:
+                    self._check_signature(answer, nonce)
                 return answer
         raise errors.Unavailable("the clocks do not agree")
 
-    async def _answer(self, response: httpx.Response) -> Answer:
+    def _check_signature(self, answer: Answer, nonce: str) -> None:
+        """Raises Foreign: who this listener is is not in question."""
+        kept, signature = self.identity.kept, answer.headers.get(wire.ANSWER_SIGNATURE_HEADER, "")
+        try:
+            signing.verify_answer(
+                kept.server_key, kept.listener_id, nonce, answer.status_code, answer.content, signature
+            )
+        except errors.Unauthorized as error:
+            raise errors.Foreign(error.detail) from None
+
+    async def _answer(self, response: httpx.Response, nonce: str) -> Answer:
         """The whole of a success. Raises the error that it says otherwise."""
         is_servers = answers.is_servers(response.headers)
         content = await _some(response, _ANSWER_MOST if is_servers else _FOREIGN_MOST)
         if response.status_code in _GOOD and is_servers and content is not None:
             return Answer(response.status_code, response.headers, content)
-        raise self._refusal(response, content or b"")
+        raise self._refusal(response, content or b"", nonce)
 
-    def _refusal(self, response: httpx.Response, content: bytes) -> errors.TerrapodError:
+    def _refusal(self, response: httpx.Response, content: bytes, nonce: str) -> errors.TerrapodError:
+        """What an answer says that is no success. Where it is a ClockSkew, the clock is set by it."""
         server = self.identity.kept.server
         error = answers.error_of(server, response.status_code, response.headers, content)
         if isinstance(error, errors.ProtocolMismatch):
             error.detail = mismatch(server, response.headers)
+        if isinstance(error, errors.ClockSkew):
+            return self._set_clock(error, nonce)
         return error
 
     def read(self, answer: Answer, kind: type[_M]) -> _M:
@@ -198,9 +214,21 @@ class Server:
             server = self.identity.kept.server
             raise answers.foreign(server, f"answered with what is no {kind.__name__} ({error})") from None
 
-    def _set_clock(self, error: errors.ClockSkew) -> None:
-        self.offset_s = float(error.meta.get("server-time", time.time())) - time.time()
+    def _set_clock(self, error: errors.ClockSkew, nonce: str) -> errors.TerrapodError:
+        """Takes the server's time where it is signed for this request; else it is anybody's word, and Foreign.
+
+        An answer that is held up makes the clock late, never early: no signature can be had for a time to come.
+        """
+        kept, meta = self.identity.kept, error.meta
+        try:
+            server_time = signing.verify_clock(
+                kept.server_key, kept.listener_id, nonce, meta.get("server-time"), meta.get("signature")
+            )
+        except errors.Unauthorized as wrong:
+            return errors.Foreign(wrong.detail)
+        self.offset_s = server_time - time.time()
         log.warning("this host's clock is %.0f s off the server's", self.offset_s)
+        return error
 
     async def persist(
         self, method: str, path: str, *, kind: type[_M] | None = None, patience_s: float = math.inf, **more: Any
@@ -235,8 +263,6 @@ class Server:
             try:
                 return await self._download(path, target, lease, sha256)
             except PASSING as error:
-                if isinstance(error, errors.ClockSkew):
-                    self._set_clock(error)
                 wrong += isinstance(error, WrongBytes)
                 is_said = isinstance(error, errors.BadGateway) and not isinstance(error, errors.Foreign | WrongBytes)
                 if is_said or wrong == _WRONG_MOST:
@@ -246,7 +272,8 @@ class Server:
                 attempt += 1
 
     async def _download(self, path: str, target: Path, lease: int, sha256: str) -> str:
-        headers = self._headers("GET", path, _EMPTY, lease, None)
+        nonce = signing.new_nonce()
+        headers = self._headers("GET", path, _EMPTY, lease, nonce)
         seen = hashlib.sha256()
         part = target.with_name(f".{target.name}.part")
         try:
@@ -254,7 +281,7 @@ class Server:
                 "GET", path, headers=headers, timeout=httpx.Timeout(60.0, connect=10.0)
             ) as answer:
                 if answer.status_code not in _GOOD or not answers.is_servers(answer.headers):
-                    raise self._refusal(answer, await _some(answer, _FOREIGN_MOST) or b"")
+                    raise self._refusal(answer, await _some(answer, _FOREIGN_MOST) or b"", nonce)
                 with part.open("wb") as file:
                     async for chunk in answer.aiter_bytes(_CHUNK):
                         await asyncio.to_thread(_take, file, seen, chunk)
@@ -268,19 +295,21 @@ class Server:
         return seen.hexdigest()
 
     async def next_work(self, wait_s: float) -> wire.Work | None:
-        """Work, signed by the key that the join pinned; None where there is none."""
+        """Work, signed by the key that the join pinned for this very poll; None where there is none.
+
+        Raises Foreign for what was issued too long ago: it was held up, and its offer is over.
+        """
+        asked, begun = time.time(), time.monotonic()
         answer = await self._heartbeat("GET", f"{self.base}/runs/next?wait={wait_s:g}", timeout_s=wait_s + 20)
-        if answer.status_code == 204:  # noqa: PLR2004
+        if answer.status_code == _NOTHING:
             self.is_told_to_drain = wire.DRAIN_HEADER in answer.headers
             return None
-        kept = self.identity.kept
-        try:
-            signing.verify_work(
-                kept.server_key, kept.listener_id, answer.content, answer.headers.get(wire.WORK_SIGNATURE_HEADER, "")
-            )
-        except errors.Unauthorized as error:  # who this listener is is not in question
-            raise errors.Foreign(error.detail) from None
-        return self.read(answer, wire.Work)
+        work = self.read(answer, wire.Work)
+        now = asked + time.monotonic() - begun + self.offset_s  # a clock that jumps meanwhile does not count
+        age_s = now - work.issued_at
+        if not -wire.SIGNATURE_AGE_S <= age_s <= wire.SIGNATURE_AGE_S + work.lease.offer_seconds:
+            raise errors.Foreign(f"the work of {work.run_id} was issued {age_s:.0f} s ago: it is not taken")
+        return work
 
     async def beat(self, message: wire.Beat, wait_s: float = 0.0) -> wire.Pulse:
         path = f"{self.base}/heartbeat?wait={wait_s:g}"

@@ -5,10 +5,17 @@ keeper of an apply leaves there. The steps, in order: `offered`, `accepted`,
 `apply` (terraform may have begun), `spooled`,
 `acknowledged` (the server has the state, or there is none). A record whose `left`
 says why is over: it stays, with the work folder, until somebody drops it.
+
+Beyond its end a lease is remembered in one line of HOME/journal/taken, so that
+no work is begun twice: not by an answer that is shown again, nor for a server
+that has come back from a backup.
 """
 
 import logging
+import os
+import re
 import shutil
+import threading
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +26,11 @@ from terrapod_shared import wire
 from terrapod_shared.files import write_private
 
 log = logging.getLogger(__name__)
-_FILE = "journal.json"
+_FILE, _TAKEN = "journal.json", "taken"
+#: Of so many phases at least it is known that they were taken.
+_TAKEN_MOST = 5_000
+_LINE = re.compile(r"[^ ]+ (?:plan|apply) [0-9]{1,10}")
+_writing = threading.Lock()
 Step = Literal["offered", "accepted", "apply", "spooled", "acknowledged"]
 
 
@@ -61,6 +72,51 @@ class Record:
         """To be called in a thread."""
         (self.folder / _FILE).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def remember(home: Path, work: wire.Work, *, is_ours: bool = True) -> None:
+    """Notes that this host takes the work, or does not after all. On the disk when it returns. To be called in a thread.
+
+    Raises OSError.
+    """
+    path = home / "journal" / _TAKEN
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _writing:
+        lines = _lines(path)
+        line = f"{work.run_id} {work.phase} {work.lease.number if is_ours else 0}"
+        if len(lines) >= 2 * _TAKEN_MOST:
+            write_private(path, "".join(f"{each}\n" for each in [*lines[-_TAKEN_MOST:], line]).encode())
+            return
+        with open(path, "ab", opener=_private) as file:
+            file.write(f"\n{line}\n".encode())  # what a power cut left of the last line is a line of its own
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def has_taken(home: Path, work: wire.Work) -> bool:
+    """Whether this host took that work before: a plan under this lease or a later one, an apply under any.
+
+    An apply that was begun is never offered again. To be called in a thread.
+    """
+    number = 0
+    for line in _lines(home / "journal" / _TAKEN):
+        run_id, phase, last = line.split(" ")
+        if (run_id, phase) == (work.run_id, work.phase):
+            number = int(last)
+    return number > 0 if work.phase == "apply" else number >= work.lease.number
+
+
+def _lines(path: Path) -> list[str]:
+    """Those that are whole."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    return [line for line in text.splitlines() if _LINE.fullmatch(line)]
+
+
+def _private(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)
 
 
 def records(home: Path) -> list[Record]:

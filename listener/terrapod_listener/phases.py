@@ -9,7 +9,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from terrapod_listener import __version__, accept, keeping, limits, plugins, schemas, statefile, terraform, workdir
+from terrapod_listener import (
+    __version__,
+    accept,
+    journal,
+    keeping,
+    limits,
+    plugins,
+    schemas,
+    statefile,
+    terraform,
+    workdir,
+)
 from terrapod_listener.applying import Apply
 from terrapod_listener.client import STRANGER, Server
 from terrapod_listener.config import Config
@@ -133,8 +144,9 @@ class Job:
                 self.decided.set()
                 self.settled.set()
             return
-        if why := accept.refusal(self._config.accept, self.work):
-            self.is_unwilling = True
+        why = accept.refusal(self._config.accept, self.work)
+        self.is_unwilling = bool(why)
+        if why := why or await asyncio.to_thread(self._taken_before):
             with contextlib.suppress(errors.TerrapodError):
                 await self._refuse(why)
             self.decided.set()
@@ -151,6 +163,16 @@ class Job:
             with contextlib.suppress(asyncio.CancelledError, *_NO_ENGINE):
                 await self._engine
 
+    def _taken_before(self) -> str:
+        """Why the work is none for this host, which has had it. To be called in a thread."""
+        try:
+            is_known = journal.has_taken(self._home, self.work)
+        except OSError as error:
+            return f"the listener's host: {error}"
+        if is_known:
+            return f"this host has begun this {self.work.phase} before: did the server come back from a backup?"
+        return ""
+
     async def _accepted(self) -> bool:
         """Takes the offer, unless its engine cannot be had here: then it is given back with the reason."""
         work = self.work
@@ -162,10 +184,11 @@ class Job:
                 await self._refuse(self._no_engine(error))
             else:
                 await asyncio.to_thread(self._record.write, "offered")  # an apply that is ours has no other listener
+                await asyncio.to_thread(journal.remember, self._home, work)
                 await self._server.report(work.run_id, wire.Report(phase=work.phase, status=status), work.lease.number)
         except errors.TerrapodError as refusal:
             log.warning("%s %s was not accepted: %s", work.phase, work.run_id, refusal.detail)
-            await asyncio.to_thread(self._record.remove)
+            await asyncio.to_thread(self._not_ours)
             return False
         except OSError as full:
             with contextlib.suppress(errors.TerrapodError):
@@ -173,6 +196,12 @@ class Job:
             return False
         self.is_accepted = not self.is_refused
         return self.is_accepted
+
+    def _not_ours(self) -> None:
+        """It may come again. To be called in a thread."""
+        with contextlib.suppress(OSError):
+            journal.remember(self._home, self.work, is_ours=False)
+        self._record.remove()
 
     def _no_engine(self, error: BaseException) -> str:
         engine = self.work.engine
@@ -230,7 +259,7 @@ class Job:
         if self._record.facts.slot is not None:
             await asyncio.to_thread(self.cell.clear)
         await asyncio.to_thread(workdir.remove, self.folder)
-        await asyncio.to_thread(self._record.remove)
+        await asyncio.to_thread(self._not_ours if step == "offered" else self._record.remove)
 
     async def _to_the_end(self) -> None:
         work, is_over = self.work, True

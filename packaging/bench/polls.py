@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from terrapod_shared import signing, wire
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_SIGNATURE = re.compile(rb"\r\nterrapod-work-signature: *(\S+)", re.IGNORECASE)
+_SIGNATURE = re.compile(rb"\r\nterrapod-answer-signature: *(\S+)", re.IGNORECASE)
 _EMPTY = hashlib.sha256(b"").digest()
 #: So many connect at once.
 _GREETING = 20
@@ -55,25 +55,30 @@ class Client:
         self._reader, self._writer = await asyncio.open_connection("localhost", self._order.port, ssl=tls)
 
     async def _ask(self, method: str, path: str, body: bytes = b"", lease: int = 0) -> tuple[int, bytes, bytes]:
-        """Status, head and body of the answer."""
+        """Status, head and body of the answer, whose signature was verified where it says something."""
+        nonce = signing.new_nonce()
         digest = hashlib.sha256(body).digest() if body else _EMPTY
         url = f"https://localhost:{self._order.port}{path}"
         headers = signing.sign_request(
-            self._key, self._id, method, url, body_sha256=digest, lease=lease, now=time.time()
+            self._key, self._id, method, url, body_sha256=digest, lease=lease, now=time.time(), nonce=nonce
         )
         lines = [f"{method} {path} HTTP/1.1", f"Host: localhost:{self._order.port}", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         self._writer.write("\r\n".join([*lines, "", ""]).encode() + body)
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = _LENGTH.search(head)
-        return int(head[9:12]), head, await self._reader.readexactly(int(length[1]) if length else 0)
+        status, content = int(head[9:12]), await self._reader.readexactly(int(length[1]) if length else 0)
+        if status == 200:
+            found = _SIGNATURE.search(head)
+            signing.verify_answer(
+                self._order.server_key, self._id, nonce, status, content, found[1].decode() if found else ""
+            )
+        return status, head, content
 
     async def poll(self, wait_s: float) -> None:
         path = self._order.path.replace("{id}", self._id)
-        status, head, body = await self._ask("GET", f"{path}?wait={wait_s:.2f}")
+        status, _, body = await self._ask("GET", f"{path}?wait={wait_s:.2f}")
         if status == 200:
-            found = _SIGNATURE.search(head)
-            signing.verify_work(self._order.server_key, self._id, body, found[1].decode() if found else "")
             got, work = time.time(), json.loads(body)
             say(run=work["run_id"], got=got)
             report = f"/api/v2/listeners/{self._id}/runs/{work['run_id']}"

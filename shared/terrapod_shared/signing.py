@@ -57,6 +57,10 @@ def content_digest(sha256: bytes) -> str:
     return f"sha-256=:{base64.b64encode(sha256).decode()}:"
 
 
+def new_nonce() -> str:
+    return secrets.token_urlsafe(18)
+
+
 def sign_request(
     key: Ed25519PrivateKey,
     key_id: str,
@@ -66,9 +70,13 @@ def sign_request(
     body_sha256: bytes,
     lease: int,
     now: float,
+    nonce: str = "",
     protocol: int = wire.PROTOCOL,
 ) -> dict[str, str]:
-    """The headers that a listener's request carries: digest, lease, protocol and the signature over them."""
+    """The headers that a listener's request carries: digest, lease, protocol and the signature over them.
+
+    `nonce` is a fresh one of `new_nonce`, where the caller is to know it.
+    """
     headers = {
         "Content-Digest": content_digest(body_sha256),
         wire.LEASE_HEADER: str(lease),
@@ -80,7 +88,7 @@ def sign_request(
         message,
         key_id=key_id,
         created=datetime.fromtimestamp(now, UTC),
-        nonce=secrets.token_urlsafe(18),
+        nonce=nonce or new_nonce(),
         label=wire.SIGNATURE_LABEL,
         tag=wire.SIGNATURE_TAG,
         include_alg=True,
@@ -112,10 +120,13 @@ async def verify_request(
 ) -> Verified:
     """Checks a listener's request. `target` is path and query as they were sent.
 
-    Raises Unauthorized, and ClockSkew with the server's time where only the
-    time is wrong. The nonce and the body's digest are the caller's to check.
+    Raises Unauthorized, and ClockSkew with the server's time, and the
+    request's nonce, where only the time is wrong. The nonce and the body's
+    digest are the caller's to check.
     """
     now = time.time() if now is None else now
+    if "#" in target:  # the library takes what follows for a fragment, which no signature covers
+        raise _refused("its path and query may not hold a #")
     lowered = {name.lower(): value for name, value in headers.items()}
     parameters = _parameters(lowered)
     key_id, nonce, created = parameters["keyid"], parameters["nonce"], parameters["created"]
@@ -134,7 +145,7 @@ async def verify_request(
         raise _refused("there must be one signature")
     if abs(now - created) > wire.SIGNATURE_AGE_S:
         skewed = ClockSkew(f"the request is dated {now - created:.0f} s before the server's time")
-        skewed.meta["server-time"] = now
+        skewed.meta |= {"server-time": now, "nonce": nonce}
         raise skewed
     lease = lowered[wire.LEASE_HEADER.lower()]
     if not (lease.isascii() and lease.isdigit() and len(lease) < 10):  # noqa: PLR2004
@@ -181,19 +192,40 @@ def check_body(verified_digest: str, sha256: bytes) -> None:
         raise BadRequest(message)
 
 
-def sign_work(key: Ed25519PrivateKey, listener_id: str, body: bytes) -> str:
-    """The value of the header that vouches for a work answer."""
-    base = wire.work_signature_base(listener_id, hashlib.sha256(body).hexdigest())
+def sign_answer(key: Ed25519PrivateKey, listener_id: str, nonce: str, status: int, body: bytes) -> str:
+    """The value of the header that vouches for an answer to the request with that nonce."""
+    base = wire.answer_signature_base(listener_id, nonce, status, hashlib.sha256(body).hexdigest())
     return base64.b64encode(key.sign(base)).decode()
 
 
-def verify_work(server_key: str, listener_id: str, body: bytes, signature: str) -> None:
-    """Raises Unauthorized for work that the pinned key did not sign, or signed for another."""
-    base = wire.work_signature_base(listener_id, hashlib.sha256(body).hexdigest())
+def verify_answer(server_key: str, listener_id: str, nonce: str, status: int, body: bytes, signature: str) -> None:
+    """Raises Unauthorized for an answer that the pinned key did not sign, or signed for another listener or request."""
+    base = wire.answer_signature_base(listener_id, nonce, status, hashlib.sha256(body).hexdigest())
+    _verify(server_key, base, signature, "the answer is not signed by the server that this listener joined")
+
+
+def sign_clock(key: Ed25519PrivateKey, listener_id: str, nonce: str, server_time: float) -> str:
+    """Vouches for the server's time, unix seconds, in an answer to the request with that nonce."""
+    return base64.b64encode(key.sign(wire.clock_signature_base(listener_id, nonce, server_time))).decode()
+
+
+def verify_clock(server_key: str, listener_id: str, nonce: str, server_time: object, signature: object) -> float:
+    """The time. Raises Unauthorized where the pinned key did not sign it for this request."""
+    message = "the server's time is not signed by the server that this listener joined"
+    if not isinstance(server_time, int | float) or not isinstance(signature, str):
+        raise Unauthorized(message)
+    try:
+        base = wire.clock_signature_base(listener_id, nonce, server_time)
+    except OverflowError:  # a whole number beyond what a time can be
+        raise Unauthorized(message) from None
+    _verify(server_key, base, signature, message)
+    return float(server_time)
+
+
+def _verify(server_key: str, base: bytes, signature: str, message: str) -> None:
     try:
         Ed25519PublicKey.from_public_bytes(base64.b64decode(server_key)).verify(base64.b64decode(signature), base)
     except (InvalidSignature, ValueError):
-        message = "the work is not signed by the server that this listener joined"
         raise Unauthorized(message) from None
 
 

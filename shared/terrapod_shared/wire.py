@@ -28,7 +28,7 @@ PROTOCOL_LEAST: Final = 1
 PROTOCOL_HEADER: Final = "Terrapod-Protocol"  #: of every request, and of every answer of the server
 LEASE_HEADER: Final = "Terrapod-Lease"  #: the lease's number; `0` where none is meant
 DIGEST_HEADER: Final = "Terrapod-SHA256"  #: of an artifact, in answers and uploads
-WORK_SIGNATURE_HEADER: Final = "Terrapod-Work-Signature"  #: by the server's key, over a work answer
+ANSWER_SIGNATURE_HEADER: Final = "Terrapod-Answer-Signature"  #: by the server's key, over the answer and its request
 DRAIN_HEADER: Final = "Terrapod-Drain"  #: of a 204: the listener is to take no more work
 SIGNED_COMPONENTS: Final = (
     "@method",
@@ -239,7 +239,7 @@ class Limits(Message, frozen=True, kw_only=True):
 
 
 class Work(Message, frozen=True, kw_only=True):
-    """One phase of a run. The answer's bytes are signed by the server's key."""
+    """One phase of a run. The answer is signed by the server's key, for the poll that asked for it."""
 
     listener_id: str
     run_id: str
@@ -299,9 +299,14 @@ class LogAnswer(Message, frozen=True, kw_only=True):
     cancel: Literal["", "cancel", "force-cancel"] = ""
 
 
-def work_signature_base(listener_id: str, body_sha256: str) -> bytes:
-    """What the server's key signs: a work answer cannot be shown to another listener."""
-    return f"terrapod-work-1\n{listener_id}\n{body_sha256}\n".encode()
+def answer_signature_base(listener_id: str, nonce: str, status: int, body_sha256: str) -> bytes:
+    """What the server's key signs of an answer: it is for one listener, and for the one request with that nonce."""
+    return f"terrapod-answer-2\n{listener_id}\n{nonce}\n{status}\n{body_sha256}\n".encode()
+
+
+def clock_signature_base(listener_id: str, nonce: str, server_time: float) -> bytes:
+    """What the server's key signs of its time, in unix seconds, in an answer to the request with that nonce."""
+    return f"terrapod-clock-2\n{listener_id}\n{nonce}\n{server_time:.3f}\n".encode()
 
 
 def seal_info(run_id: str, phase: str, number: int, category: str, key: str) -> bytes:

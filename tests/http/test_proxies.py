@@ -1,15 +1,20 @@
 """What stands between a listener and its server answers too, and none of that is the server's word."""
 
+import asyncio
 import hashlib
+import json
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kit import scripted as engine
-from kit.answering import CUT, Answer, Asked, scripted
+from kit.answering import CUT, OWN, Answer, Asked, answer, scripted
 from kit.daemon import joined, online, running_listener
 from kit.ingress import FOREIGN, ingress
 from kit.serving import Running, state_bytes, tar, until
@@ -18,8 +23,10 @@ from terrapod_listener import identity, kept
 from terrapod_listener.client import Server as ListenerClient
 from terrapod_listener.delivery import send
 from terrapod_listener.joining import renew
+from terrapod_server.agents import work as server_work
 from terrapod_server.agents.model import JoinToken
-from terrapod_server.runs.model import Run
+from terrapod_server.runs.model import Phase, Run
+from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import errors, wire
 
 STATE = state_bytes(serial=1, lineage="line")
@@ -118,7 +125,7 @@ async def test_no_call_believes_another(server: Running, tmp_path: Path, other: 
         await one.close()
 
 
-@pytest.mark.parametrize("other", [each for each in FOREIGN[:-1] if each is not CUT])
+@pytest.mark.parametrize("other", [each for each in FOREIGN if each is not CUT])
 async def test_no_state_is_dropped_for_anothers_word(tmp_path: Path, other: Answer) -> None:
     """The spool is freed by the server alone: a portal's 200 is not its word."""
     state = kept.place(tmp_path, "run-a", 3)
@@ -142,3 +149,159 @@ def stranger(url: str, home: Path) -> identity.Identity:
         server_key=key,
     )  # fmt: skip
     return identity.Identity(made, home)
+
+
+async def test_work_is_taken_for_the_poll_that_asked_for_it_alone(server: Running, tmp_path: Path) -> None:
+    """The proxy shows an old answer again, header and body as the server had signed them."""
+    shown: list[Answer] = []
+
+    def keep(asked: Asked, found: Answer) -> None:
+        if asked.path.endswith("/runs/next") and found[0] == 200:
+            shown.append(found)
+
+    async with ingress(server.url) as proxy:
+        proxy.after = keep
+        one = await replace(server, url=proxy.url).listener(tmp_path / "home")
+        work = await leased(server, one)
+        await one.report(work.run_id, wire.Report(phase="plan", status="errored"), work.lease.number)
+        proxy.before = lambda asked: shown[0] if asked.path.endswith("/runs/next") else None
+        for _ in range(3):
+            with pytest.raises(errors.Foreign, match="not signed"):
+                await one.next_work(0)
+        await one.close()
+
+
+async def test_work_that_was_held_up_is_not_taken(
+    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await server.listener(tmp_path / "home")
+    workspace = await server.workspace()
+    await server.configuration(workspace["id"])
+    assert (await server.run(workspace["id"])).status_code == 201
+    for late_s in (90, -70):
+        monkeypatch.setattr(server_work, "time", SimpleNamespace(time=lambda late_s=late_s: time.time() - late_s))
+        with pytest.raises(errors.Foreign, match=r"was issued -?[789]\d s ago"):
+            await one.next_work(20)
+        await Phase.filter(workspace_id=workspace["id"], lease_state="offered").update(lease_state="ready")
+        await server.services.bus.publish(f"pool:{await server.pool_id()}")
+    await one.close()
+
+
+async def test_nothing_is_begun_on_a_proxys_word(server: Running, tmp_path: Path) -> None:
+    """An acceptance, a heartbeat and a state's receipt that the server has not signed are none."""
+    forged = {**OWN, wire.PROTOCOL_HEADER: "2"}
+    async with ingress(server.url) as proxy:
+        one = await replace(server, url=proxy.url).listener(tmp_path / "home")
+        workspace = await server.workspace()
+        await server.configuration(workspace["id"])
+        run = (await server.run(workspace["id"])).json()["data"]["id"]
+        work = await one.next_work(10)
+        assert work is not None
+        said = json.dumps({"status": "planning", "seconds": 40, "server_time": time.time(), "next_offset": 5})
+        proxy.before = lambda _: (200, forged, said.encode())
+        accepting = asyncio.create_task(one.report(run, wire.Report(phase="plan", status="planning"), 1))
+        await until(lambda: _so(Counter(asked.method for asked in proxy.asked)["PATCH"] > 3))
+        assert not accepting.done()
+        with pytest.raises(errors.Foreign, match="not signed"):
+            await one.beat(wire.Beat(leases=[wire.HeldLease(run_id=run, phase="plan", number=1)]))
+        with pytest.raises(errors.Foreign, match="not signed"):
+            await one.call("PUT", f"{one.base}/runs/{run}/plan/log?offset=0", body=b"12345", lease=1)
+        proxy.before = lambda _: None
+        assert (await accepting).status == "planning"
+        assert await server.status(run) == "planning"
+        await one.close()
+
+
+async def _so(value: bool) -> bool:
+    return value
+
+
+@pytest.mark.parametrize("far_s", [-1e9, -3600.0, 3600.0, 1e9, "soon", 10**400, None])
+async def test_no_proxy_sets_the_clock(server: Running, tmp_path: Path, far_s: object) -> None:
+    """A signature for a time to come could be used then. The server's own word sets it, however far off it is."""
+    async with ingress(server.url) as proxy:
+        one = await replace(server, url=proxy.url).listener(tmp_path / "home")
+        told = time.time() + far_s if isinstance(far_s, float) else far_s
+        meta = {"server-time": told, "signature": "A" * 86 + "=="}
+        document = {"errors": [{"status": "401", "title": "clock skew", "detail": "?", "meta": meta}]}
+        proxy.before = lambda _: answer(401, document)
+        with pytest.raises(errors.Foreign, match="time is not signed"):
+            await one.beat(wire.Beat())
+        assert one.offset_s == 0
+        proxy.before = lambda _: None
+        one.offset_s = 86_400.0 * 3650
+        await one.beat(wire.Beat())
+        assert abs(one.offset_s) < 60
+        await one.close()
+
+
+async def test_an_apply_is_not_run_again_by_a_proxy_that_has_seen_it(server: Running, tmp_path: Path) -> None:
+    """It has kept all answers of a whole run, and gives them once more to the listener's own process."""
+    kept_: dict[tuple[str, str], Answer] = {}
+    work: list[Answer] = []
+
+    def keep(asked: Asked, found: Answer) -> None:
+        if asked.path.endswith("/runs/next") and found[0] == 200:
+            work.append(found)
+        kept_[asked.method, asked.path] = found
+
+    calls = tmp_path / "calls"
+    apply = f'echo x >> {calls}; mkdir -p $(dirname "$STATE"); cp {tmp_path}/state "$STATE"'
+    (tmp_path / "state").write_bytes(STATE)
+    async with ingress(server.url) as proxy:
+        proxy.after = keep
+        me = await joined(replace(server, url=proxy.url), tmp_path / "home")
+        async with running_listener(tmp_path / "home"):
+            await until(online(me))
+            run = await applied(server, apply)
+            assert calls.read_text() == "x\n"
+            assert [json.loads(body)["phase"] for _, _, body in work] == ["plan", "apply"]
+
+            def again(asked: Asked) -> Answer | None:
+                if asked.path.endswith("/runs/next"):
+                    return work[1]
+                return kept_.get((asked.method, asked.path)) if run in asked.path else None
+
+            proxy.before, begun = again, len(proxy.asked)
+            await until(lambda: _so(sum(each.path.endswith("/next") for each in proxy.asked[begun:]) > 3))
+            assert not [each for each in proxy.asked[begun:] if run in each.path], "it does not even ask about it"
+            proxy.before = lambda _: None
+            await applied(server, apply)
+            assert calls.read_text() == "x\nx\n", "one more, of the other run"
+
+
+async def applied(server: Running, apply: str) -> str:
+    workspace = (await server.workspace(**{"terraform-version": engine.VERSION, "auto-apply": True}))["id"]
+    await server.configuration(workspace, tar({"main.tf": b"", "apply.sh": apply.encode()}))
+    run: str = (await server.run(workspace)).json()["data"]["id"]
+    await until(lambda: Run.exists(id=run, status="applied"), 60)
+    return run
+
+
+async def test_a_server_that_comes_back_from_a_backup_gets_no_apply_twice(server: Running, tmp_path: Path) -> None:
+    """Its database knows nothing of the apply that this host has ended."""
+    calls = tmp_path / "calls"
+    me = await joined(server, tmp_path / "home")
+    async with running_listener(tmp_path / "home"):
+        await until(online(me))
+        run = await applied(server, f"echo x >> {calls}")
+        phase = await Phase.get(run_id=run, kind="apply")
+        await Run.filter(id=run).update(status="apply_queued")
+        await Workspace.filter(id=phase.workspace_id).update(current_run_id=run)
+        await Phase.filter(id=phase.id).update(lease_state="ready", lease_number=0, lease_listener_id=None)
+        await server.services.bus.publish(f"pool:{phase.pool_id}")
+        await until(lambda: Run.exists(id=run, status="errored"), 60)
+        assert "backup" in (await Run.get(id=run)).error_message
+        assert calls.read_text() == "x\n"
+        await applied(server, f"echo x >> {calls}")
+
+
+async def test_nothing_can_be_hung_onto_a_signed_request(server: Running, tmp_path: Path) -> None:
+    one = await server.listener(tmp_path / "home")
+    path = f"{one.base}/runs/next?wait=0"
+    for target in (f"{path}#", f"{path}#&wait=60", path.replace("?", "#?"), f"{path}&wait=9"):
+        headers = one._headers("GET", path, hashlib.sha256(b"").digest(), 0, "n" * 24)
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            said = await client.get("/", headers=headers, extensions={"target": target.encode()})
+        assert said.status_code in (401, 404, 405), (target, said.text)
+    await one.close()

@@ -3,38 +3,42 @@
 import base64
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import wraps
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from starlette.requests import Request
+from starlette.responses import Response
 
+from terrapod_server.agents import authority
 from terrapod_server.agents.actions import GRACE
 from terrapod_server.agents.model import Listener
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Call, Principal, Services
 from terrapod_server.kit.reads import Reader
 from terrapod_shared import clock, signing, wire
-from terrapod_shared.errors import NotFound, ProtocolMismatch, SeenBefore, Unauthorized, UnknownListener
+from terrapod_shared.errors import ClockSkew, NotFound, ProtocolMismatch, SeenBefore, Unauthorized, UnknownListener
 
 NONCE_S = 120
+Do = Callable[[Call], Awaitable[Response]]
 _READER = Reader(Listener)
 #: Nonces that this process has seen, with the time when they may be forgotten; all there is on SQLite.
 _seen: dict[str, float] = {}
 
 
-async def authenticate(request: Request, _services: Services) -> Principal:
+async def authenticate(request: Request, services: Services) -> Principal:
     """Who signed the request. Raises Unauthorized, ClockSkew, ProtocolMismatch, and NotFound for another's path."""
-    row, verified = await verify_once(request)
+    row, verified = await verify_once(request, services)
     request.state.listener = row
-    request.state.digest = verified.content_digest
+    request.state.digest, request.state.nonce = verified.content_digest, verified.nonce
     request.state.is_late = row.certificate_until < clock.now()
     return Principal(kind="listener", id=row.id, name=row.name, lease=verified.lease, pool_id=row.pool_id)
 
 
-async def verify_once(request: Request) -> tuple[Listener, signing.Verified]:
+async def verify_once(request: Request, services: Services) -> tuple[Listener, signing.Verified]:
     """Checks protocol, signature and whose path it is, and spends the nonce. Raises as `authenticate`."""
     check_protocol(request)
-    row, verified = await verify(request)
+    row, verified = await verify(request, services)
     if request.path_params.get("listener", row.id) != row.id:
         raise NotFound
     await _spend(f"{row.id} {verified.nonce}")
@@ -56,8 +60,11 @@ def check_protocol(request: Request) -> None:
         raise error
 
 
-async def verify(request: Request) -> tuple[Listener, signing.Verified]:
-    """The listener whose key signed the request. Raises Unauthorized; a listener that is gone is a NotFound."""
+async def verify(request: Request, services: Services) -> tuple[Listener, signing.Verified]:
+    """The listener whose key signed the request. Raises Unauthorized; a listener that is gone is a NotFound.
+
+    The time that a ClockSkew carries is signed: a proxy cannot set a listener's clock.
+    """
     found: list[Listener] = []
 
     async def resolve(key_id: str) -> Ed25519PublicKey | None:
@@ -72,7 +79,12 @@ async def verify(request: Request) -> tuple[Listener, signing.Verified]:
     target = raw.partition(b"?")[0].decode("ascii", "replace")
     if query := request.scope.get("query_string", b""):
         target += "?" + query.decode("ascii", "replace")
-    verified = await signing.verify_request(request.method, target, request.headers, resolve)
+    try:
+        verified = await signing.verify_request(request.method, target, request.headers, resolve)
+    except ClockSkew as error:
+        key, nonce = (await authority.keys(services)).work_key, str(error.meta.pop("nonce"))
+        error.meta["signature"] = signing.sign_clock(key, found[0].id, nonce, error.meta["server-time"])
+        raise
     row = found[0]
     now = clock.now()
     if row.revoked_at is not None or row.certificate_until + GRACE < now:
@@ -112,6 +124,22 @@ async def _spend(nonce: str) -> None:
     if not fresh:
         message = "this signed request was seen before"
         raise SeenBefore(message)
+
+
+def signs(do: Do) -> Do:
+    """An endpoint whose answers are signed, each for its own request: a proxy can neither make one nor show it again."""
+
+    @wraps(do)
+    async def answer(call: Call) -> Response:
+        response = await do(call)
+        if response.status_code != 204:  # noqa: PLR2004  which says nothing
+            me, nonce = call.request.state.listener, call.request.state.nonce
+            key = (await authority.keys(call.services)).work_key
+            signature = signing.sign_answer(key, me.id, nonce, response.status_code, bytes(response.body))
+            response.headers[wire.ANSWER_SIGNATURE_HEADER] = signature
+        return response
+
+    return answer
 
 
 def body(call: Call) -> AsyncIterator[bytes]:

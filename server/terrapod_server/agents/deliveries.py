@@ -65,7 +65,7 @@ async def join(call: Call) -> Response:
     """Join a pool with a token; the answer has the certificate and the server's key to be pinned."""
     signer: Listener | None = None
     if "signature" in call.request.headers:  # the old key vouches for a name that is taken
-        signer, verified = await auth.verify_once(call.request)
+        signer, verified = await auth.verify_once(call.request, call.services)
         call.request.state.digest = verified.content_digest
         raw = await auth.small(call)
     else:
@@ -87,6 +87,7 @@ def _me(call: Call) -> Listener:
     return row
 
 
+@auth.signs
 async def renew(call: Call) -> Response:
     """A new certificate, for a new key that the old one vouches for."""
     message = _decode(await auth.small(call), wire.Renew)
@@ -105,6 +106,7 @@ def _wait_s(call: Call) -> float:
     return min(wait, _WAIT_MOST_S)
 
 
+@auth.signs
 async def heartbeat(call: Call) -> Response:
     """Prolong leases; hear of cancels at once where `wait` is given."""
     me = _me(call)
@@ -148,6 +150,7 @@ async def _pulse(me: Listener, verdicts: list[wire.LeaseVerdict]) -> wire.Pulse:
     )
 
 
+@auth.signs
 async def next_run(call: Call) -> Response:
     """Work, as an offer of 15 s; 204 when there is none within `wait` seconds, of which 30 are the most.
 
@@ -226,8 +229,7 @@ async def _offer(call: Call, phase: Phase) -> Response | None:
         raise Unavailable(f"{phase.run_id}: {why}") from None  # the listener pauses before it asks again
     finally:
         keeping.cancel()
-    signature = await work.sign(call.services, me.id, body)
-    return Response(body, 200, {wire.WORK_SIGNATURE_HEADER: signature}, "application/json")
+    return Response(body, 200, media_type="application/json")
 
 
 async def _give_back(call: Call, phase: Phase, listener_id: str, why: str, *, counts: bool = False) -> None:
@@ -235,6 +237,7 @@ async def _give_back(call: Call, phase: Phase, listener_id: str, why: str, *, co
     await queue.refuse(call.services, phase.run_id, phase.kind, number, listener_id, why, counts=counts)
 
 
+@auth.signs
 async def report(call: Call) -> Response:
     """Accept, give back or end a phase."""
     me, run_id, number = _me(call), call.path["run"], call.principal.lease
@@ -266,6 +269,7 @@ async def report(call: Call) -> Response:
 _sealing: set[asyncio.Task[None]] = set()
 
 
+@auth.signs
 async def put_log(call: Call) -> Response:
     """Raw bytes of the phase's log, at an offset."""
     kind = call.path["phase"]
@@ -282,6 +286,7 @@ async def put_log(call: Call) -> Response:
     return _answer(wire.LogAnswer(next_offset=following))
 
 
+@auth.signs
 async def put_artifact(call: Call) -> Response:
     """A product of the phase: plan-file, lock-file, plan-json, schemas or state."""
     name = call.path["artifact"]

@@ -5,7 +5,6 @@ from typing import Literal
 
 import msgspec
 
-from terrapod_server.agents import authority
 from terrapod_server.agents.model import Listener
 from terrapod_server.configs import actions as configs
 from terrapod_server.kit.call import Services
@@ -156,8 +155,3 @@ async def _links(listener: Listener, run: Run, phase: Phase) -> dict[str, wire.L
             if artifact in plan.digests:
                 links[name] = wire.Link(path=f"{base}/{artifact}", sha256=plan.digests[artifact])
     return links
-
-
-async def sign(services: Services, listener_id: str, body: bytes) -> str:
-    keys = await authority.keys(services)
-    return signing.sign_work(keys.work_key, listener_id, body)

@@ -86,14 +86,41 @@ async def test_another_key_is_nobody() -> None:
         await signing.verify_request("GET", TARGET, signed(), other)
 
 
-def test_work_is_for_one_listener() -> None:
+def test_an_answer_is_for_one_listener_and_one_request() -> None:
     server = Ed25519PrivateKey.generate()
     public = signing.raw_public(server.public_key())
-    signature = signing.sign_work(server, "listener-1", b"work")
-    signing.verify_work(public, "listener-1", b"work", signature)
-    for listener, body in (("listener-2", b"work"), ("listener-1", b"other")):
+    signature = signing.sign_answer(server, "listener-1", "nonce-1", 200, b"work")
+    signing.verify_answer(public, "listener-1", "nonce-1", 200, b"work", signature)
+    for listener, nonce, status, body in (
+        ("listener-2", "nonce-1", 200, b"work"), ("listener-1", "nonce-2", 200, b"work"),
+        ("listener-1", "nonce-1", 202, b"work"), ("listener-1", "nonce-1", 200, b"other"),
+    ):  # fmt: skip
         with pytest.raises(errors.Unauthorized):
-            signing.verify_work(public, listener, body, signature)
+            signing.verify_answer(public, listener, nonce, status, body, signature)
+    for wrong in ("", "not base64!", signature[:-4], "Ä"):
+        with pytest.raises(errors.Unauthorized):
+            signing.verify_answer(public, "listener-1", "nonce-1", 200, b"work", wrong)
+
+
+def test_a_time_is_the_servers_and_of_one_request() -> None:
+    server = Ed25519PrivateKey.generate()
+    public, now = signing.raw_public(server.public_key()), 1_790_000_000.1234567
+    signature = signing.sign_clock(server, "listener-1", "nonce-1", now)
+    assert signing.verify_clock(public, "listener-1", "nonce-1", now, signature) == now
+    for nonce, time_, signed_ in (
+        ("nonce-2", now, signature), ("nonce-1", now + 1, signature), ("nonce-1", now, ""), ("nonce-1", now, None),
+        ("nonce-1", "never", signature), ("nonce-1", None, signature), ("nonce-1", float("nan"), signature),
+        ("nonce-1", 10**400, signature), ("nonce-1", float("inf"), signature),
+    ):  # fmt: skip
+        with pytest.raises(errors.Unauthorized):
+            signing.verify_clock(public, "listener-1", nonce, time_, signed_)
+
+
+@pytest.mark.parametrize("target", [f"{TARGET}#", f"{TARGET}#&wait=60", TARGET.replace("?", "#?")])
+async def test_nothing_hides_behind_a_fragment(target: str) -> None:
+    """The library signs no fragment, and a server would read it as a part of the query."""
+    with pytest.raises(errors.Unauthorized, match="#"):
+        await signing.verify_request("GET", target, signed(), resolve)
 
 
 def test_sealed_values_open_for_one_purpose() -> None:

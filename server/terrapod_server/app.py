@@ -39,6 +39,7 @@ from terrapod_server.identity.model import User
 from terrapod_server.identity.signin import SignIn
 from terrapod_server.kit import brake, database, openapi, repeats
 from terrapod_server.kit.address import Addresses
+from terrapod_server.kit.budget import Budget
 from terrapod_server.kit.bus import Bus
 from terrapod_server.kit.call import Call, Services
 from terrapod_server.kit.documents import Registry, encode
@@ -283,6 +284,7 @@ def build(config: Config) -> App:
         signer=signer,
         addresses=Addresses(config.trusted_proxies, config.forwarded_header),
         limits=Limiter(config.rate_limits),
+        memory=Budget(config.limits.memory_bytes),
         workers=Workers(config.limits.readers, config.limits.reader_bytes),
         guard=Guard(authenticator.bearer, listener_auth.authenticate, levels.level),
         authenticator=authenticator,

@@ -36,8 +36,9 @@ class Limits(Section, frozen=True, kw_only=True):
 
     json_bytes: int = 2 * MIB  #: of any document but the following
     configuration_bytes: int = 256 * MIB  #: of a configuration's archive
-    state_bytes: int = 512 * MIB  #: of a state, and of a document that carries one
+    state_bytes: int = 512 * MIB  #: of a state; a document carries one of 16 MiB at most
     module_bytes: int = 64 * MIB  #: of one version's archive of a module
+    memory_bytes: int = 256 * MIB  #: that the bodies and answers of all requests together may take in the server
     readers: int = 2  #: processes at once that read large states and plans; they end when there are none
     reader_bytes: int = 1024 * MIB  #: of memory that one of them may take
     document_s: float = 60.0  #: in which a document must be here that is no upload
@@ -402,6 +403,7 @@ def _tls(config: Config) -> list[str]:
     return wrong
 
 
+_MEMORY_LEAST = 32 * MIB
 #: What a process that reads documents takes by itself, and something to read.
 _READER_LEAST = 256 * MIB
 
@@ -435,9 +437,11 @@ def _contradictions(config: Config) -> list[str]:
 
 
 def _limit_mistakes(limits: Limits) -> list[str]:
-    wrong = []
-    if limits.reader_bytes < _READER_LEAST:
-        wrong.append(f"limits.reader_bytes: must be at least {_READER_LEAST}")
+    wrong = [
+        f"limits.{name}: must be at least {least}"
+        for name, least in (("memory_bytes", _MEMORY_LEAST), ("reader_bytes", _READER_LEAST))
+        if getattr(limits, name) < least
+    ]
     if limits.connections < 0:
         wrong.append("limits.connections: must not be negative")
     return wrong

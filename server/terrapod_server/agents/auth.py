@@ -159,4 +159,4 @@ async def _checked(chunks: AsyncIterator[bytes], digest: str) -> AsyncIterator[b
 async def small(call: Call, most: int = 1 << 20) -> bytes:
     """A body that is a message. Raises BadRequest, TooLarge, TooSlow."""
     call.limit_bytes = min(call.limit_bytes, most) if call.limit_bytes else most
-    return b"".join([chunk async for chunk in _checked(call.stream(), call.request.state.digest)])
+    return await call.body(chunks=_checked(call.stream(), call.request.state.digest))

@@ -70,7 +70,7 @@ async def join(call: Call) -> Response:
         raw = await auth.small(call)
     else:
         call.limit_bytes = 1 << 20
-        raw = b"".join([chunk async for chunk in call.stream()])
+        raw = await call.body()
     message = _decode(raw, wire.Join)
     try:
         row, joined = await actions.join(call.services, message, pool_id=call.path.get("pool"), signer=signer)

@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from terrapod_server.kit import body, departure
+from terrapod_server.kit.budget import Held
 from terrapod_server.kit.jsonapi import Level, Linked, Page
 from terrapod_server.kit.metrics import Measured
 from terrapod_shared.errors import BadRequest, Invalid, TooLarge
@@ -16,6 +17,7 @@ from terrapod_shared.errors import BadRequest, Invalid, TooLarge
 if TYPE_CHECKING:
     from terrapod_server.config import Config
     from terrapod_server.kit.address import Addresses
+    from terrapod_server.kit.budget import Budget
     from terrapod_server.kit.bus import Bus, Subscription
     from terrapod_server.kit.guard import Guard
     from terrapod_server.kit.limits import Limiter
@@ -88,6 +90,7 @@ class Services:
     addresses: "Addresses"
     limits: "Limiter"
     workers: "Workers"
+    memory: "Budget"
     audit: Any = None  #: the writer of the audit log; None where it is switched off
     authenticator: Any  #: of identity: makes run tokens, forgets what it knew of tokens
     sign_in: Any  #: of identity: passwords, and the providers at which people sign in
@@ -155,6 +158,7 @@ class Call:
     principal: Principal = ANONYMOUS
     level: Level = Level.NONE
     limit_bytes: int = 0
+    limit_hint: str = ""  #: what to do with a body that is larger
     attributes: dict[str, Any] = field(default_factory=dict)
     relations: dict[str, list[Linked] | Linked | None] = field(default_factory=dict)
     items: list[Linked] = field(default_factory=list)
@@ -239,6 +243,13 @@ class Call:
         return linked
 
     @cached_property
+    def memory(self) -> Held:
+        """What this request holds of the memory that all share, until its answer is sent."""
+        who = f"{self.principal.kind} {self.principal.id or self.address}"
+        held: Held = self.request.scope.setdefault("memory", Held(self.services.memory, who))
+        return held
+
+    @cached_property
     def address(self) -> str:
         """The client's address, as far as it can be believed."""
         return self.services.addresses.of(self.request)
@@ -275,6 +286,7 @@ class Call:
         store = self.services.store
         size = await store.size(key) if size is None else size
         if size <= _SMALL_OBJECT:
+            await self.memory.add(size)
             return Response(await store.whole(key, _SMALL_OBJECT, version=version), media_type=media, headers=headers)
         return StreamingResponse(
             store.get(key), media_type=media, headers={"Content-Length": str(size), **(headers or {})}
@@ -298,6 +310,30 @@ class Call:
         """The body may be large: see `Body.expect_upload`."""
         body.of(self.request).expect_upload()
 
+    def forget(self) -> None:
+        """Lets go of what the client sent: whatever still refers to this call is not to hold that."""
+        self.raw, self.document = b"", None
+        self.attributes, self.relations, self.items = {}, {}, []
+
+    async def body(self, weight: int = 1, chunks: AsyncIterator[bytes] | None = None) -> bytes:
+        """All of the body, which counts `weight` times for the memory that it and what is made of it take.
+
+        A body of a known length is not read before there is room for all of it:
+        many that have some and wait for more would wait for each other.
+        `chunks`: where it comes from, if not from the request itself.
+        Raises as `stream`, and Unavailable.
+        """
+        length = self.request.headers.get("content-length", "")
+        is_known = length.isdigit() and int(length[:20]) <= self.limit_bytes
+        if is_known:
+            await self.memory.add(weight * int(length))
+        parts = []
+        async for chunk in chunks or self.stream():
+            if not is_known:
+                await self.memory.add(weight * len(chunk))
+            parts.append(chunk)
+        return b"".join(parts)
+
     async def stream(self) -> AsyncIterator[bytes]:
         """The body's chunks. Raises TooLarge past the endpoint's limit, BadRequest when it is cut off."""
         seen = 0
@@ -305,7 +341,7 @@ class Call:
             async for chunk in self.request.stream():
                 seen += len(chunk)
                 if self.limit_bytes and seen > self.limit_bytes:
-                    raise too_large(self.limit_bytes)
+                    raise too_large(self.limit_bytes, self.limit_hint)
                 if chunk:
                     yield chunk
         except ClientDisconnect:
@@ -317,5 +353,5 @@ class Call:
             raise BadRequest(message)
 
 
-def too_large(limit_bytes: int) -> TooLarge:
-    return TooLarge(f"the body is larger than {limit_bytes} bytes")
+def too_large(limit_bytes: int, hint: str = "") -> TooLarge:
+    return TooLarge(f"the body is larger than {limit_bytes} bytes{hint and '; '}{hint}")

@@ -45,12 +45,18 @@ class Access(StrEnum):
 Needs = Level | Access
 
 
+#: What a document may carry of a state, in bytes before base64.
+INLINE_MOST = 16 << 20
+INLINE_HINT = "create the state version without `state`, and PUT the bytes to the hosted-state-upload-url of the answer"
+
+
 class Limit(Enum):
     """Which setting bounds the request's body."""
 
     JSON = "json"
     CONFIGURATION = "configuration"
     STATE = "state"
+    INLINE = "inline"  #: a document that may carry a small state
     MODULE = "module"
     NONE = "none"  #: the handler streams and bounds by itself
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from itertools import accumulate, islice
 
 SLICE = 64 << 10
+UNBOUNDED = 1 << 60
 BRACKET = re.compile(rb"[\[\]{}]")
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = [{0x5B: 1, 0x7B: 1, 0x5D: -1, 0x7D: -1}.get(byte, 0) for byte in range(256)]
@@ -36,8 +37,8 @@ class Bounds:
 
     depth: int  #: arrays and objects inside each other
     number: int  #: characters of one number
-    text: int = 1 << 60  #: bytes of one text or name
-    values: int = 1 << 60  #: commas and opening brackets
+    text: int = UNBOUNDED  #: bytes of one text or name
+    values: int = UNBOUNDED  #: commas and opening brackets
 
 
 @dataclass
@@ -93,7 +94,7 @@ class Scanner:
         self._escape = b""  #: a backslash whose second half is in the next slice
         self._inside = False
         self._depth = self._number = self._text = self._values = 0
-        self._too_long = b"0" * (bounds.number + 1)
+        self._too_long = b"0" * (bounds.number + 1) if bounds.number < UNBOUNDED else b""
 
     def feed(self, chunk: bytes) -> None:
         for at in range(0, len(chunk), SLICE):
@@ -120,7 +121,7 @@ class Scanner:
         levels = self._brackets(outside)
         self._numbers(outside, inside)
         self._texts(pieces, inside)
-        if self._bounds.values < 1 << 60:
+        if self._bounds.values < UNBOUNDED:
             self._values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
             if self._values > self._bounds.values:
                 self._over(f"more than {self._bounds.values} values")
@@ -153,6 +154,8 @@ class Scanner:
         return levels
 
     def _numbers(self, outside: bytes, inside: bool) -> None:
+        if not self._too_long:
+            return
         marks = outside.translate(_NUMBERS)
         if not inside and self._number:
             marks = b"0" * self._number + marks

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from terrapod_server.kit import jsonscan
 from terrapod_server.kit.jsonapi import Attr, Linked, Many, One, Resource
 from terrapod_shared.errors import BadRequest, Invalid
 
@@ -22,6 +23,8 @@ _KINDS = {
 
 #: Of a list or an object in one request.
 MEMBERS_MOST = 1000
+#: Of a body that is larger than the second number: small text can make many objects in memory.
+_BOUNDS, _SCANNED = jsonscan.Bounds(depth=100, number=400, values=100_000), 64 << 10
 #: An escaped NUL; not the six letters of one, which follow an escaped backslash.
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -31,7 +34,12 @@ def decode(raw: bytes) -> Any:
     if not raw.strip():
         return None
     try:
+        if len(raw) > _SCANNED:
+            jsonscan.check(raw, _BOUNDS)
         value = msgspec.json.decode(raw)
+    except jsonscan.Beyond as error:
+        message = f"the body has {error}"
+        raise BadRequest(message) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, ValueError) as error:
         message = f"the body is not JSON: {error}"
         raise BadRequest(message) from None

@@ -19,7 +19,7 @@ from terrapod_server.kit import documents, headers, parse, repeats
 from terrapod_server.kit.body import Body, Pace
 from terrapod_server.kit.call import ANONYMOUS, Call, Principal, Services, too_large
 from terrapod_server.kit.documents import Registry, encode
-from terrapod_server.kit.jsonapi import Endpoint, Level, Limit, Page, Raw, Recorded
+from terrapod_server.kit.jsonapi import INLINE_HINT, INLINE_MOST, Endpoint, Level, Limit, Page, Raw, Recorded
 from terrapod_server.kit.routes import Routes
 from terrapod_shared import errors, ids
 
@@ -32,6 +32,9 @@ JSON = "application/json"
 _ACCEPTED = frozenset({"application/vnd.api+json", JSON})
 #: A body of this size and more is decoded in a thread.
 _LARGE_JSON = 256 << 10
+#: What a body and the document in it take, as a multiple of the body.
+_BODY_WEIGHT = 3
+_INLINE_BYTES = INLINE_MOST * 4 // 3 + 4
 _ID_LONGEST = 64
 _PATH_LONGEST = 40
 _ACCEPTED_STATUS = 202
@@ -65,6 +68,7 @@ class Server:
             Limit.JSON: limits.json_bytes,
             Limit.CONFIGURATION: limits.configuration_bytes,
             Limit.STATE: limits.state_bytes,
+            Limit.INLINE: limits.json_bytes + 2 * _INLINE_BYTES,  # a state and its JSON form
             Limit.MODULE: limits.module_bytes,
             Limit.NONE: 0,
         }
@@ -149,6 +153,8 @@ class Server:
             took_s = time.perf_counter() - begun
             self.services.record(request, endpoint, status, request_id, took_s)
             measured.in_flight -= 1
+            if (held := scope.get("memory")) is not None:
+                held.let_go()
             measured.answered(endpoint, status, took_s)
             if self.services.config.access_log:
                 shown = _shown(endpoint, scope["path"])
@@ -206,16 +212,21 @@ class Server:
         )
         if endpoint.limit in _UPLOADS:
             call.expect_upload()
+        if endpoint.limit is Limit.INLINE:
+            call.limit_hint = INLINE_HINT
         length = request.headers.get("content-length", "")
-        if call.limit_bytes and length.isdigit() and int(length) > call.limit_bytes:
-            raise too_large(call.limit_bytes)
+        if call.limit_bytes and length.isdigit() and int(length[:20]) > call.limit_bytes:
+            raise too_large(call.limit_bytes, call.limit_hint)
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity") and endpoint.limit is not Limit.CONFIGURATION:  # which is a gzip itself
             message = f"the body may not be compressed, and its Content-Encoding is {encoding[:40]!r}"
             raise errors.UnsupportedMedia(message)
         if isinstance(endpoint, Raw):
             return await self._raw(endpoint, call)
-        return await self._document(endpoint, call)
+        try:
+            return await self._document(endpoint, call)
+        finally:
+            call.forget()
 
     def _charge(self, request: Request) -> None:
         """A refusal that is recorded costs its address, also where requests are not metered: else anybody could fill
@@ -285,7 +296,7 @@ class Server:
 
     async def _read(self, endpoint: Endpoint, call: Call) -> bytes:
         """Decodes the body into `call`; the bytes are given back for the repeat check."""
-        call.raw = raw = b"".join([chunk async for chunk in call.stream()])
+        call.raw = raw = await call.body(_BODY_WEIGHT)
         if not endpoint.body and not raw:
             return raw
         media = call.request.headers.get("content-type", "").partition(";")[0].strip().lower()

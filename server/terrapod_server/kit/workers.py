@@ -38,7 +38,7 @@ class Workers:
         self._all: set[Process] = set()
         self._is_closed = False
 
-    async def run(self, work: str, *documents: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def run(self, work: str, *documents: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """What the function `module:name` makes of documents, which are read in order. Raises Died, and what they raise."""
         async with self._free:
             process = self._idle.pop() if self._idle else await self._start()

@@ -1,6 +1,5 @@
 """Runs, plans, applies, their logs and their actions."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,11 +21,10 @@ from terrapod_server.kit.jsonapi import (
     Thing,
 )
 from terrapod_server.kit.reads import Record, Where, like
-from terrapod_server.runs import actions, events, framing, logs, readers, redact, states, waits
+from terrapod_server.runs import actions, composing, events, framing, logs, readers, states, waits
 from terrapod_server.runs import queue as queue_
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
-from terrapod_server.store.port import once
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock
 from terrapod_shared.errors import Conflict, Invalid, NotFound
@@ -35,8 +33,6 @@ from terrapod_shared.errors import Conflict, Invalid, NotFound
 LOG_URL_S = 86_400 * 2
 _LOG = "log"
 _READ_MOST = 4 << 20
-#: Plans whose JSON is larger are not redacted but refused: that needs the whole document.
-_PLAN_JSON_MOST = 256 << 20
 
 
 def _actions(run: Run) -> dict[str, bool]:
@@ -414,18 +410,8 @@ async def json_output_redacted(call: Call) -> Response:
     plan = await show_plan(call)
     if "plan-json" not in plan.digests:
         return Response(status_code=204)
-    store = call.services.store
-    key = queue_.artifact_key(plan, "redacted")
-    try:
-        body = await store.whole(key, _PLAN_JSON_MOST)
-    except NotFound:
-        parts = [b"", b""]
-        for place, name in enumerate(("plan-json", "schemas")):
-            if name in plan.digests:
-                parts[place] = await store.whole(queue_.artifact_key(plan, name), _PLAN_JSON_MOST)
-        body = await asyncio.to_thread(redact.compose, *parts)
-        await store.put(key, once(body), durable=False)
-    return Response(body, media_type="application/json")
+    key = await composing.Composer.of(call.services).key(plan)
+    return await call.stored(key, "application/json")
 
 
 async def read_log(call: Call) -> Response:
@@ -436,6 +422,7 @@ async def read_log(call: Call) -> Response:
         raise NotFound
     offset, limit = _number(call, "offset", 0), min(_number(call, "limit", 65_536) or 65_536, _READ_MOST)
     body = await logs.read(call.services, phase, run, offset, limit)
+    await call.memory.add(len(body))
     await readers.note_log_read(phase, run, is_end=body.endswith(framing.ETX))
     return Response(body, media_type="application/octet-stream")
 

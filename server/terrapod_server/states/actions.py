@@ -17,7 +17,7 @@ from terrapod_server.kit.reads import Reader, Record
 from terrapod_server.states import intake, parse, rules
 from terrapod_server.states.model import KeptState, StateOutput, StateVersion
 from terrapod_server.store import keys
-from terrapod_server.store.port import Stored, once
+from terrapod_server.store.port import Stored
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, ids
@@ -109,7 +109,7 @@ async def create(
         raise Conflict(reason)
     if verdict is rules.Verdict.REPEAT and newest is not None:
         return newest
-    inline, inline_json = await intake.inline(values, "state"), await intake.inline(values, "json_state")
+    inline, inline_json = await intake.Inline.of(values, "state"), await intake.Inline.of(values, "json_state")
     async with in_transaction():
         await workspaces.held(workspace.id)
         await StateVersion.filter(workspace_id=workspace.id, status="pending").update(status="discarded")
@@ -125,12 +125,12 @@ async def create(
         )
     if inline is not None:
         try:
-            row = await upload(services, row.id, once(inline))
+            row = await upload(services, row.id, inline.chunks())
         except BaseException:
             await StateVersion.filter(id=row.id, status="pending").delete()
             raise
     if inline_json is not None and not row.has_json:
-        await upload_json(services, row.id, once(inline_json))
+        await upload_json(services, row.id, inline_json.chunks())
         row = await get(row.id)
     return row
 

@@ -339,7 +339,7 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
         media=_MEDIA,
         filters=("filter[organization][name]", "filter[workspace][name]", "filter[status]"),
     ),
-    Endpoint("POST", _LIST, STATE, create, Level.WRITE, status=201, limit=Limit.STATE, view=VIEW_CREATED, **_JSON),
+    Endpoint("POST", _LIST, STATE, create, Level.WRITE, status=201, limit=Limit.INLINE, view=VIEW_CREATED, **_JSON),
     Endpoint(
         "GET",
         "/api/v2/workspaces/{workspace}/current-state-version",

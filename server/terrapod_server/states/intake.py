@@ -16,11 +16,12 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from terrapod_server.kit.call import Services
+from terrapod_server.kit.jsonapi import INLINE_HINT, INLINE_MOST
 from terrapod_server.kit.workers import Died
 from terrapod_server.states import parse
 from terrapod_server.store.port import Opened, Store, Stored, gathered
 from terrapod_server.store.threads import Threads
-from terrapod_shared.errors import Invalid
+from terrapod_shared.errors import Invalid, TooLarge
 
 log = logging.getLogger(__name__)
 #: A state up to this size is kept in memory between the two, and not read back.
@@ -74,20 +75,35 @@ async def _read(place: Store, key: str, reason: str) -> parse.Summary:
         return await (THREADS.run(parse.head, file, reason) if reason else THREADS.run(parse.summarise, file))
 
 
-async def inline(values: Mapping[str, Any], column: str) -> bytes | None:
-    """What came along in base64; large ones in pieces, so that others get their turn."""
-    if not (text := values.get(column)):
-        return None
-    found = bytearray()
-    try:
-        for at in range(0, len(text), _PIECE):
-            found += base64.b64decode(text[at : at + _PIECE], validate=True)
-            await asyncio.sleep(0)
-    except (binascii.Error, ValueError):
-        name = column.replace("_", "-")
-        message = f"{name} must be base64"
-        raise Invalid(message, pointer=f"/data/attributes/{name}") from None
-    return bytes(found)
+class Inline:
+    """A state, or its JSON form, that came along in a document as base64; decoded some at a time, each time anew."""
+
+    def __init__(self, text: str, column: str) -> None:
+        self._text, self._name = text, column.replace("_", "-")
+
+    @classmethod
+    async def of(cls, values: Mapping[str, Any], column: str) -> "Inline | None":
+        """None where none came. Raises Invalid, and TooLarge for one that is to be uploaded."""
+        text = values.get(column)
+        if not text:
+            return None
+        found = cls(text, column)
+        if len(text) // 4 * 3 > INLINE_MOST + 2:
+            message = f"{found._name} is larger than {INLINE_MOST} bytes; {INLINE_HINT}"
+            raise TooLarge(message)
+        async for _ in found.chunks():
+            pass
+        return found
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The bytes; others get their turn in between. Raises Invalid."""
+        try:
+            for at in range(0, len(self._text), _PIECE):
+                yield base64.b64decode(self._text[at : at + _PIECE], validate=True)
+                await asyncio.sleep(0)
+        except (binascii.Error, ValueError):
+            message = f"{self._name} must be base64"
+            raise Invalid(message, pointer=f"/data/attributes/{self._name}") from None
 
 
 class _File:

@@ -15,6 +15,7 @@ import msgspec
 from terrapod_listener import config as settings
 from terrapod_listener import identity, joining, loop
 from terrapod_listener import rescue as rescue_
+from terrapod_listener.parent import Parent
 from terrapod_listener.service import SERVICE, install_service
 from terrapod_shared import services
 from terrapod_shared.errors import TerrapodError
@@ -85,12 +86,19 @@ def _opened(home: Path) -> identity.Identity:
     type=click.Path(path_type=Path),
     help="A file or folder that runs are not to see, besides the settings' `hide`; may be repeated.",
 )
+@click.option(
+    "--parent",
+    type=click.IntRange(min=1),
+    metavar="PID",
+    help="The process that starts it: the listener ends with it, and applies go on without both.",
+)
 @_HOME
-def run(hide: tuple[Path, ...], home: Path) -> None:
+def run(hide: tuple[Path, ...], parent: int | None, home: Path) -> None:
     """Wait for runs and do them, until SIGTERM.
 
     The first SIGTERM drains: no new work, running work finishes. A second interrupts terraform, a third kills it.
     """
+    watched = Parent(parent) if parent else None
     home = home.resolve()
     _check_owner(home)
     try:
@@ -107,7 +115,7 @@ def run(hide: tuple[Path, ...], home: Path) -> None:
         OSError
     ):  # what is in memory is not for the disk; the unit has said so already, and forbids it
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    asyncio.run(loop.Daemon(home, _opened(home), config).run())
+    asyncio.run(loop.Daemon(home, _opened(home), config, watched).run())
 
 
 @main.command()

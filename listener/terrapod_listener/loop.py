@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import signal
 import time
@@ -29,6 +30,7 @@ from terrapod_listener.delivery import send
 from terrapod_listener.install import Engines, announced
 from terrapod_listener.lease import Lease
 from terrapod_listener.observing import Facts, Observer
+from terrapod_listener.parent import Parent
 from terrapod_listener.phases import Job
 from terrapod_shared import errors, programs, wire
 
@@ -42,10 +44,10 @@ _FORCED_S = 10.0
 
 
 class Daemon:
-    """One listener process."""
+    """One listener process. It ends with its `parent` where it has one."""
 
-    def __init__(self, home: Path, who: identity.Identity, config: Config) -> None:
-        self._home, self._config = home, config
+    def __init__(self, home: Path, who: identity.Identity, config: Config, parent: Parent | None = None) -> None:
+        self._home, self._config, self._parent = home, config, parent
         self._server = Server(who)
         self._jobs: dict[asyncio.Task[None], Job] = {}
         self._leases: dict[str, Lease] = {}
@@ -76,6 +78,8 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal)
         loop.add_signal_handler(signal.SIGUSR1, self.drain)
+        if self._parent is not None:
+            self._parent.watch(self._orphaned)
         await self._isolate()
         self._say(draining=False)
         known = await announced(self._config.engines)
@@ -175,6 +179,16 @@ class Daemon:
             self._observer.tell()
             if self._jobs:
                 self._tell()
+
+    def _orphaned(self) -> None:
+        """Ends at once, as if it were killed: applies go on under their supervisors, and the next life finds the journal."""
+        log.warning(
+            "the process that started this listener has ended: it ends too, and %d runs are left", len(self._jobs)
+        )
+        for job in self._jobs.values():
+            if job.work.phase == "plan":
+                job.lose()
+        os._exit(1)
 
     def _signal(self) -> None:
         self._signals += 1

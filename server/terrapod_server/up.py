@@ -9,7 +9,9 @@ import contextlib
 import importlib.util
 import logging
 import os
+import signal
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -156,6 +158,31 @@ def _welcome(config: Config, options: Options) -> None:
     sys.stdout.flush()
 
 
+class Child:
+    """A program in a session of its own, which inherits no descriptor: uvloop's subprocesses inherit what is inheritable.
+
+    `ended` is its exit code, once it has one. Raises OSError.
+    """
+
+    def __init__(self, argv: list[str], env: dict[str, str]) -> None:
+        self._process = subprocess.Popen(argv, env=env, start_new_session=True)  # noqa: S603  our own programs
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[int] = self._loop.create_future()
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._loop.add_reader(self._pidfd, self._note_end)
+
+    def _note_end(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        code = self._process.wait()
+        if not self.ended.done():
+            self.ended.set_result(code)
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal, unless it has ended."""
+        self._process.send_signal(number)
+
+
 async def _keep_listener(config: Config, options: Options, stop: asyncio.Event) -> None:
     """A listener process that is started again when it ends; joined at its first start."""
     if importlib.util.find_spec("terrapod_listener") is None:
@@ -184,26 +211,25 @@ async def _keep_listener(config: Config, options: Options, stop: asyncio.Event) 
             ]
             join += [] if options.plain_http else ["--ca", str(options.data / "ca.pem")]
             own = {**environment, "TERRAPOD_LISTENER_TOKEN": token}  # everybody on the host may read an argv
-            joined = await asyncio.create_subprocess_exec(*join, env=own, start_new_session=True)
-            if await joined.wait() != 0:
+            if await Child(join, own).ended != 0:
                 log.warning("the listener could not join; trying again")
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), 5)
                 continue
-        process = await asyncio.create_subprocess_exec(
-            *command, "run", "--home", str(home), "--hide", str(options.data), env=environment, start_new_session=True
-        )
-        ended, stopping = asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())
-        await asyncio.wait({ended, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        run = [*command, "run", "--home", str(home), "--hide", str(options.data), "--parent", str(os.getpid())]
+        process = Child(run, environment)
+        ended, stopping = process.ended, asyncio.ensure_future(stop.wait())
+        either: set[asyncio.Future[Any]] = {ended, stopping}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         for patience_s in _PATIENCE_S:  # drain, then interrupt terraform, then kill it
             if ended.done():
                 break
-            process.terminate()
+            process.send(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(ended), patience_s)
         if not ended.done():
-            process.kill()
+            process.send(signal.SIGKILL)
         await ended
         if not stop.is_set():
             with contextlib.suppress(TimeoutError):

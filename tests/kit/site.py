@@ -1,5 +1,6 @@
 """`terrapod-server up` as real processes, and the real terraform against it."""
 
+import contextlib
 import os
 import signal
 import ssl
@@ -83,7 +84,13 @@ class Site:
             f'[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\n'
             f'path = "{scripted.program(self.folder / "bin")}"\n'
         )
-        with (self.folder / "up.log").open("wb") as log:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Returns once its listener has an engine to offer."""
+        before = self._listener()
+        with (self.folder / "up.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [BIN / "terrapod-server", "up", "--data", str(self.data), "--port", str(self.port)],
                 stdout=log,
@@ -91,11 +98,31 @@ class Site:
                 env={**os.environ, "AWS_SECRET_ACCESS_KEY": CANARY, "TERRAPOD_TOKEN": CANARY, **self.settings},
             )
         until = time.monotonic() + 30
-        while not readiness.has_engine(self.data, self.host):
+        while self._listener() == before or not self._is_ready():
             assert self._process.poll() is None, self.log
             assert time.monotonic() < until, self.log
             time.sleep(0.05)
-        return self
+
+    def _listener(self) -> str:
+        lock = self.data / "listener" / "lock"
+        return lock.read_text() if lock.exists() else ""
+
+    def _is_ready(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return readiness.has_engine(self.data, self.host)
+        return False
+
+    def kill(self) -> None:
+        """The server's process alone, as a crash does."""
+        assert self._process
+        self._process.kill()
+        self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Of the server."""
+        assert self._process
+        return self._process.pid
 
     def __exit__(self, *_: object) -> None:
         assert self._process

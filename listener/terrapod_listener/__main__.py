@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import resource
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from terrapod_listener.parent import Parent
 from terrapod_listener.service import SERVICE, install_service
 from terrapod_shared import services
 from terrapod_shared.errors import TerrapodError
-from terrapod_shared.files import write_private
 
 _HOME = click.option(
     "--home",
@@ -174,11 +172,11 @@ def rescue(run_id: str, output: Path | None, push: bool, drop: bool, yes: bool, 
             raise click.ClickException(message) from None
         return
     path, _, mark = found
-    raw = path.read_bytes()
-    if output is None:
-        sys.stdout.buffer.write(raw)
-    else:
-        write_private(output, raw)
+    try:
+        rescue_.copy(home, run_id, path, output)
+    except OSError as error:
+        message = f"the state at {path} could not be copied: {error.strerror or error}"
+        raise click.ClickException(message) from None
     click.echo(f"{run_id}: serial {mark['serial']}, lineage {mark['lineage']}, from {path}", err=True)
 
 

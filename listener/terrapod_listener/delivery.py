@@ -12,7 +12,7 @@ from terrapod_listener import kept, statefile, terraform
 from terrapod_listener.client import Server, digest_of
 from terrapod_listener.journal import Record, Step
 from terrapod_listener.logs import Spool
-from terrapod_listener.outcomes import Undelivered
+from terrapod_listener.outcomes import Failed, Undelivered
 from terrapod_shared import errors, wire
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,10 @@ class Delivery:
         self._server, self._work, self._home = server, work, home
 
     async def artifact(self, name: str, path: Path) -> None:
+        """Raises Failed for one that the server would not take, before it is read."""
+        size, most = (await asyncio.to_thread(path.stat)).st_size, wire.ARTIFACT_MOST[name]
+        if size > most:
+            raise Failed(f"the {name.replace('-', ' ')} has {size} bytes, and {most} are the most that are kept")
         digest = (await digest_of(path)).hex()
         target = f"{self._server.base}/runs/{self._work.run_id}/{name}"
         await self._server.persist("PUT", target, file=path, lease=self._work.lease.number, timeout_s=_UPLOAD_S)

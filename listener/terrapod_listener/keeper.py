@@ -36,7 +36,7 @@ _COPY_SHARE = 20
 _COPY_LEAST_S = 1.0
 _EXIT_ROOM = 4096
 #: Room on the disk that is held for the state, at least; more where the state is large.
-_RESERVE_LEAST, _RESERVE_TIMES = 4 << 20, 4
+_RESERVE_LEAST, _RESERVE_TIMES, _RESERVE_MOST = 4 << 20, 4, 4 << 30
 #: The file that holds it, beside the journal's.
 RESERVE = "reserve"
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
@@ -158,7 +158,8 @@ class Reserve:
     """
 
     def __init__(self, path: Path, states: list[str]) -> None:
-        self._size = max(_RESERVE_LEAST, *(_RESERVE_TIMES * _size(state) for state in states))
+        sizes = (size for size in map(_size, states) if size <= statefile.LARGEST)
+        self._size = min(_RESERVE_MOST, max(_RESERVE_LEAST, *(_RESERVE_TIMES * size for size in (0, *sizes))))
         self._path = path
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

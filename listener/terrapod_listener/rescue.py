@@ -1,8 +1,12 @@
 """What a person does with a listener's host at hand: its state in words, a drain, a state taken out or pushed."""
 
 import asyncio
+import contextlib
 import os
+import secrets
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +36,25 @@ def find(home: Path, run_id: str) -> tuple[Path, int, dict[str, Any]] | None:
         return None
     facts = max(waiting, key=lambda each: int(each["number"]))
     return kept.place(home, run_id, facts["number"]), facts["number"], facts
+
+
+def copy(home: Path, run_id: str, state: Path, target: Path | None) -> None:
+    """A state to a new file of mode 0600, or to standard output. Raises OSError. No link that a run has made is followed."""
+    work = home / "work" / run_id
+    root = work if state.is_relative_to(work) else state.parent
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(statefile.open_below(root, state))
+        if target is None:
+            shutil.copyfileobj(source, sys.stdout.buffer)
+            return
+        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        stack.callback(part.unlink, missing_ok=True)
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            shutil.copyfileobj(source, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    statefile.sync(target.parent)
 
 
 def is_under_way(home: Path, run_id: str) -> bool:

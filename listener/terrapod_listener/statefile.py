@@ -13,10 +13,16 @@ import secrets
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 _HEAD = 8192
 _CHUNK = 1 << 20
+#: Bytes of a state that is read or copied; a larger one stays where it is.
+LARGEST = 2 << 30
+#: Of a file that is not in terraform's form: quotes and brackets that are looked at, and bytes of what is kept of it.
+_MARKS_MOST, _TOP_MOST, _TEXT_MOST = 4_000_000, 16 << 20, 4096
+_IN_TEXT, _OUTSIDE = re.compile(rb'["\\]'), re.compile(rb'["{}\[\]]')
+_OPENING = (b"{", b"[")
 
 
 class Torn(ValueError):
@@ -42,29 +48,82 @@ def open_below(root: Path, path: Path) -> IO[bytes]:
 
 
 def mark(file: IO[bytes], *, whole: bool = True) -> dict[str, Any]:
-    """Serial, lineage and md5 of an open state file; of half a one too unless `whole`. Raises Torn, OSError."""
+    """Serial, lineage and md5 of an open state file; of half a one too unless `whole`. Raises Torn, OSError.
+
+    Nothing is read whole: it may be of any size, and full of holes.
+    """
+    size = file.seek(0, os.SEEK_END)
+    if size > LARGEST:
+        raise Torn(f"it has {size} bytes, and {LARGEST} are the most that are read")
+    try:
+        serial, lineage = _facts(file, whole)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise Torn(str(error)) from None
+    md5 = hashlib.md5(usedforsecurity=False)
+    file.seek(0)
+    while chunk := file.read(_CHUNK):
+        _check(chunk, whole=whole)
+        md5.update(chunk)
+    return {"serial": serial, "lineage": lineage, "md5": md5.hexdigest()}
+
+
+def _check(chunk: bytes, *, whole: bool) -> None:
+    """A hole reads as NULs, which no JSON text has. Raises Torn."""
+    if whole and b"\0" in chunk:
+        raise Torn("it holds NUL bytes")
+
+
+def _facts(file: IO[bytes], whole: bool) -> tuple[int, str]:
+    """terraform writes serial and lineage first, and ends with a brace at the margin; another writer's file is scanned."""
     file.seek(0)
     head = file.read(_HEAD)
-    file.seek(0)
-    md5 = hashlib.file_digest(cast(Any, file), lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    try:
-        serial, lineage = _facts(head, file, whole)
-    except (ValueError, KeyError, TypeError) as error:
-        raise Torn(str(error)) from None
-    return {"serial": serial, "lineage": lineage, "md5": md5}
-
-
-def _facts(head: bytes, file: IO[bytes], whole: bool) -> tuple[int, str]:
-    """terraform writes serial and lineage first, and ends with a brace at the margin; another writer's file is read whole."""
-    serial = re.search(rb'^\s*"serial":\s*(\d+)', head, re.MULTILINE)
-    lineage = re.search(rb'^\s*"lineage":\s*"([^"\\]*)"', head, re.MULTILINE)
+    serial = re.search(rb'^[ \t]*"serial":[ \t]*(\d+)', head, re.MULTILINE)
+    lineage = re.search(rb'^[ \t]*"lineage":[ \t]*"([^"\\]*)"', head, re.MULTILINE)
     file.seek(-min(3, file.seek(0, os.SEEK_END)), os.SEEK_END)
     is_whole = file.read() == b"\n}\n" or not whole
     if is_whole and serial and lineage and head.find(b'"outputs"') > max(serial.end(), lineage.end()):
         return int(serial[1]), lineage[1].decode()
     file.seek(0)
-    document = json.load(file)
+    document = json.loads(_skeleton(file))
     return int(document["serial"]), str(document["lineage"])
+
+
+def _skeleton(file: IO[bytes]) -> bytes:
+    """A JSON object without what is in its members: nested ones are null, long texts empty. Raises ValueError.
+
+    In one pass and constant memory, whatever its size and depth. Of what is left
+    out only quotes and brackets are looked at: the rest is for the server to judge.
+    """
+    out, depth, marks, begin, is_text, skip = bytearray(), 0, 0, 0, False, 0
+    while chunk := file.read(_CHUNK):
+        _check(chunk, whole=True)
+        start, look, skip = 0, skip, 0
+        while found := (_IN_TEXT if is_text else _OUTSIDE).search(chunk, look):
+            sign, look = found[0], found.end()
+            marks += 1
+            if marks > _MARKS_MOST or depth < 0 or len(out) > _TOP_MOST:
+                raise ValueError("it is not in terraform's form, and too much is in it to be looked through")
+            if sign == b"\\":
+                skip = int(look == len(chunk))  # the letter after it may be in the next chunk
+                look += 1
+                continue
+            if depth <= 1 and len(out) - begin <= _TEXT_MOST:
+                out += chunk[start : look - 1]
+            start = look
+            if sign == b'"':
+                if is_text and len(out) - begin > _TEXT_MOST:
+                    del out[begin:]
+                out += sign * (depth <= 1)
+                is_text, begin = not is_text, len(out)
+            elif sign in _OPENING:
+                out += (sign, b"null", b"")[min(depth, 2)]
+                depth, begin = depth + 1, len(out)
+            else:
+                depth, begin = depth - 1, len(out)
+                out += sign * (depth <= 0)
+        if depth <= 1 and len(out) - begin <= _TEXT_MOST:
+            out += chunk[start:]
+    return bytes(out)
 
 
 def newest(root: Path, candidates: Iterable[Path], *, whole: bool = True) -> tuple[Path, dict[str, Any]] | None:
@@ -109,8 +168,13 @@ def keep(root: Path, state: Path, target: Path, *, whole: bool = True) -> dict[s
             before = os.fstat(source.fileno())
             handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(handle, "w+b") as file:
-                while chunk := source.read(_CHUNK):
+                if before.st_size > LARGEST:
+                    raise Torn(f"it has {before.st_size} bytes, and {LARGEST} are the most that are copied")
+                left = before.st_size  # what is written meanwhile makes it torn
+                while left > 0 and (chunk := source.read(min(left, _CHUNK))):
+                    _check(chunk, whole=whole)
                     file.write(chunk)
+                    left -= len(chunk)
                 file.flush()
                 os.fsync(file.fileno())
                 found = mark(file, whole=whole)

@@ -14,10 +14,11 @@ from terrapod_shared.errors import Conflict
 
 _RATIO_MOST = 200
 _NAME_MOST = 255
-_SOURCE_MOST = 4 << 20
+_SOURCE_MOST, _SOURCES_MOST = 4 << 20, 64 << 20
+#: Bytes of a header in an archive that tells more of an entry.
+_HEADER_MOST = 1 << 20
 _LOOKED_AT_MOST = 10_000
 _OVERRIDE = re.compile(r"(?:^|.*_)override\.(tf|tf\.json|tofu|tofu\.json)$")
-_STATE = re.compile(r"(.*\.tfstate(\..*)?|errored\.tfstate)$")
 
 
 class Hostile(Conflict):
@@ -35,7 +36,7 @@ def unpack(archive: Path, target: Path, limits: wire.Limits) -> None:
     size = 0
     most = min(limits.unpacked_bytes, max(64 << 20, archive.stat().st_size * _RATIO_MOST))
     try:
-        with tarfile.open(archive, "r|gz") as tar:
+        with tarfile.open(archive, "r|gz", tarinfo=_Entry) as tar:
             for entry in tar:
                 tar.members = []  # type: ignore[attr-defined]  # it remembers all that came
                 untar.check_size(entry)
@@ -60,6 +61,17 @@ def unpack(archive: Path, target: Path, limits: wire.Limits) -> None:
     _purge(target)
 
 
+class _Entry(tarfile.TarInfo):
+    """An entry whose long names and other facts do not take all memory."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type not in tarfile.SUPPORTED_TYPES and self.size > _HEADER_MOST:
+            message = f"a header in it has {self.size} bytes"
+            raise Hostile(message)
+        proceeding: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]
+        return proceeding
+
+
 def _is_dropped(name: str) -> bool:
     """`.terraform` but for its modules, and state that strayed in: a local backend would take it for its own.
 
@@ -73,7 +85,7 @@ def _is_dropped(name: str) -> bool:
 
 
 def _is_state(name: str) -> bool:
-    return bool(_STATE.match(name)) and not configuration.is_configuration(name)
+    return (name.endswith(".tfstate") or ".tfstate." in name) and not configuration.is_configuration(name)
 
 
 def _purge(root: Path) -> None:
@@ -167,25 +179,28 @@ def read_below(root: Path, path: Path) -> bytes | None:
 
 def check_backend(root: Path, module: Path, states: Path) -> None:
     """After `init`: the backend that terraform took is ours. To be called in a thread. Raises Hostile."""
+    ours = _backend(module, states)
     try:
         kept = json.loads(read_below(root, module / ".terraform" / "terraform.tfstate") or b"{}")
         backend = kept.get("backend") or {}
-    except (ValueError, AttributeError):
-        backend = {}
-    config = backend.get("config") or {}
-    ours = _backend(module, states)
-    if backend.get("type") != "local" or any(config.get(name) != value for name, value in ours.items()):
+        config = backend.get("config") or {}
+        places = {name: config.get(name) for name in ours}
+    except (ValueError, AttributeError, RecursionError):
+        backend = places = {}
+    if backend.get("type") != "local" or places != ours:
         message = f"the configuration's backend won over ours ({backend.get('type') or 'none'}): the run is refused"
         raise Hostile(message)
 
 
 def sources(module: Path, tool: str) -> dict[str, str]:
-    """Texts of the root module's files; of one that nobody wrote by hand, its beginning."""
-    found = {}
+    """Texts of the root module's files; of what nobody wrote by hand, the beginning."""
+    found, left = {}, _SOURCES_MOST
     for path in (module / name for name in configuration_files(module, tool)):
         if path.is_file():
             with path.open("rb") as file:
-                found[path.name] = file.read(_SOURCE_MOST).decode("utf-8", "replace")
+                raw = file.read(min(left, _SOURCE_MOST))
+            left -= len(raw)
+            found[path.name] = raw.decode("utf-8", "replace")
     return found
 
 

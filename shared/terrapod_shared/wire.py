@@ -227,6 +227,10 @@ class Link(Message, frozen=True, kw_only=True):
     size: int = 0
 
 
+#: Bytes of what a plan leaves: more is not sent, and not taken.
+ARTIFACT_MOST = {"plan-file": 512 << 20, "lock-file": 4 << 20, "plan-json": 256 << 20, "schemas": 256 << 20}
+
+
 class Limits(Message, frozen=True, kw_only=True):
     log_bytes: int = 1 << 30
     plan_s: float = 7200.0

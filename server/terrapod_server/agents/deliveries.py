@@ -35,7 +35,6 @@ _WAIT_MOST_S = 60.0
 _RELOAD_S = 30.0
 _HALF_LIFE = timedelta(hours=actions.CERTIFICATE_HOURS / 2)
 _ARTIFACTS = ("plan-file", "lock-file", "plan-json", "schemas")
-_ARTIFACT_MOST = {"plan-file": 512 << 20, "lock-file": 4 << 20, "plan-json": 256 << 20, "schemas": 256 << 20}
 
 _BYTES = "application/octet-stream"
 _M = TypeVar("_M", bound=wire.Message)
@@ -296,7 +295,7 @@ async def put_artifact(call: Call) -> Response:
         raise NotFound
     run_id, number, me = call.path["run"], call.principal.lease, _me(call)
     phase = await queue.check(run_id, "plan", number, me.id)
-    call.limit_bytes = _ARTIFACT_MOST[name]
+    call.limit_bytes = wire.ARTIFACT_MOST[name]
     stored = await call.services.store.put(queue.artifact_key(phase, name), auth.body(call))
     await queue.note_artifact(call.services, run_id, "plan", number, me.id, name, stored.sha256)
     return _digest(stored.sha256)

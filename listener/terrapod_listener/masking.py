@@ -30,8 +30,11 @@ _HEAD = 64
 _LINE_MOST = 76  # terraform breaks a line of a message before this column
 _TRIES = 32
 #: Bytes of a gram, stride, and what sampling 64 KiB with it costs, in microseconds (measured).
-_SIEVES = ((8, 32, 80.0), (8, 24, 107.0), (8, 16, 170.0), (8, 8, 340.0), (4, 4, 680.0))
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*[=:])?', re.DOTALL)
+_SIEVES = ((8, 32, 80.0), (8, 24, 107.0), (8, 16, 170.0), (8, 8, 340.0), (4, 4, 680.0), (4, 1, 2720.0))
+#: Of so many words of one length each is searched for; of more, all places of the text are looked up.
+_FEW = 64
+_TEXT_MARK = re.compile(r'["\\]')
+_KEY_MARK = re.compile(r"\s*[=:]")
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d.]{5,}(?![\w.])")
 _PLAIN = re.compile(r"[A-Za-z0-9 +,.:;=@_~-]*")
 _UNSAFE = re.compile(r"([^A-Za-z0-9%+,./:=@_^-])")
@@ -65,14 +68,14 @@ class Masker:
             return chunk
         text = self._held + chunk if self._held else chunk
         found = self._found(text)
-        return self._masked(text, _spans(text, found), self._hold(text, found, _TRIES))
+        return self._masked(text, _spans(text, found), self._hold(text, found))
 
     def flush(self) -> bytes:
         """The end of the stream. A beginning of a secret at its very end is masked if it has SHORTEST bytes."""
         text = self._held
         found = self._found(text)
         spans = _spans(text, found)
-        hold = self._hold(text, found, len(text))
+        hold = self._hold(text, found, is_exact=True)
         if len(text) - hold >= SHORTEST:
             spans.append((hold, len(text)))
         return self._masked(text, spans, len(text))
@@ -104,17 +107,18 @@ class Masker:
         """The words that may be in a text; of a long one its beginning is enough."""
         if not self._stride or len(text) < self._gram:
             return self._always
-        size = self._gram
-        view = memoryview(text)[: len(text) // size * size].cast("Q" if size == 8 else "I")  # noqa: PLR2004
-        hits = self._grams.keys() & view[:: self._stride // size]
+        size, hits = self._gram, set[int]()
+        for first in range(0, size, self._stride):  # one turn, but for the finest sieve
+            view = memoryview(text)[first : first + (len(text) - first) // size * size]
+            hits |= self._grams.keys() & view.cast("Q" if size == 8 else "I")[:: max(1, self._stride // size)]  # noqa: PLR2004
         if not hits:
             return self._always
         return [*self._always, *dict.fromkeys(itertools.chain.from_iterable(self._grams[hit] for hit in hits))]
 
-    def _hold(self, text: bytes, found: list[bytes], tries: int) -> int:
+    def _hold(self, text: bytes, found: list[bytes], *, is_exact: bool = False) -> int:
         """Where the longest end of the text begins that is the beginning of a word.
 
-        After so many tries on one word it may be held where none begins: that costs time, never a secret.
+        Unless `is_exact` it may be held where none begins: that costs time, never a secret.
         """
         hold = end = len(text)
         for at in range(max(0, end - _HEAD + 1), end):
@@ -125,11 +129,14 @@ class Masker:
         for word in found:
             if len(word) <= _HEAD:
                 continue
-            head, left = word[:_HEAD], tries
+            head, left = word[:_HEAD], _TRIES
             at = text.find(head, max(0, end - len(word) + 1))
             while 0 <= at < hold:
                 left -= 1
-                if not left or word.startswith(text[at:]):
+                if not left:
+                    hold = min(hold, end - _overlap(word, text)) if is_exact else at
+                    break
+                if word.startswith(text[at:]):
                     hold = at
                 at = text.find(head, at + 1)
         return hold
@@ -167,17 +174,53 @@ class Masker:
 
 
 def _spans(text: bytes, words: Iterable[bytes]) -> list[tuple[int, int]]:
-    """What the words cover. Of occurrences that run into each other only as many as are needed."""
-    spans = []
+    """What the words cover, in time that is linear in the text for each length of a word."""
+    spans: list[tuple[int, int]] = []
+    sizes: dict[int, list[bytes]] = {}
     for word in words:
-        at = text.find(word)
-        while at >= 0:
-            start, end = at, at + len(word)
-            while (at := text.rfind(word, at + 1, end + len(word))) >= 0:
-                end = at + len(word)
-            spans.append((start, end))
-            at = text.find(word, end)
+        sizes.setdefault(len(word), []).append(word)
+    for size, some in sizes.items():
+        if len(some) > _FEW:
+            wanted = set(some)
+            spans += ((at, at + size) for at in range(len(text) - size + 1) if text[at : at + size] in wanted)
+        else:
+            for word in some:
+                spans += _occurrences(text, word)
     return spans
+
+
+def _occurrences(text: bytes, word: bytes) -> Iterator[tuple[int, int]]:
+    """Those that run into each other as one."""
+    at = text.find(word)
+    while at >= 0:
+        start, end = at, at + len(word)
+        while (following := text.find(word, at + 1, end + len(word))) >= 0:
+            step = following - at  # a word that overlaps itself repeats by this: there may be thousands
+            at, end, times = following, following + len(word), len(word) // step
+            while times:
+                again = word[len(word) - times * step :]
+                while text.startswith(again, end):
+                    at, end = at + len(again), end + len(again)
+                times //= 2
+        yield start, end
+        at = text.find(word, end)
+
+
+def _overlap(word: bytes, text: bytes) -> int:
+    """How long the longest end of the text is that is the beginning of the word; in one pass (Knuth, Morris, Pratt)."""
+    end = text[-len(word) :]
+    borders, at = [0] * len(word), 0
+    for place in range(1, len(word)):
+        while at and word[place] != word[at]:
+            at = borders[at - 1]
+        at += word[place] == word[at]
+        borders[place] = at
+    at = 0
+    for letter in end:
+        while at and (at == len(word) or letter != word[at]):
+            at = borders[at - 1]
+        at += letter == word[at]
+    return at
 
 
 def _grams(head: bytes, size: int, stride: int) -> Iterator[int]:
@@ -201,29 +244,46 @@ def members(value: str) -> Iterator[str]:
     try:
         yield from _leaves(json.loads(value))
     except (ValueError, RecursionError):
-        for found in _QUOTED.finditer(value):
-            if not found[2]:  # else it is a key
-                yield _unquoted(found[1])
+        yield from map(_unquoted, _texts(value))
         yield from _NUMBER.findall(value)
+
+
+def _texts(value: str) -> Iterator[str]:
+    """What stands in quotes and is no key, as it stands there; in one pass. The last one may lack its end."""
+    at = value.find('"') + 1
+    while at:
+        end = at
+        while (mark := _TEXT_MARK.search(value, end)) and mark[0] == "\\":
+            end = mark.end() + 1
+        if mark is None:
+            yield value[at:]
+            return
+        if not _KEY_MARK.match(value, mark.end()):
+            yield value[at : mark.start()]
+        at = value.find('"', mark.end()) + 1
 
 
 def _leaves(value: object) -> Iterator[str]:
     """The values, not the keys: those are in every log."""
-    if isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(each)
-    elif isinstance(value, str):
-        yield value
-        yield from members(value)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield str(value)
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, dict | list):
+            left += reversed(list(each.values()) if isinstance(each, dict) else each)
+        elif isinstance(each, str):
+            yield each
+            yield from members(each)
+        elif isinstance(each, int | float) and not isinstance(each, bool):
+            yield str(each)
 
 
 def _unquoted(text: str) -> str:
-    try:
-        plain = str(json.loads(f'"{text}"', strict=False))
-    except ValueError:
-        return text
+    plain = text
+    if "\\" in text:
+        try:
+            plain = str(json.loads(f'"{text}"', strict=False))
+        except ValueError:
+            return text
     return plain.replace("$${", "${").replace("%%{", "%{")
 
 

@@ -10,6 +10,7 @@ would write to that of all other runs.
 import base64
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -35,7 +36,9 @@ _FILES_MOST = 10_000
 _DEPTH_MOST = 20
 _CHUNK = 1 << 20
 _LEFT_S = 3600.0
-_BLOCK = re.compile(r'^provider[ \t]+"([^"\n]+)"[ \t]*\{(.*?)^\}', re.MULTILINE | re.DOTALL)
+#: Providers of one lock file that are looked at; real ones have a few dozen.
+_LOCKED_MOST = 500
+_HEAD = re.compile(r'provider[ \t]+"([^"]+)"[ \t]*\{')
 _ADDRESS = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]*(?::\d+)?/[0-9A-Za-z_-]+/[0-9A-Za-z_-]+")
 _VERSION = re.compile(r'^[ \t]*version[ \t]*=[ \t]*"(\d[0-9A-Za-z.+-]*)"', re.MULTILINE)
 _H1 = re.compile(r'"(h1:[A-Za-z0-9+/]{43}=)"')
@@ -58,12 +61,26 @@ class Locked:
 def locked(text: str) -> list[Locked]:
     """The providers of a lock file that have digests of unpacked packages."""
     system, arch = programs.here()
-    found = []
-    for address, body in _BLOCK.findall(text):
-        version, digests = _VERSION.search(body), tuple(_H1.findall(body))
+    found: dict[tuple[str, ...], Locked] = {}
+    for address, body in itertools.islice(_blocks(text), _LOCKED_MOST):
+        version, digests = _VERSION.search(body), tuple(dict.fromkeys(_H1.findall(body)))
         if version and digests and _ADDRESS.fullmatch(address):
-            found.append(Locked((*address.split("/"), version[1], f"{system}_{arch}"), digests))
-    return found
+            place = (*address.split("/"), version[1], f"{system}_{arch}")
+            found.setdefault(place, Locked(place, digests))
+    return list(found.values())
+
+
+def _blocks(text: str) -> Iterator[tuple[str, str]]:
+    """Address and body of each provider's block, in one pass: a block that is not ended is none."""
+    address, body = "", list[str]()
+    for line in text.split("\n"):
+        if head := _HEAD.match(line):
+            address, body = head[1], [line[head.end() :]]
+        elif line.startswith("}") and address:
+            yield address, "\n".join(body)
+            address = ""
+        elif address:
+            body.append(line)
 
 
 class Plugins:

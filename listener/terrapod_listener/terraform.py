@@ -97,7 +97,7 @@ def declared(sources: Mapping[str, str]) -> dict[str, bool]:
 def _declared_in_json(text: str) -> dict[str, bool]:
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     blocks = document.get("variable", {}) if isinstance(document, dict) else {}
     tables = [block for block in (blocks if isinstance(blocks, list) else [blocks]) if isinstance(block, dict)]
@@ -123,7 +123,7 @@ def _prefixes(text: str) -> list[str]:
 def _prefixes_in_json(text: str) -> list[str]:
     try:
         places = [json.loads(text)]
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     for key in ("terraform", "backend", "remote", "workspaces", "prefix"):  # each may stand in a list
         flat = [each for place in places for each in (place if isinstance(place, list) else [place])]

@@ -8,7 +8,7 @@ SYSTEMS = ("linux", "darwin", "windows", "freebsd", "openbsd", "solaris")
 ARCHES = ("amd64", "arm64", "arm", "386")
 _EXACT = re.compile(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})(-[0-9A-Za-z.-]+)?")
 _PARTIAL = re.compile(r"v?(\d{1,6})(?:\.(\d{1,6}|x))?(?:\.x)?")
-_TERM = re.compile(r"\s*(=|!=|>=|<=|>|<|~>)?\s*v?(\d{1,6}(?:\.\d{1,6}){0,2})\s*")
+_TERM = re.compile(r"(=|!=|>=|<=|>|<|~>)?\s*v?(\d{1,6}(?:\.\d{1,6}){0,2})")
 
 Version = tuple[int, int, int]
 
@@ -55,7 +55,7 @@ def _allowed(wanted: str) -> list[tuple[str, list[int]]] | None:
     if partial:
         numbers = [int(part) for part in partial.groups() if part and part != "x"]
         return [("~>", [*numbers, 0])] if len(numbers) == 2 else [("=", numbers)]  # noqa: PLR2004
-    terms = [_TERM.fullmatch(term) for term in wanted.split(",")]
+    terms = [_TERM.fullmatch(term.strip()) for term in wanted.split(",")]
     if not all(terms):
         return None
     return [(term[1] or "=", [int(part) for part in term[2].split(".")]) for term in terms if term]
@@ -97,7 +97,7 @@ def signature_names(tool: str, version: str) -> list[str]:
 
 def from_filename(name: str) -> tuple[str, str, str, str] | None:
     """Tool, version, system and architecture of a release's file name."""
-    found = re.fullmatch(r"(terraform|tofu)_(\d+\.\d+\.\d+[0-9A-Za-z.-]*)_([a-z]+)_([a-z0-9]+)\.zip", name)
+    found = re.fullmatch(r"(terraform|tofu)_(\d{1,6}\.\d{1,6}\.\d{1,6}[0-9A-Za-z.-]*)_([a-z]+)_([a-z0-9]+)\.zip", name)
     if not found or found[3] not in SYSTEMS or found[4] not in ARCHES:
         return None
     return found[1], found[2], found[3], found[4]

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from terrapod_server.app import ENDPOINTS
-from terrapod_server.kit import permissions
+from terrapod_server.kit import members, permissions
 
-(Path(__file__).parents[1] / "docs" / "permissions.md").write_text(permissions.page(ENDPOINTS))
+DOCS = Path(__file__).parents[1] / "docs"
+(DOCS / "permissions.md").write_text(permissions.page(ENDPOINTS))
+(DOCS / "request-attributes.md").write_text(members.page(ENDPOINTS))

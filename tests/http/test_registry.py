@@ -247,7 +247,9 @@ async def test_labels_are_shown_and_can_be_searched(server: Running) -> None:
     async def patch(attributes: dict[str, Any]) -> httpx.Response:
         return await server.api.patch(one(), json={"data": {"type": "registry-modules", "attributes": attributes}})
 
-    changed = await patch({"labels": {"team": "db"}, "no-code": True, "test-config": {"tests-enabled": True}})
+    for asked in ({"no-code": True}, {"test-config": {"tests-enabled": True}}):
+        assert (await patch({"labels": {"team": "x"}, **asked})).status_code == 422
+    changed = await patch({"labels": {"team": "db"}, "no-code": False, "test-config": {"tests-enabled": False}})
     assert (changed.status_code, changed.json()["data"]["attributes"]["labels"]) == (200, {"team": "db"})
     assert await labels() == {("team", "db")}
     assert (await patch({})).json()["data"]["attributes"]["labels"] == {"team": "db"}

@@ -14,6 +14,7 @@ from terrapod_server.identity.api import TOKEN
 from terrapod_server.identity.model import ApiToken
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import (
+    Accepts,
     Access,
     Attr,
     Endpoint,
@@ -77,7 +78,7 @@ POOL = Resource(
             "whether the server may make a listener's key, as older listeners ask",
             write=True,
         ),
-        Attr("service-account-name", str, "kept, not used", write=True, maximum=254),
+        Attr("service-account-name", str, "kept, not used", write=True, kept=True, maximum=254),
         Attr("labels", dict, "key and value pairs; they decide rights", write=True, parse=access.labels),
         Attr("force", bool, "also where the caller loses rights by it", write=True, only_in="sent"),
         Attr("agent-count", int, "listeners that are there", value=_depth("listeners")),
@@ -96,6 +97,7 @@ POOL = Resource(
         Many("excluded-workspaces", "workspaces", write=True, keys=lambda p, _: getattr(p, "excluded", ())),
         Many("workspaces", "workspaces", keys=lambda p, _: getattr(p, "allowed", ())),
     ),
+    unsupported=(Accepts("allowed-projects", "projects whose workspaces may use it", ([],), related=True),),
     load=actions.pools,
     prepare=_prepare,
     has_rights=True,
@@ -231,6 +233,7 @@ async def create_token(call: Call) -> JoinToken:
     """Make a join token; its text is in this answer only."""
     row = await show(call)
     sent = {name: value for name, value in call.attributes.items() if name in _JOIN}
+    call.refuse_others(_JOIN, "it is of users' tokens")  # what would limit it is not left out in silence
     made, text = await actions.create_token(row.id, call.principal.id, sent)
     made.text = text
     return made

@@ -25,7 +25,9 @@ def _private(column: str) -> Callable[[User, Call], Any]:
 USER = Resource(
     type="users",
     attributes=(
-        Attr("username", str, "the name that other pages show", value=lambda user, _: user.email),
+        Attr(
+            "username", str, "the name that other pages show: the address", write=True, value=lambda user, _: user.email
+        ),
         Attr("email", str, "address, in lower case", write=True, minimum=3, maximum=254),
         Attr("display-name", str, "how the user wants to be called", write=True, maximum=254),
         Attr("avatar-url", str, "always empty", value=lambda *_: ""),
@@ -144,9 +146,23 @@ async def details(call: Call) -> User:
 async def update_own(call: Call) -> User:
     """Change what others see of the caller."""
     row = await actions.user(call.principal.id)
+    _check_names(call, row.email)
+    others = "an admin does that, and a password is changed at account/password"
+    call.refuse_others({"display_name", "username", "email", "is_active"}, others)
+    if not call.attributes.get("is_active", True):
+        message = "is-active cannot be set here: an admin does that"
+        raise Invalid(message, pointer="/data/attributes/is-active")
     row.display_name = call.attributes.get("display_name", row.display_name)
     await row.save(update_fields=["display_name", "updated_at"])
     return row
+
+
+def _check_names(call: Call, email: str) -> None:
+    """The address is who the user is, and the name that is shown. Raises Invalid for another one."""
+    for name in ("username", "email"):
+        if call.attributes.get(name, email).lower() != email:
+            message = f"{name} is the user's address, {email}, which stays"
+            raise Invalid(message, pointer=f"/data/attributes/{name}")
 
 
 async def index(call: Call) -> Page:
@@ -168,6 +184,7 @@ async def create(call: Call) -> User:
     if "email" not in call.attributes:
         message = "a user needs an email"
         raise Invalid(message, pointer="/data/attributes/email")
+    _check_names(call, call.attributes["email"].lower())
     if "password" in call.attributes:
         values["password_hash"] = await _hashed(call, call.attributes["email"])
     return await actions.create_user(call.attributes["email"], **values)
@@ -186,6 +203,7 @@ async def update(call: Call) -> User:
     values = {name: value for name, value in call.attributes.items() if name in ("display_name", "is_active")}
     force = call.attributes.get("force", False)
     row = await show(call)
+    _check_names(call, row.email)
     kept = await _hashed(call, row.email) if "password" in call.attributes else ""
     row = await actions.update_user(row, values, call.principal, force=force)
     if kept:
@@ -223,6 +241,9 @@ async def tokens(call: Call) -> Page:
 async def create_token(call: Call) -> ApiToken:
     """Make a token for oneself; its text is in this answer only."""
     owner, sent = await _own(call, is_reading=False), call.attributes
+    call.refuse_others(
+        {"description", "expired_at", "read_only", "workspace_id"}, "it is of tokens to join a pool with"
+    )
     workspace_id = sent.get("workspace_id") or ""
     if workspace_id:
         guard = call.services.guard

@@ -1,6 +1,6 @@
 """One request as a handler sees it, and what the whole server shares."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -222,6 +222,14 @@ class Call:
             self.level = Level.ADMIN
             return page
         return Page(self.readable(page.rows), page.total)
+
+    def refuse_others(self, names: Collection[str], why: str) -> None:
+        """Raises Invalid for a sent attribute that the resource has and this endpoint does not take, unless it is empty."""
+        for column, value in self.attributes.items():
+            if column not in names and value:
+                attribute = column.replace("_", "-")
+                message = f"{attribute} cannot be set here: {why}"
+                raise Invalid(message, pointer=f"/data/attributes/{attribute}")
 
     def has_related(self, name: str) -> bool:
         return name in self.relations

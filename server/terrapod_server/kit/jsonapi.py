@@ -92,10 +92,26 @@ class Attr:
     value: Value | None = None
     parse: Callable[[Any], Any] | None = None
     only_in: str | None = None  #: shown only by endpoints whose `view` is this
+    kept: bool = False  #: written and shown, while what would act by it is not there yet
 
     @property
     def column(self) -> str:
         return self.name.replace("-", "_")
+
+
+@dataclass(frozen=True)
+class Accepts:
+    """A member that clients define and nothing here implements.
+
+    It may ask for what happens anyway: null, or one of `values` (for a
+    relationship: nothing linked). Any other value is 422 with its pointer, so
+    that whatever is sent is done or refused.
+    """
+
+    name: str
+    doc: str  #: what it would be
+    values: tuple[Any, ...] = ()
+    related: bool = False  #: a relationship
 
 
 @dataclass(frozen=True)
@@ -151,7 +167,8 @@ class Resource:
     are rendered, to avoid a query for each. `id` is the row's column or function.
     `lasts` tells of a row that what is shown of it depends on nothing but the
     row itself, the caller's level and the base of URLs: then it is rendered once.
-    `accepts` are further spellings of the type that clients send.
+    `accepts` are further spellings of the type that clients send, `unsupported`
+    the members that clients know and we do not have.
     """
 
     type: str
@@ -163,6 +180,7 @@ class Resource:
     links: Mapping[str, Value] = field(default_factory=dict)
     id: Callable[[Row], str] = lambda row: str(row.id)
     accepts: tuple[str, ...] = ()
+    unsupported: tuple[Accepts, ...] = ()
     has_rights: bool = False  #: rows are things with rights of their own: `id`, `name`, `labels`, `owner_id`
     run_token: bool = False  #: a run's token may see it as an included resource
 
@@ -262,6 +280,7 @@ class Page:
 
 
 __all__ = [
+    "Accepts",
     "Access",
     "Attr",
     "Endpoint",

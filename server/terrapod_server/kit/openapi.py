@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Many, One, Raw, Resource
+from terrapod_server.kit.jsonapi import Accepts, Access, Attr, Endpoint, Level, Many, One, Raw, Resource
 
 _MEDIA = "application/vnd.api+json"
 _KINDS: dict[type, dict[str, Any]] = {
@@ -145,14 +145,28 @@ def _schema(resource: Resource) -> dict[str, Any]:
             "type": {"const": resource.type},
             "attributes": {
                 "type": "object",
-                "properties": {attr.name: _attribute(attr) for attr in resource.attributes},
+                "properties": {
+                    **{each.name: _unsupported(each) for each in resource.unsupported if not each.related},
+                    **{attr.name: _attribute(attr) for attr in resource.attributes},
+                },
             },
             "relationships": {
                 "type": "object",
-                "properties": {relation.name: _relation(relation) for relation in resource.relations},
+                "properties": {
+                    **{each.name: {"description": _not_here(each)} for each in resource.unsupported if each.related},
+                    **{relation.name: _relation(relation) for relation in resource.relations},
+                },
             },
         },
     }
+
+
+def _unsupported(member: Accepts) -> dict[str, Any]:
+    return {"description": _not_here(member), "enum": [None, *member.values], "writeOnly": True}
+
+
+def _not_here(member: Accepts) -> str:
+    return f"{member.doc}; not supported"
 
 
 def _attribute(attr: Attr) -> dict[str, Any]:

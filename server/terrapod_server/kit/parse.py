@@ -1,5 +1,6 @@
 """Request documents -> checked values. Pure; every mistake is an `Invalid` with a JSON pointer."""
 
+import json
 import re
 from collections.abc import Mapping, Sized
 from datetime import UTC, datetime
@@ -8,7 +9,7 @@ from typing import Any
 import msgspec
 
 from terrapod_server.kit import jsonscan
-from terrapod_server.kit.jsonapi import Attr, Linked, Many, One, Resource
+from terrapod_server.kit.jsonapi import Accepts, Attr, Linked, Many, One, Resource
 from terrapod_shared.errors import BadRequest, Invalid
 
 _KINDS = {
@@ -91,6 +92,7 @@ def attributes(data: Mapping[str, Any], resource: Resource, pointer: str = "/dat
     if not isinstance(sent, Mapping):
         message = "attributes must be an object"
         raise Invalid(message, pointer=f"{pointer}/attributes")
+    _check_unsupported(sent, resource, f"{pointer}/attributes", related=False)
     found: dict[str, Any] = {}
     for attr in resource.attributes:
         if not attr.write or attr.name not in sent:
@@ -111,6 +113,23 @@ def attributes(data: Mapping[str, Any], resource: Resource, pointer: str = "/dat
                 raise Invalid(f"{attr.name}: {error}", pointer=where) from None
         found[attr.column] = value
     return found
+
+
+def _check_unsupported(sent: Mapping[str, Any], resource: Resource, pointer: str, *, related: bool) -> None:
+    """Raises Invalid where a member that nothing here implements asks for anything."""
+    for member in resource.unsupported:
+        value = sent.get(member.name)
+        if member.related is not related or _asks_for_nothing(member, value):
+            continue
+        only = "".join(f" or {json.dumps(each)}" for each in member.values)
+        message = f"{member.name} is not supported ({member.doc}): it may be null{only}"
+        raise Invalid(message, pointer=f"{pointer}/{member.name}")
+
+
+def _asks_for_nothing(member: Accepts, value: Any) -> bool:
+    if member.related and isinstance(value, Mapping):
+        value = value.get("data")
+    return value is None or any(type(value) is type(each) and value == each for each in member.values)
 
 
 def _checked(attr: Attr, value: Any, where: str) -> Any:
@@ -167,6 +186,7 @@ def relations(data: Mapping[str, Any], resource: Resource) -> dict[str, list[Lin
     if not isinstance(sent, Mapping):
         message = "relationships must be an object"
         raise Invalid(message, pointer="/data/relationships")
+    _check_unsupported(sent, resource, "/data/relationships", related=True)
     found: dict[str, list[Linked] | Linked | None] = {}
     for relation in resource.relations:
         if not relation.write or relation.name not in sent:

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from terrapod_server.access import rules as access
 from terrapod_server.access import visible
 from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, One, Page, Raw, Resource, Thing
+from terrapod_server.kit.jsonapi import Accepts, Access, Attr, Endpoint, Level, Limit, One, Page, Raw, Resource, Thing
 from terrapod_server.registry import actions, rules
 from terrapod_server.registry.model import Module, ModuleVersion
 from terrapod_shared.errors import Forbidden, Invalid
@@ -95,6 +95,13 @@ MODULE = Resource(
         ),
     ),
     relations=(One("organization", "organizations", key=lambda *_: rules.NAMESPACE),),
+    unsupported=(
+        Accepts("no-code", "whether it can be provisioned without code", (False,)),
+        Accepts("vcs-repo", "the repository whose tags become versions", ({},)),
+        Accepts("test-config", "how its tests are run", ({}, {"tests-enabled": False})),
+        Accepts("initial-version", "the version that a branch becomes", ("",)),
+        Accepts("tag-bindings", "its tags; labels are what decides here", ([],), related=True),
+    ),
     links={"self": lambda module, _: ONE.format(org="default", namespace=rules.NAMESPACE, **_names(module))},
     load=actions.by_ids,
     prepare=lambda rows, _call: _prepare(rows),

@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.jsonapi import (
+    Accepts,
     Access,
     Attr,
     Endpoint,
@@ -142,6 +143,10 @@ RUN = Resource(
         One("created-by", "users", key=lambda r, _: r.created_by_id or None),
         One("confirmed-by", "users", key=lambda r, _: r.confirmed_by_id or None),
         Many("run-events", "run-events", link=lambda r, _: f"/api/v2/runs/{r.id}/run-events"),
+    ),
+    unsupported=(
+        Accepts("invoke-action-addrs", "actions to be invoked, and nothing else", ([],)),
+        Accepts("policy-paths", "policies to be checked", ([],)),
     ),
     load=actions.by_ids,
     prepare=lambda rows, call: waits.prepare(rows, call.principal),

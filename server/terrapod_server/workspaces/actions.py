@@ -326,6 +326,11 @@ def _settled(values: Mapping[str, Any]) -> dict[str, Any]:
         settled.setdefault("execution_mode", "remote" if operations else "local")
     if (folder := settled.pop("vcs_working_directory", None)) is not None:
         settled.setdefault("working_directory", folder)
+    own = settled.pop("setting_overwrites", {})
+    if own.get("execution-mode") is False:  # there is no setting above that it could inherit but the first one
+        settled.setdefault("execution_mode", "remote")
+    if False in (own.get("agent-pool"), own.get("execution-mode")):
+        settled.setdefault("agent_pool_id", None)
     return settled
 
 

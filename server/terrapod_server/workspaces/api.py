@@ -6,7 +6,20 @@ from typing import Any
 from terrapod_server.access import rules as access
 from terrapod_server.identity import actions as identity
 from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Linked, Many, One, Page, Raw, Resource, Thing
+from terrapod_server.kit.jsonapi import (
+    Accepts,
+    Access,
+    Attr,
+    Endpoint,
+    Level,
+    Linked,
+    Many,
+    One,
+    Page,
+    Raw,
+    Resource,
+    Thing,
+)
 from terrapod_server.kit.reads import Record
 from terrapod_server.workspaces import actions, rules
 from terrapod_server.workspaces.model import Workspace
@@ -91,20 +104,28 @@ WORKSPACE = Resource(
             value=lambda w, _: w.working_directory or "",
         ),
         Attr("auto-apply", bool, "whether the server confirms runs by itself", write=True),
-        Attr("auto-apply-run-trigger", bool, "the same for runs that another run began", write=True),
+        Attr("auto-apply-run-trigger", bool, "the same for runs that another run began", write=True, kept=True),
         Attr("agent-pool-id", str, "the pool of execution-mode agent", write=True, nullable=True),
         Attr("allow-destroy-plan", bool, "whether destroy plans may be queued", write=True),
-        Attr("assessments-enabled", bool, "go-tfe's word for drift detection", write=True),
-        Attr("file-triggers-enabled", bool, "whether changed files narrow VCS runs", write=True),
+        Attr("assessments-enabled", bool, "go-tfe's word for drift detection", write=True, kept=True),
+        Attr("file-triggers-enabled", bool, "whether changed files narrow VCS runs", write=True, kept=True),
         Attr("global-remote-state", bool, "whether every workspace's runs may read the state", write=True),
-        Attr("queue-all-runs", bool, "whether the first VCS commit begins a run", write=True),
-        Attr("speculative-enabled", bool, "whether pull requests are planned", write=True),
+        Attr("queue-all-runs", bool, "whether the first VCS commit begins a run", write=True, kept=True),
+        Attr("speculative-enabled", bool, "whether pull requests are planned", write=True, kept=True),
         Attr("structured-run-output-enabled", bool, "whether logs of the cloud block are JSON lines", write=True),
         Attr("source", str, "who made it"),
-        Attr("source-name", str, "the maker's name", write=True, maximum=254),
-        Attr("source-url", str, "the maker's address", write=True, maximum=1024),
-        Attr("trigger-prefixes", list, "folders whose changes begin VCS runs", write=True, items=str, maximum=100),
-        Attr("trigger-patterns", list, "patterns of the same", write=True, items=str, maximum=100),
+        Attr("source-name", str, "the maker's name", write=True, kept=True, maximum=254),
+        Attr("source-url", str, "the maker's address", write=True, kept=True, maximum=1024),
+        Attr(
+            "trigger-prefixes",
+            list,
+            "folders whose changes begin VCS runs",
+            write=True,
+            kept=True,
+            items=str,
+            maximum=100,
+        ),
+        Attr("trigger-patterns", list, "patterns of the same", write=True, kept=True, items=str, maximum=100),
         Attr(
             "resource-cpu", str, "cores that a run may use, such as 2 or 500m", write=True, maximum=20, parse=rules.cpu
         ),
@@ -114,10 +135,18 @@ WORKSPACE = Resource(
         Attr("labels", dict, "key and value pairs; they decide rights", write=True, parse=access.labels),
         Attr("tag-names", list, "the keys of the labels", value=lambda w, _: sorted(w.labels)),
         Attr("vcs-repo", dict, "none without VCS", value=lambda *_: None),
-        Attr("vcs-repo-url", str, "address of the repository", write=True, maximum=1024),
-        Attr("vcs-branch", str, "its branch", write=True, maximum=254),
-        Attr("drift-detection-enabled", bool, "whether drift is looked for", write=True),
-        Attr("drift-detection-interval-seconds", int, "how often", write=True, minimum=3600, maximum=31_536_000),
+        Attr("vcs-repo-url", str, "address of the repository", write=True, kept=True, maximum=1024),
+        Attr("vcs-branch", str, "its branch", write=True, kept=True, maximum=254),
+        Attr("drift-detection-enabled", bool, "whether drift is looked for", write=True, kept=True),
+        Attr(
+            "drift-detection-interval-seconds",
+            int,
+            "how often",
+            write=True,
+            kept=True,
+            minimum=3600,
+            maximum=31_536_000,
+        ),
         Attr("drift-last-checked-at", str, "when drift was last looked for", value=lambda *_: None),
         Attr("drift-status", str, "what was found", value=lambda *_: ""),
         Attr("locked", bool, "by a person or by a run", value=lambda w, _: w.locked or w.run_lock_id is not None),
@@ -147,7 +176,9 @@ WORKSPACE = Resource(
         Attr(
             "setting-overwrites",
             dict,
-            "settings of its own",
+            "settings of its own; false sets those that are sent along with nothing back to what workspaces begin with",
+            write=True,
+            parse=rules.overwrites,
             value=lambda *_: {"execution-mode": True, "agent-pool": True},
         ),
         Attr("created-at", str, "when it was made"),
@@ -176,6 +207,15 @@ WORKSPACE = Resource(
             "workspaces",
             link=lambda w, _: f"{BY_ID.format(workspace=w.id)}/relationships/remote-state-consumers",
         ),
+    ),
+    unsupported=(
+        Accepts("vcs-repo", "the repository whose commits begin runs", ({},)),
+        Accepts("auto-destroy-at", "when everything is destroyed", ("",)),
+        Accepts("auto-destroy-activity-duration", "after how long without a run everything is destroyed", ("",)),
+        Accepts("inherits-project-auto-destroy", "whether the project says when; it says nothing", (False, True)),
+        Accepts("project-remote-state", "whether every run of the project may read the state", (False,)),
+        Accepts("migration-environment", "the environment of a legacy server that it comes from", ("",)),
+        Accepts("hyok-enabled", "whether a key of one's own encrypts it", (False,)),
     ),
     links={
         "self": lambda w, _: f"/api/v2/organizations/default/workspaces/{w.name}",
@@ -271,8 +311,10 @@ async def create(call: Call) -> Workspace:
     if call.request.headers.get("user-agent", "").startswith("OpenTofu"):
         values.setdefault("execution_backend", "tofu")
     _check_project(call)
-    for ignored in ("force", "owner_email"):
-        values.pop(ignored, None)
+    values.pop("force", None)
+    if values.pop("owner_email", call.principal.name).lower() != call.principal.name.lower():
+        message = "who makes a workspace owns it; a platform admin may change that afterwards"
+        raise Invalid(message, pointer="/data/attributes/owner-email")
     await _check_pool(call, values)
     call.level = Level.ADMIN
     return await actions.create(call.services, call.principal, values)

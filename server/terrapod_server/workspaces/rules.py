@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePosixPath
+from typing import Any
 
 from terrapod_shared import quantities
 
@@ -40,6 +41,15 @@ def memory(text: str) -> str:
     if text:
         quantities.size(text)
     return text
+
+
+def overwrites(sent: Mapping[str, Any]) -> dict[str, bool]:
+    """Which settings are the workspace's own. Raises ValueError."""
+    for name, value in sent.items():
+        if name not in ("execution-mode", "agent-pool") or not isinstance(value, bool | None):
+            message = "may hold execution-mode and agent-pool, each true or false"
+            raise ValueError(message)
+    return {name: value for name, value in sent.items() if value is not None}
 
 
 def tag_id(key: str) -> str:

@@ -21,8 +21,8 @@ def readable(line: str) -> str | None:
     if not line.startswith(_MARK):
         return line
     try:
-        message = json.loads(line)
-    except ValueError:
+        message = json.loads(line, parse_int=str)
+    except (ValueError, RecursionError):
         return line
     if not isinstance(message, dict) or not isinstance(message.get("@message"), str):
         return line

@@ -27,6 +27,11 @@ async def _noted(record: Record, step: Step) -> None:
         log.error("the journal of %s stays at %s: %s", record.folder.name, record.facts.step, error)  # noqa: TRY400
 
 
+def is_final(error: BaseException) -> bool:
+    """Whether the server would refuse the same state again: its content, size, serial or lineage are what is wrong."""
+    return type(error) is errors.Conflict or isinstance(error, errors.Invalid | errors.TooLarge)
+
+
 async def push(server: Server, run_id: str, number: int, path: Path, mark: wire.StateRef) -> None:
     """One state, until the server answers. Raises its refusal."""
     target = server.state_path(run_id, msgspec.to_builtins(mark))
@@ -40,9 +45,9 @@ async def send(server: Server, home: Path, facts: dict[str, Any]) -> bool:
     try:
         await server.call("PUT", server.state_path(run_id, facts), file=state, lease=number, timeout_s=_UPLOAD_S)
     except (errors.TerrapodError, OSError) as error:
-        reason = str(getattr(error, "detail", error))
+        reason, final = str(getattr(error, "detail", error)), is_final(error)
         log.error("the state of %s stays in the spool: %s", run_id, reason)  # noqa: TRY400
-        await asyncio.to_thread(kept.blame, state, reason)
+        await asyncio.to_thread(lambda: kept.blame(state, reason, is_final=final))
         return False
     await asyncio.to_thread(kept.drop, state)
     text = "the listener was restarted while it applied; the state that it left is here"
@@ -134,7 +139,8 @@ class Delivery:
             await push(self._server, self._work.run_id, self._work.lease.number, kept_, mark)
         except errors.TerrapodError as error:
             if kept_ == target:
-                await asyncio.to_thread(kept.blame, target, error.detail)
+                why, final = error.detail, is_final(error)
+                await asyncio.to_thread(lambda: kept.blame(target, why, is_final=final))
             else:
                 self.left = ""  # it is delivered from the work folder, again and again
             message = f"the server did not take the state ({error.detail}); it is kept on the listener at {kept_}"

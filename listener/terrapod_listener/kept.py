@@ -66,10 +66,15 @@ def place(home: Path, run_id: str, number: int) -> Path:
     return home / "spool" / run_id / f"state-{number}"
 
 
-def blame(state: Path, reason: str) -> None:
-    """Notes why the server did not take a state; a full disk costs the note."""
+def blame(state: Path, reason: str, *, is_final: bool = False) -> None:
+    """Notes why the server did not take a state; a full disk costs the note.
+
+    `is_final` puts it aside: the same bytes would be refused again, so that
+    only a person sends them again, or a listener that has joined again.
+    """
     with contextlib.suppress(OSError):
-        write_private(state.with_suffix(".json"), json.dumps({"reason": reason}).encode())
+        note = {"reason": reason, "is_final": is_final}
+        write_private(state.with_suffix(".json"), json.dumps(note).encode())
 
 
 def drop(state: Path) -> None:
@@ -87,15 +92,16 @@ def count(home: Path, live: Collection[str]) -> int:
 
 
 def spooled(home: Path) -> list[dict[str, Any]]:
-    """What is in the spool: run_id, number, serial, lineage, md5, reason. The bytes say it, not a note beside them."""
+    """What is in the spool: run_id, number, serial, lineage, md5, reason, is_final. The bytes say it, but for the reason."""
     found = []
     for state in sorted((home / "spool").glob("*/state-*")):
         number = state.name.removeprefix("state-")
         if not number.isdecimal():
             continue
-        reason = ""
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            reason = json.loads(state.with_suffix(".json").read_bytes())["reason"]
+        reason, is_final = "", False
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            note = json.loads(state.with_suffix(".json").read_bytes())
+            reason, is_final = note["reason"], bool(note.get("is_final"))
         with contextlib.suppress(OSError, statefile.Torn), state.open("rb") as file:
             found.append(
                 {
@@ -103,6 +109,7 @@ def spooled(home: Path) -> list[dict[str, Any]]:
                     "number": int(number),
                     **statefile.mark(file, whole=False),
                     "reason": reason,
+                    "is_final": is_final,
                 }
             )
     return found

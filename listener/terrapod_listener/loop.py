@@ -427,6 +427,7 @@ class Daemon:
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._rejoined.wait(), _AGAIN_S * random.uniform(0.5, 1.0))  # noqa: S311
+            is_rejoined = self._rejoined.is_set()
             self._rejoined.clear()
             live = {job.work.run_id for job in self._jobs.values()}
             left = await asyncio.to_thread(journal.records, self._home)
@@ -434,7 +435,7 @@ class Daemon:
             for record in left:
                 if record.folder.name not in live and not record.facts.left:
                     self._go_on(record, engines)
-            await self._deliver_spool()
+            await self._deliver_spool(is_rejoined=is_rejoined)
             await self._drop_settled(left)
 
     async def _drop_settled(self, records: list[journal.Record]) -> None:
@@ -455,8 +456,11 @@ class Daemon:
                 log.info("%s is settled: its folder goes", run_id)
                 await asyncio.to_thread(rescue.forget, self._home, record)
 
-    async def _deliver_spool(self) -> None:
+    async def _deliver_spool(self, *, is_rejoined: bool = False) -> None:
+        """But for what was refused for good, which another server may take, and a person may send."""
         for facts in await asyncio.to_thread(self._spooled):
+            if facts["is_final"] and not is_rejoined:
+                continue
             if await send(self._server, self._home, facts):
                 self._tell()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from terrapod_listener import journal, keeping, kept, statefile, workdir
 from terrapod_listener.client import Server
+from terrapod_listener.delivery import is_final
 from terrapod_listener.identity import Identity
 from terrapod_shared import errors
 
@@ -110,7 +111,7 @@ async def push(home: Path, who: Identity, run_id: str) -> str:
     except errors.TerrapodError as error:
         spooled = kept.place(home, run_id, number)
         if path == spooled:
-            kept.blame(spooled, error.detail)
+            kept.blame(spooled, error.detail, is_final=is_final(error))
         raise
     finally:
         await server.close()
@@ -181,4 +182,6 @@ def lines(home: Path, who: Identity) -> Iterator[str]:
     yield f"spool:       {len(waiting)} states not delivered"
     for facts in waiting:
         why = f": {facts['reason']}" if facts["reason"] else ""
+        if facts["is_final"]:
+            why += f"; put aside, `terrapod-listener rescue {facts['run_id']} --push` sends it again"
         yield f"  {facts['run_id']}: serial {facts['serial']}, lineage {facts['lineage']}{why}"

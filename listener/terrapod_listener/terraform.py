@@ -96,7 +96,7 @@ def declared(sources: Mapping[str, str]) -> dict[str, bool]:
 
 def _declared_in_json(text: str) -> dict[str, bool]:
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_int=str)
     except (ValueError, RecursionError):
         return {}
     blocks = document.get("variable", {}) if isinstance(document, dict) else {}
@@ -122,7 +122,7 @@ def _prefixes(text: str) -> list[str]:
 
 def _prefixes_in_json(text: str) -> list[str]:
     try:
-        places = [json.loads(text)]
+        places = [json.loads(text, parse_int=str)]
     except (ValueError, RecursionError):
         return []
     for key in ("terraform", "backend", "remote", "workspaces", "prefix"):  # each may stand in a list

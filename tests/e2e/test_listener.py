@@ -80,6 +80,7 @@ def test_a_state_that_the_server_refuses_stays_and_is_shown(
     assert spooled.stat().st_mode & 0o777 == 0o600
     told = status(strict)
     assert f"{run}: serial 2, lineage " in told
+    assert f"put aside, `terrapod-listener rescue {run} --push`" in told
     current = api.get(f"workspaces/{remote.id}/current-state-version").json()["data"]["attributes"]
     assert current["serial"] == 1, "nothing half written"
     again = Remote(api)
@@ -92,6 +93,21 @@ def test_a_state_that_the_server_refuses_stays_and_is_shown(
         return run in [entry["run_id"] for entry in listener["spooled-states"]]
 
     wait_for(is_told)  # though the listener is idle
+
+
+def test_a_state_of_any_content_is_delivered(strict: Site, api: httpx.Client) -> None:
+    """What would have ended the server, and the next one at each start of the listener."""
+    remote = Remote(api)
+    left = state_bytes(1, "line", {"n": {"value": 7, "type": "number"}}).replace(
+        b'"value": 7', b'"value": ' + b"1" * 5000
+    )
+    remote.upload(apply_sh=writes(left))
+    run = remote.begin()
+    remote.until(run, "applied")
+    current = api.get(f"workspaces/{remote.id}/current-state-version").json()["data"]["attributes"]
+    assert (current["serial"], current["resources-processed"]) == (1, False)
+    assert "number" in current["resources-error"]
+    assert run not in status(strict)
 
 
 HANGS = """

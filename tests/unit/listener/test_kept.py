@@ -47,6 +47,9 @@ def test_a_state_is_copied_and_known_by_its_bytes(tmp_path: Path) -> None:
     assert (facts["run_id"], facts["number"], facts["serial"], facts["reason"]) == ("run-a", 3, 2, "")
     kept.blame(target, "no room")
     assert kept.spooled(tmp_path)[0]["reason"] == "no room"
+    assert not kept.spooled(tmp_path)[0]["is_final"]
+    kept.blame(target, "not JSON", is_final=True)
+    assert kept.spooled(tmp_path)[0]["is_final"]
     kept.drop(target)
     assert not target.parent.exists()
 
@@ -166,3 +169,40 @@ def test_an_answer_that_a_full_disk_has_cut_is_named(tmp_path: Path) -> None:
     (tmp_path / "answer.json").write_text("{}")
     with pytest.raises(schemas.NotWhole, match="disk may be full"):
         schemas.digest(tmp_path / "plan.json", tmp_path / "answer.json", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("number", ["1" * 5_000, "-" + "1" * 5_000, "1." + "0" * 5_000, "1e" + "1" * 5_000])
+def test_a_state_with_a_number_that_python_does_not_read_is_whole(
+    tmp_path: Path, indent: int | None, number: str
+) -> None:
+    state = tmp_path / "terraform.tfstate"
+    text = json.dumps({"version": 4, "serial": 7, "lineage": "line", "outputs": {"n": {"value": 0}}}, indent=indent)
+    state.write_text(text.replace('"value": 0', f'"value": {number}') + "\n")
+    found = statefile.newest(tmp_path, [state])
+    assert found is not None
+    assert (found[1]["serial"], found[1]["lineage"]) == (7, "line")
+    target = kept.place(tmp_path, "run-a", 3)
+    statefile.keep(tmp_path, state, target)
+    assert target.read_bytes() == state.read_bytes()
+
+
+@pytest.mark.parametrize("text", ['{"serial": ' + "1" * 5_000 + ', "lineage": "l"}', '{"a": ' + "[" * 200_000])
+def test_what_cannot_be_a_state_is_torn(tmp_path: Path, text: str) -> None:
+    state = tmp_path / "terraform.tfstate"
+    state.write_text(text)
+    assert statefile.newest(tmp_path, [state]) is None
+
+
+def test_a_plan_with_a_number_that_python_does_not_read_is_digested(tmp_path: Path) -> None:
+    plan, answer, target = (tmp_path / name for name in ("plan", "answer", "target"))
+    entry = '{"mode": "managed", "type": "t", "provider_name": "p", "change": {"actions": ["create"], "after": %s}}'
+    plan.write_text('{"resource_changes": [%s]}' % (entry % ("1" * 5_000)))
+    answer.write_text(
+        '{"format_version": "1.0", "provider_schemas": {"p": {"resource_schemas": {"t": {"version": 3}}}}}'
+    )
+    assert schemas.digest(plan, answer, target).additions == 1
+    assert json.loads(target.read_text())["provider_schemas"]["p"]["resource_schemas"] == {"t": {"version": 3}}
+    plan.write_text('{"a": ' + "[" * 200_000)
+    with pytest.raises(schemas.NotWhole):
+        schemas.digest(plan, answer, target)

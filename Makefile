@@ -25,11 +25,12 @@ fmt: setup
 	$(BIN)/ruff check --fix .
 
 # What tests run for real, and skip by name where it is not there: xmlsec1 signs for the SAML identity provider, faketime
-# gives one server another clock, bubblewrap isolates runs, nginx stands in front
-TOOLS := xmlsec1 faketime bubblewrap nginx-light iproute2 procps
+# gives one server another clock, bubblewrap isolates runs, nginx stands in front, strace and gcc
+# show what programs of a run get
+TOOLS := xmlsec1 faketime bubblewrap nginx-light iproute2 procps strace gcc libc6-dev
 tools:
 	@{ command -v xmlsec1 && command -v faketime && command -v bwrap && { command -v nginx || [ -x /usr/sbin/nginx ]; } && \
-	  command -v pgrep && { command -v ip || [ -x /usr/sbin/ip ]; }; } >/dev/null || { [ "$$(id -u)" = 0 ] && \
+	  command -v pgrep && command -v strace && command -v gcc && { command -v ip || [ -x /usr/sbin/ip ]; }; } >/dev/null || { [ "$$(id -u)" = 0 ] && \
 	  echo "installing $(TOOLS) with apt-get" && \
 	  apt-get update -qq >/dev/null && apt-get install -y -qq --no-install-recommends $(TOOLS) >/dev/null 2>&1; } || \
 	  echo "not all is there, and some tests will be skipped by name: apt-get install $(TOOLS)" >&2

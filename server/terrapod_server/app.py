@@ -20,8 +20,8 @@ from terrapod_server.access import api as access_api
 from terrapod_server.agents import actions as agents
 from terrapod_server.agents import api as agents_api
 from terrapod_server.agents import auth as listener_auth
+from terrapod_server.agents import deliveries, late_api
 from terrapod_server.agents import jobs as agents_jobs
-from terrapod_server.agents import late_api
 from terrapod_server.agents import model as agents_model
 from terrapod_server.audit import api as audit_api
 from terrapod_server.audit import jobs as audit_jobs
@@ -390,6 +390,7 @@ class _Life:
             if services.audit is not None:
                 ending.push_async_callback(services.audit.stop)
             await self._periodic.stop()
+            await deliveries.settle()
             services.bus.close()
             if self._following:
                 await self._following

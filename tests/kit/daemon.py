@@ -22,15 +22,18 @@ async def listener(*argv: str) -> asyncio.subprocess.Process:
     )
 
 
-async def joined(server: Running, home: Path, name: str = "one") -> str:
-    """The listener's id."""
+async def joined(server: Running, home: Path, name: str = "one", *, ca: Path | None = None, capacity: int = 0) -> str:
+    """The listener's id. `capacity`: how many runs at once, 0 for as many as listeners take of themselves."""
     home.mkdir(exist_ok=True)
     program = scripted.program(home.parent / "bin")
     (home / "listener.toml").write_text(
-        'isolation = "none"\n'  # scripts tell the test their pids, and wait for its files
+        f"capacity = {capacity}\n"
+        * bool(capacity)
+        + 'isolation = "none"\n'  # scripts tell the test their pids, and wait for its files
         f'poll_s = 2.0\n{terraform_shim.settings()}[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\npath = "{program}"\n'
     )
-    argv = ("join", "--server", server.url, "--token", await server.join_token(), "--name", name, "--home", str(home))
+    argv = ["join", "--server", server.url, "--token", await server.join_token(), "--name", name, "--home", str(home)]
+    argv += ["--ca", str(ca)] if ca else []
     assert await (await listener(*argv)).wait() == 0
     found = identity.load(home)
     assert found is not None

@@ -13,7 +13,7 @@ from terrapod_server.agents import actions, auth, idle, late, work
 from terrapod_server.agents.model import Listener
 from terrapod_server.configs import actions as configs
 from terrapod_server.kit import brake, parse
-from terrapod_server.kit.call import Call, Principal
+from terrapod_server.kit.call import Call, Principal, Services
 from terrapod_server.mirror import actions as mirror
 from terrapod_server.runs import actions as runs
 from terrapod_server.runs import logs, queue
@@ -33,6 +33,7 @@ from terrapod_shared.errors import (
 log = logging.getLogger(__name__)
 _WAIT_MOST_S = 60.0
 _RELOAD_S = 30.0
+_SETTLE_S = 3.0
 _HALF_LIFE = timedelta(hours=actions.CERTIFICATE_HOURS / 2)
 _ARTIFACTS = ("plan-file", "lock-file", "plan-json", "schemas")
 
@@ -258,7 +259,7 @@ async def report(call: Call) -> Response:
         raise NotFound
     end = await logs.size(services, phase)
     run = await queue.finish(services, run_id, message, number, me.id, end)
-    task = asyncio.create_task(logs.seal(services, phase.id))
+    task = asyncio.create_task(_seal(services, phase.id))
     _sealing.add(task)
     task.add_done_callback(_sealing.discard)
     return _answer(wire.Reported(status=run.status.value))
@@ -266,6 +267,23 @@ async def report(call: Call) -> Response:
 
 #: Logs that are being sealed: a task that nobody holds may be collected.
 _sealing: set[asyncio.Task[None]] = set()
+
+
+async def _seal(services: Services, phase_id: str) -> None:
+    try:
+        await logs.seal(services, phase_id)
+    except Exception:  # a task of its own: nobody else hears of it
+        log.exception("the log of %s is sealed later", phase_id)
+
+
+async def settle() -> None:
+    """Waits for the logs that are being sealed, before the database closes; what takes long is left to another process."""
+    left = set(_sealing)
+    if left:
+        _, left = await asyncio.wait(left, timeout=_SETTLE_S)
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 @auth.signs

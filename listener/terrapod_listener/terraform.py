@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from terrapod_shared import wire
-from terrapod_shared.variables import refusal
+from terrapod_shared.variables import unfit
 
 #: Loaded after the user's `terraform.tfvars` and `*.auto.tfvars`.
 VAR_FILE = "terrapod.tfvars"
@@ -17,7 +17,7 @@ _REMOTE = re.compile(r'\bbackend[ \t]+"remote"[ \t]*\{')
 _PREFIX = re.compile(r'\bworkspaces[ \t]*(?:=[ \t]*)?\{[^{}]{0,2000}?\bprefix[ \t]*=[ \t]*"([^"\\$%]+)"')
 _BLOCK_MOST, _BLOCKS_MOST = 4096, 10
 _EPHEMERAL = re.compile(r"\bephemeral[ \t]*=")
-_VARIABLE = re.compile(r'^[ \t]*variable[ \t]+"?([A-Za-z_][A-Za-z0-9_-]*)"?[ \t]*\{', re.MULTILINE)
+_VARIABLE = re.compile(r'^[ \t]*variable[ \t]+"?([^\W\d][\w-]*)"?[ \t]*\{', re.MULTILINE)
 
 
 def init_argv(*, readonly_lock: bool) -> list[str]:
@@ -161,7 +161,7 @@ def admitted(variables: Iterable[wire.Variable]) -> tuple[list[wire.Variable], l
     """
     taken, left_out = [], []
     for each in variables:
-        if why := refusal(each.key, each.category, each.value):
+        if why := unfit(each.key, each.category, each.value):
             left_out.append(why)
         else:
             taken.append(each)

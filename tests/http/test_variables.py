@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kit.serving import DATA, Running
+from terrapod_listener import terraform
 from terrapod_server.variables import actions as variables
 
 
@@ -22,12 +23,53 @@ async def change(server: Running, workspace: str, variable: str, **attributes: A
 
 
 NAMES = [
-    "", " ", "a b", "a=b", "a\nb", 'a" = 1\nb', "${x}", "1a", "a.b", "PATH", "HOME", "LD_PRELOAD", "DYLD_X", "TF_CLI_ARGS",
+    "", "a=b", "a\nb", "a\rb", "a\u2028b", 'a" = 1\nb', "PATH", "HOME", "LD_PRELOAD", "DYLD_X", "TF_CLI_ARGS",
     "TF_CLI_ARGS_apply", "TF_CLI_CONFIG_FILE", "TF_DATA_DIR", "TF_WORKSPACE", "TF_REATTACH_PROVIDERS",
     "TF_FORCE_LOCAL_BACKEND", "TF_LOG_PATH", "TF_TOKEN_app_terraform_io", "TFC_RUN_ID", "x" * 256, "a\0",
     "TOFU_CLI_CONFIG_FILE", "GCONV_PATH", "LOCPATH", "NLSPATH", "GLIBC_TUNABLES", "RES_OPTIONS", "MALLOC_CHECK_", "BASH_ENV",
     "SHELLOPTS", "PS4",
 ]  # fmt: skip
+
+
+async def test_names_that_no_run_can_have_are_kept(server: Running, tmp_path: Path) -> None:
+    """Clients name variables by UUIDs and in their own language; a hint says which of them no run is given."""
+    workspace = (await server.workspace())["id"]
+    fine = (
+        ("a-b", "env"),
+        ("1a", "env"),
+        ("a.b", "env"),
+        ("é", "terraform"),
+        ("größe-2", "terraform"),
+        ("变量", "terraform"),
+    )
+    odd = ((" ", "env"), ("a b", "env"), ("BASH_FUNC_x%%", "env"), ("é", "env"), ("${x}", "terraform"), ("1a", "terraform"),
+           ("a.b", "terraform"), ("-a", "terraform"), ("3f2b8c1e-0d5e-4e0b-9d9b-2f7a2b1c0d9e", "terraform"))  # fmt: skip
+    for (name, category), is_fine in (*((each, True) for each in fine), *((each, False) for each in odd)):
+        made = await make(server, workspace, key=name, category=category)
+        assert made["status"] == 201, name
+        assert (made["attributes"]["hint"] is None) is is_fine, (name, made["attributes"]["hint"])
+    listener = await server.listener(tmp_path / "home")
+    await server.configuration(workspace)
+    await server.run(workspace, variables=[{"key": "größe", "value": "1"}])
+    work = await listener.next_work(5)
+    assert work is not None
+    taken, left_out = terraform.admitted(work.variables)
+    assert {(each.key, each.category) for each in taken} == {*fine, ("größe", "terraform")}
+    assert len(left_out) == len(odd)
+    for key in ("a=b", "a\nb"):
+        refused = await server.run(workspace, variables=[{"key": key, "value": "1"}])
+        assert refused.json()["errors"][0]["source"]["pointer"] == "/data/attributes/variables"
+
+
+async def test_a_value_that_no_environment_takes(server: Running) -> None:
+    workspace = (await server.workspace())["id"]
+    large = "é" * (64 << 10)
+    refused = await make(server, workspace, key="k", value=large)
+    assert refused["errors"][0]["source"]["pointer"] == "/data/attributes/value"
+    assert (await make(server, workspace, key="k", value=large[:-2]))["status"] == 201
+    made = await make(server, workspace, key="large", value=large, category="terraform", hcl=True)
+    assert made["status"] == 201
+    assert (await change(server, workspace, made["id"], category="env"))["status"] == 422, "nor by an update"
 
 
 async def test_names_that_no_variable_may_have(server: Running) -> None:
@@ -36,13 +78,13 @@ async def test_names_that_no_variable_may_have(server: Running) -> None:
         made = await make(server, workspace, key=name)
         assert made["status"] == 422, name
         assert name == "a\0" or made["errors"][0]["source"]["pointer"] == "/data/attributes/key", name
-    for name in ("a b", 'a" = 1\nb', "${x}", "1a", "a.b", "", "é"):
+    for name in ("", "a=b", 'a" = 1\nb', "a\u0085b", "x" * 256):
         assert (await make(server, workspace, key=name, category="terraform"))["status"] == 422, name
     fine = (("HTTPS_PROXY", "env"), ("TF_LOG", "env"), ("_x", "env"), ("PATH", "terraform"), ("a-b", "terraform"))
     for name, category in fine:
         made = await make(server, workspace, key=name, category=category)
         assert made["status"] == 201, name
-        if category == "terraform":  # no way round by an update either
+        if name == "PATH":  # no way round by an update either
             changed = await change(server, workspace, made["id"], category="env")
             assert changed["status"] == 422, name
     assert (await make(server, workspace, category="policy-set"))["status"] == 422

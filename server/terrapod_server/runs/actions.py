@@ -21,6 +21,7 @@ from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound, TerrapodError
+from terrapod_shared.variables import refusal
 
 log = logging.getLogger(__name__)
 
@@ -376,6 +377,8 @@ def _check(values: Mapping[str, Any], workspace: Workspace) -> None:
         if not isinstance(key, str) or not key or not isinstance(value, str):
             message = "each of variables must be an object with the strings key and value"
             raise Invalid(message, pointer="/data/attributes/variables")
+        if why := refusal(key, "terraform"):
+            raise Invalid(why, pointer="/data/attributes/variables")
 
 
 async def _repeated(principal: Principal, digest: str) -> Run | None:

@@ -12,7 +12,7 @@ from terrapod_server.variables.model import Variable
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound
-from terrapod_shared.variables import refusal
+from terrapod_shared.variables import oversize, refusal
 
 _AT = "/data/attributes/"
 
@@ -39,6 +39,8 @@ def _value(services: Services, row: Variable) -> str:
 def _check(key: str, category: str, value: str) -> None:
     if why := refusal(key, category, value):
         raise Invalid(why, pointer=_AT + "key")
+    if why := oversize(key, category, value):
+        raise Invalid(why, pointer=_AT + "value")
 
 
 async def create(services: Services, workspace_id: str, values: Mapping[str, Any]) -> Variable:
@@ -79,7 +81,8 @@ async def update(services: Services, row: Variable, values: Mapping[str, Any]) -
     changed: dict[str, Any] = {
         name: values[name] if values[name] is not None else "" for name in columns if name in values
     }
-    _check(changed.get("key", row.key), changed.get("category", row.category), text or "")
+    kept = _value(services, row) if text is None else text  # what was fine as terraform's may be too large for env
+    _check(changed.get("key", row.key), changed.get("category", row.category), kept)
     if text is not None:
         changed["value"] = services.cipher.seal(text.encode(), f"variable {row.id}")
     found = Variable.filter(id=row.id)

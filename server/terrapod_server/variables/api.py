@@ -7,6 +7,7 @@ from terrapod_server.kit.jsonapi import Attr, Endpoint, Level, One, Page, Raw, R
 from terrapod_server.variables import actions
 from terrapod_server.variables.model import Variable
 from terrapod_server.workspaces import actions as workspaces
+from terrapod_shared.variables import hint
 
 VARIABLE = Resource(
     type="vars",
@@ -19,6 +20,7 @@ VARIABLE = Resource(
         Attr("description", str, "what it is for", write=True, nullable=True),
         Attr("hcl", bool, "whether the value is an expression", write=True),
         Attr("sensitive", bool, "whether the value can never be read again", write=True),
+        Attr("hint", str, "why no run is given it; null where runs are", value=lambda v, _: hint(v.key, v.category)),
         Attr("version-id", str, "another one after every update"),
         Attr("created-at", str, "when it was made"),
     ),

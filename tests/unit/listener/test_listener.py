@@ -14,7 +14,7 @@ from terrapod_listener import config, launching, terraform, workdir
 from terrapod_listener.lease import Lease
 from terrapod_listener.process import Process
 from terrapod_shared import configuration, wire
-from terrapod_shared.variables import refusal
+from terrapod_shared.variables import ENV_MOST, refusal, unfit
 
 
 def archive(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
@@ -197,12 +197,16 @@ def test_the_environment_is_clean() -> None:
 
 def test_reserved_names_are_refused_here_too() -> None:
     for key in ("LD_PRELOAD", "PATH", "HOME", "TF_CLI_CONFIG_FILE", "TF_DATA_DIR", "TF_WORKSPACE", "TF_REATTACH_PROVIDERS",
-                "TF_FORCE_LOCAL_BACKEND", "TF_LOG_PATH", "TF_CLI_ARGS", "TF_CLI_ARGS_plan", "a b", "1x", "",
+                "TF_FORCE_LOCAL_BACKEND", "TF_LOG_PATH", "TF_CLI_ARGS", "TF_CLI_ARGS_plan", "a=b", "",
                 "TOFU_CLI_CONFIG_FILE", "GCONV_PATH", "LOCPATH", "NLSPATH", "GLIBC_TUNABLES", "RES_OPTIONS", "MALLOC_ARENA_MAX",
                 "BASH_ENV", "SHELLOPTS", "PS4"):  # fmt: skip
         assert refusal(key, "env"), key
     assert refusal("X", "env", "a\0b")
-    assert refusal("x y", "terraform")
+    assert refusal("x\ny", "terraform")
+    for key, category in (("a b", "env"), ("BASH_FUNC_x%%", "env"), ("x y", "terraform"), ("1x", "terraform")):
+        assert (refusal(key, category), bool(unfit(key, category, ""))) == (None, True), key
+    assert unfit("X", "env", "x" * ENV_MOST)
+    assert terraform.declared({"main.tf": 'variable "größe" {}\nvariable "变量" {}'}).keys() == {"größe", "变量"}
     for key in ("TF_LOG", "HTTPS_PROXY", "AWS_REGION"):
         assert refusal(key, "env") is None
 

@@ -297,7 +297,7 @@ def build(config: Config) -> App:
         run_has_status=runs.run_has_status,
         local_engines=agents.local_engines,
         pool_for=agents.pool_for,
-        before_workspace_deleted=[deleted.before_workspace_deleted],
+        before_workspace_deleted=[deleted.before_workspace_deleted, states.before_workspace_deleted],
         clear_deleted=deleted.clear,
         on_workspace_deleted=[
             deleted.on_workspace_deleted,

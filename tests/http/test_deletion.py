@@ -1,6 +1,7 @@
 """Deleting workspaces: runs end, listeners are told, names are free, and the last state is kept out of reach."""
 
 import asyncio
+import base64
 import hashlib
 from datetime import timedelta
 from pathlib import Path
@@ -218,6 +219,24 @@ async def test_the_last_state_is_kept_for_its_days(server: Running) -> None:
     assert files(server, workspace) == []
     assert not await KeptState.filter(workspace_id=workspace).exists()
     assert not await DeletedWorkspace.filter(id=workspace).exists()
+
+
+@pytest.mark.parametrize("member", [b'"x": ' + b"1" * 5_000, b'"encrypted_data": "e"'], ids=["digits", "encrypted"])
+async def test_a_state_whose_resources_nobody_can_read_is_not_empty(server: Running, member: bytes) -> None:
+    """It is kept whatever it contains; that its list of resources is empty says nothing."""
+    workspace = (await server.workspace())["id"]
+    raw = b'{"version": 4, "serial": 1, "lineage": "aaaa", %s}' % member
+    sent = {
+        "serial": 1,
+        "lineage": "aaaa",
+        "md5": hashlib.md5(raw).hexdigest(),
+        "state": base64.b64encode(raw).decode(),
+    }
+    made = await server.post(f"/workspaces/{workspace}/state-versions", sent, "state-versions")
+    assert made.status_code == 201, made.text
+    safe = await server.api.post(f"/workspaces/{workspace}/actions/safe-delete")
+    assert (safe.status_code, "may manage resources" in safe.text) == (409, True)
+    assert (await delete(server, workspace)).status_code == 204
 
 
 async def _once(raw: bytes) -> Any:

@@ -111,7 +111,7 @@ class Services:
     record: Callable[..., None] = _nothing_at_once
     #: Asked before a request that will be recorded; raises Unavailable where nothing more can be kept.
     check_record: Callable[[], None] = _nothing_at_once
-    #: Asked inside the transaction that deletes a workspace; may refuse with Conflict. `(workspace)`.
+    #: Asked inside the transaction that deletes a workspace; may refuse with Conflict. `(workspace, only_empty)`.
     before_workspace_deleted: list[Callable[..., Awaitable[Any]]] = field(default_factory=list)
     #: Called inside the same transaction; topics of the bus to wake when it has committed, or None. `(workspace_id)`.
     on_workspace_deleted: list[Callable[..., Awaitable[Any]]] = field(default_factory=list)

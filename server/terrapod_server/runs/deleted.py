@@ -30,7 +30,7 @@ _AGAIN = timedelta(seconds=10)
 _AT_ONCE = 100
 
 
-async def before_workspace_deleted(workspace: Workspace) -> None:
+async def before_workspace_deleted(workspace: Workspace, _only_empty: bool) -> None:
     """Raises Conflict where a run may be changing what the workspace manages; under the workspace's row lock."""
     applying = await Run.filter(workspace_id=workspace.id, status__in=list(states.LOCKING)).order_by("id").first()
     run_id, what = (applying.id, applying.status.value) if applying else (workspace.run_lock_id, "not settled")

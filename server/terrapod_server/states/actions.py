@@ -315,7 +315,7 @@ async def _make_current(row: StateVersion, arrived: _Arrived, newest: StateVersi
         modules=summary.modules,
         providers=summary.providers,
         resource_count=summary.resource_count,
-        resources_error=summary.reason[:255] or None,
+        resources_error=(summary.reason or "the state is encrypted" * summary.is_encrypted)[:255] or None,
         replaced=_replaced(newest, row, arrived),
         finalized_at=clock.now(),
     )
@@ -518,6 +518,14 @@ async def output_ids(version_ids: Sequence[str]) -> dict[str, list[str]]:
 async def may_run_read(principal: Principal, workspace_id: str) -> bool:
     """Whether a run's token may read the state of a workspace: its own, or one that shares."""
     return await workspaces.shares_state_with(workspace_id, principal.workspace_id)
+
+
+async def before_workspace_deleted(workspace: Workspace, only_empty: bool) -> None:
+    """Raises Conflict where the workspace is to go only if its state holds nothing, and nobody can tell."""
+    last = await current(workspace.id) if only_empty else None
+    if last is not None and last.resources_error:
+        message = f"workspace {workspace.name} may manage resources: {last.resources_error}"
+        raise Conflict(message)
 
 
 async def delete_for_workspace(workspace_id: str) -> None:

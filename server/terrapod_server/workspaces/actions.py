@@ -269,7 +269,7 @@ async def delete(services: Services, workspace: Workspace, principal: Principal,
         if only_empty:
             _check_empty(now)
         for ask in services.before_workspace_deleted:
-            await ask(now)
+            await ask(now, only_empty)
         for tell in services.on_workspace_deleted:
             topics |= await tell(now.id) or set()
         await WorkspaceLabel.filter(workspace_id=now.id).delete()

@@ -6,19 +6,27 @@ same faults again; what they meet depends on the machine's own timing.
 
 import asyncio
 import contextlib
+import functools
 import os
 import random
 import signal
+import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from chaos.world import FAKETIME, Host, World
+from chaos import hostile
+from chaos.proxy import stranger
+from chaos.world import FAKETIME, Host, Program, World
 
 #: What the journal of an apply goes through; a fault may wait for any of these.
 STEPS = ("offered", "accepted", "apply", "spooled", "acknowledged")
 #: No more than this is waited for a step: it may not come to this host.
 _STEP_S = 20.0
+#: Connections that are given up at once, and how long their client is patient.
+_GIVEN_UP, _PATIENCE_S = 300, 30.0
+#: A server that is asked to stop lets requests end for 30 s.
+_STOP_S = 90.0
 Found = TypeVar("Found")
 
 
@@ -46,8 +54,9 @@ async def server_killed(world: World, plan: Plan) -> None:
     async with world.server_busy:
         world.server.kill()
         await asyncio.sleep(plan.delay_s)
-        world.server.start()
-        await world.ready()
+        async with world.database_busy:  # a server that finds no database at its start ends, and so leaves the game
+            world.server.start()
+            await world.ready()
 
 
 async def server_paused(world: World, plan: Plan) -> None:
@@ -189,6 +198,58 @@ async def disk_full(world: World, plan: Plan) -> None:
         filler.unlink(missing_ok=True)
 
 
+async def proxy_answers(world: World, plan: Plan, status: int) -> None:
+    """What stands in front of the server answers in its place, as an ingress does whose server is not there."""
+    proxy = world.hosts[plan.host].proxy
+    async with world.server_busy, stranger(world.own_tls(), status) as port:  # else targets would change meanwhile
+        proxy.lead_to(port)
+        await asyncio.sleep(plan.long_s)
+        proxy.lead_to(world.port)
+
+
+async def connections_given_up(world: World, _plan: Plan) -> None:
+    """Hundreds of TLS connections at once, with a request and without, and their client is gone."""
+    anybody = ssl.create_default_context()
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+
+    async def give_up(number: int) -> None:
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                reader, writer = await asyncio.open_connection("127.0.0.1", world.port, ssl=anybody)
+                if number % 3:
+                    writer.write(b"GET /api/v2/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+                if number % 3 == 1:
+                    await reader.read(1 << 10)
+                writer.transport.abort()
+
+    await asyncio.gather(*map(give_up, range(_GIVEN_UP)))
+
+
+async def servers_restarted(world: World, plan: Plan) -> None:
+    """Two servers, each asked to stop and started again while the other serves."""
+    async with world.server_busy, world.database_busy, world.two_servers() as second:
+        for program, port in ((world.server, world.port), (second, world.second_port)):
+            await _asked_to_stop(world, program)
+            program.start()
+            await world.ready(program, port)
+            await asyncio.sleep(plan.delay_s)
+        await _asked_to_stop(world, second)
+
+
+async def _asked_to_stop(world: World, program: Program) -> None:
+    program.signal(signal.SIGTERM)
+    assert program.process
+    code = await asyncio.to_thread(program.process.wait, _STOP_S)
+    if code:
+        world.wrong.append(f"{program.name} was asked to stop, and ended with {code}")
+
+
+async def documents_hostile(world: World, plan: Plan) -> None:
+    async with world.server_busy, world.database_busy:  # whatever happens to the server now is of its own making
+        await world.ready()
+        await hostile.upload(world, plan.number)
+
+
 Fault = Callable[[World, Plan], Awaitable[None]]
 KINDS: dict[str, Fault] = {
     "server killed": server_killed,
@@ -206,6 +267,11 @@ KINDS: dict[str, Fault] = {
     "network swallows": network_hole,
     "network slow": network_slow,
     "disk full": disk_full,
+    "proxy answers 404": functools.partial(proxy_answers, status=404),
+    "proxy answers 502": functools.partial(proxy_answers, status=502),
+    "connections given up": connections_given_up,
+    "servers restarted in turn": servers_restarted,
+    "documents hostile": documents_hostile,
 }
 #: How often each is drawn; the others once.
 _WEIGHTS = {"listener killed": 3, "step: listener killed": 5, "network cut": 3, "server killed": 2, "host lost": 2}

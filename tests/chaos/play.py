@@ -81,14 +81,14 @@ async def play(game: Game, folder: Path, tell: Callable[[str], None]) -> Outcome
                 await asyncio.sleep(0.2)
             done.set()
             begun = time.monotonic()
-            await _settle(made, runs, outcome, tell)
+            await _settle(made, runs + made.hostile, outcome, tell)
             await asyncio.gather(*appliers)
             outcome.settled_s = time.monotonic() - begun
         finally:
             for task in appliers:
                 task.cancel()
             await asyncio.gather(*appliers, return_exceptions=True)
-        await _judge(made, ids, runs, outcome)
+        await _judge(made, ids, runs + made.hostile, outcome)
     return outcome
 
 
@@ -206,6 +206,7 @@ async def _judge(made: World, ids: list[str], runs: list[str], outcome: Outcome)
         outcome.statuses[found["status"]] += 1
         if found["status"] == "errored":
             outcome.reasons[why[:90]] += 1
+    outcome.wrong += made.wrong
     outcome.wrong += verdict.of_runs(ended, made.counting.applies, len(runs))
     for number, workspace in enumerate(ids):
         state = await verdict.created(made, workspace)

@@ -1,7 +1,9 @@
-"""A TCP proxy whose network can be cut, made slow, or made to swallow everything."""
+"""A TCP proxy whose network can be cut, made slow, or made to swallow everything; and one that is not the server's."""
 
 import asyncio
 import contextlib
+import ssl
+from collections.abc import AsyncIterator
 from typing import Literal, Self
 
 Weather = Literal["fair", "cut", "hole"]
@@ -12,7 +14,8 @@ class Proxy:
     """Between one listener and the server. `delay_s` holds every chunk up, in both directions."""
 
     def __init__(self, target: int) -> None:
-        self._target = target
+        self._targets = [target]
+        self._taken = 0
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -45,6 +48,21 @@ class Proxy:
         else:
             self._is_fair.clear()
 
+    def lead_to(self, *targets: int, drop: bool = True) -> None:
+        """From now on connections go to these ports in turn, and past one that refuses. `drop` ends those that are open."""
+        self._targets = list(targets)
+        if drop:
+            self._drop()
+
+    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to the next target that takes one. Raises OSError."""
+        self._taken += 1
+        *others, last = (self._targets[(self._taken + at) % len(self._targets)] for at in range(len(self._targets)))
+        for port in others:
+            with contextlib.suppress(ConnectionError):
+                return await asyncio.open_connection("127.0.0.1", port)
+        return await asyncio.open_connection("127.0.0.1", last)
+
     def _drop(self) -> None:
         for writer in list(self._open):
             writer.transport.abort()
@@ -57,7 +75,7 @@ class Proxy:
                 writer.transport.abort()
                 return
             with contextlib.suppress(OSError):
-                answers, other = await asyncio.open_connection("127.0.0.1", self._target)
+                answers, other = await self._connected()
                 self._open.add(other)
                 async with asyncio.TaskGroup() as group:
                     for source, sink in ((reader, other), (answers, writer)):
@@ -79,3 +97,23 @@ class Proxy:
                 await sink.drain()
         with contextlib.suppress(OSError, RuntimeError):
             sink.write_eof() if sink.can_write_eof() else sink.close()
+
+
+@contextlib.asynccontextmanager
+async def stranger(trusted: ssl.SSLContext, status: int) -> AsyncIterator[int]:
+    """Its port. A proxy with the server's certificate that answers everything itself, with a page of its own."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        page = b"<html><h1>nothing here</h1></html>"
+        head = f"HTTP/1.1 {status} X\r\nContent-Type: text/html\r\nContent-Length: {len(page)}\r\nConnection: close\r\n\r\n"
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(head.encode() + page)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=trusted)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()

@@ -174,10 +174,14 @@ class World:
         self.data, self.port = folder / "server", free_port()
         self.hosts: list[Host] = []
         self.server: Program
+        self.second: Program | None = None  #: beside the first, while both are restarted in turn
+        self.second_port = free_port()
         self.database = ""
         self.api: httpx.AsyncClient
         self.database_busy, self.server_busy = asyncio.Lock(), asyncio.Lock()
         self.hit: set[str] = set()  #: runs whose terraform was killed, so that what it was making is unknown
+        self.hostile: list[str] = []  #: runs of hostile configurations: they must end, however
+        self.wrong: list[str] = []  #: what faults themselves saw
 
     async def ask(self, method: str, path: str, **more: Any) -> Any:
         """The answer's data, however long the server is away."""
@@ -204,15 +208,47 @@ class World:
         finally:
             await connection.close()
 
-    async def ready(self) -> None:
+    async def ready(self, program: Program | None = None, port: int = 0) -> None:
+        """Returns once a server says so; the first one, where none is named."""
+        program, port = program or self.server, port or self.port
         until = time.monotonic() + _START_S
         while True:
-            assert self.server.is_up, self.server.log.read_text()[-3000:]
-            assert time.monotonic() < until, self.server.log.read_text()[-3000:]
+            assert program.is_up, program.log.read_text()[-3000:]
+            assert time.monotonic() < until, program.log.read_text()[-3000:]
             with contextlib.suppress(httpx.TransportError):
-                if (await self.api.get(f"https://localhost:{self.port}/ready")).status_code == 200:
+                if (await self.api.get(f"https://localhost:{port}/ready")).status_code == 200:
                     return
             await asyncio.sleep(0.1)
+
+    def own_tls(self) -> ssl.SSLContext:
+        """With the server's certificate, as whoever ends TLS in front of it has it."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.data / "server.pem", self.data / "server-key.pem")
+        return context
+
+    @contextlib.asynccontextmanager
+    async def two_servers(self) -> AsyncIterator[Program]:
+        """A second server on the same database, store and keys; listeners go to both."""
+        folder = self.folder / "second"
+        more = {
+            "DATA": str(folder), "PORT": str(self.second_port), "KEY_FILE": str(self.data / "keys"),
+            "STORAGE__PATH": str(self.data / "store"), "TLS__CERTIFICATE": str(self.data / "server.pem"),
+            "TLS__KEY": str(self.data / "server-key.pem"),
+        }  # fmt: skip
+        environment = self.server.environment | {f"TERRAPOD_{name}": value for name, value in more.items()}
+        argv = [str(BIN / "terrapod-server"), "serve"]
+        self.second = Program("second", argv, environment, self.folder / "second.log")
+        self.second.start()
+        try:
+            await self.ready(self.second, self.second_port)
+            for host in self.hosts:
+                host.proxy.lead_to(self.port, self.second_port, drop=False)
+            yield self.second
+        finally:
+            for host in self.hosts:
+                host.proxy.lead_to(self.port, drop=False)
+            if self.second.is_up:
+                self.second.kill()
 
 
 def _engine(folder: Path, counter: int) -> Path:
@@ -307,5 +343,6 @@ def _clear(made: World) -> None:
         if host.is_mounted:
             subprocess.run(["umount", "-l", str(host.home)], check=True)
         shutil.rmtree(host.home, ignore_errors=True)
-    if made.server.is_up:
-        made.server.kill()
+    for program in filter(None, (made.server, made.second)):
+        if program.is_up:
+            program.kill()

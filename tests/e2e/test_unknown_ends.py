@@ -1,5 +1,6 @@
 """Applies that end so that nobody knows what they have made, with real processes: who waits, what is said, the way out."""
 
+import json
 import os
 import signal
 import subprocess
@@ -211,3 +212,31 @@ def test_a_whole_state_is_not_dropped_by_the_way(host: Host) -> None:
     assert spooled.exists()
     assert "1 states of the spool" in host.call("rescue", run, "--drop", "--yes")
     assert not spooled.exists()
+
+
+@both
+def test_terraform_pushes_a_state_beside_the_run(host: Host, site: Site) -> None:
+    """The way out without a late state: the real `terraform state push` takes the lock, writes, and lets go of it."""
+    run = host.begin()
+    waiting = host.remote.begin()
+    engine(host, run)
+    host.remote.until(run, "errored")
+    locked(host.remote, run)
+    folder = site.example(host.remote.name, "")
+    site.ok(folder, "init")
+    state = folder / "pulled.tfstate"
+    state.write_text(site.ok(folder, "state", "pull"))
+    document = json.loads(state.read_bytes())
+    document["serial"] += 1
+    document["resources"] = [each for each in document["resources"] if each["name"] != "slow"]
+    state.write_text(json.dumps(document))
+    site.ok(folder, "state", "push", state.name)
+    assert host.names() == ["first"]
+    locked(host.remote, run)
+    assert host.remote.run(waiting)["status"] == "pending"
+    host.go.touch()
+    host.made.chmod(0o666)
+    freed(host.remote)
+    host.remote.until(waiting, "applied")
+    assert host.names() == ["first", "last", "slow"]
+    assert host.made.read_text().split().count("first") == 1

@@ -48,6 +48,10 @@ test: setup tools
 test-all: setup tools
 	$(PYTEST) -m 'not proof'
 
+# Many more documents of the kinds that tests/kit/hostile.py makes than `make test` sends; FUZZ_SEED=N for others
+fuzz: setup
+	FUZZ_DOCUMENTS=$${FUZZ_DOCUMENTS:-20000} $(BIN)/pytest tests/http/test_fuzz.py -n 3
+
 demo: setup
 	$(BIN)/python packaging/demo/demo.py
 

@@ -233,16 +233,21 @@ def _head(raw: bytes) -> Summary:
         raise Unreadable("the state has no serial")
     if not isinstance(serial, int) or isinstance(serial, bool) or not 0 <= serial < 1 << 63:
         raise Unreadable("the state's serial is no whole number below 2^63")
-    if not isinstance(lineage, str) or len(lineage) > _TEXT_MOST or "\0" in lineage:
+    if not isinstance(lineage, str) or len(lineage) > _TEXT_MOST or lineage != _storable(lineage):
         raise Unreadable(f"the state's lineage is no text of at most {_TEXT_MOST} characters")
     wrote = found.get("terraform_version")
     return Summary(
         serial=serial,
         lineage=lineage,
-        terraform_version=wrote[:_TEXT_MOST].replace("\0", "") if isinstance(wrote, str) else "",
+        terraform_version=_storable(wrote[:_TEXT_MOST]) if isinstance(wrote, str) else "",
         version=version if isinstance(version, int) else 0,
         is_encrypted="encrypted_data" in found,
     )
+
+
+def _storable(text: str) -> str:
+    """Without what no database takes: NULs, and halves of characters that stand alone."""
+    return text.replace("\0", "").encode("utf-8", "ignore").decode()
 
 
 class _Pairs(list[tuple[str, Any]]):

@@ -218,3 +218,9 @@ def test_a_state_of_more_than_one_piece_is_read_in_bounded_memory(monkeypatch: p
     assert (found.reason, found.serial, found.resource_count) == ("", 5, 10_000)
     assert found.outputs[0].value == rb'"\\"'
     assert peak < 8 << 20
+
+
+def test_half_a_character_is_in_no_text_that_is_kept() -> None:
+    assert read(rb'{"serial": 1, "terraform_version": "1\ud800.2"}').terraform_version == "1.2"
+    with pytest.raises(parse.Unreadable, match="lineage"):
+        read(rb'{"serial": 1, "lineage": "\ud800"}')

@@ -21,7 +21,8 @@ TerrapodError                 never raised itself
  ├─ TooManyRequests      429
  ├─ Internal             500
  ├─ BadGateway           502  somebody upstream failed us
- │   └─ Foreign               the answer is not the server's: something in front of it gave it
+ │   ├─ Foreign               the answer is not the server's: something in front of it gave it
+ │   └─ Unreachable           and may answer later
  └─ Unavailable          503
 
 The server renders them in one function (`document`); a client turns the
@@ -161,6 +162,12 @@ class Foreign(BadGateway):
     """An answer that nothing shows to be the server's, whatever its status: it says nothing about the request."""
 
     title = "not the server's answer"
+
+
+class Unreachable(BadGateway):
+    """Somebody upstream does not answer now: the same may be asked later."""
+
+    title = "upstream does not answer"
 
 
 class Unavailable(TerrapodError):

@@ -11,6 +11,7 @@ import pytest
 
 from kit.phases import apply_it, plan_it, take
 from kit.serving import Running, state_bytes
+from terrapod_server.agents.model import Listener
 from terrapod_server.runs import queue
 from terrapod_server.runs.model import Phase, Run
 from terrapod_shared import clock, errors, signing, wire
@@ -92,13 +93,14 @@ async def test_an_offer_that_nobody_can_take_ends_with_the_reason(server: Runnin
 
 
 async def test_work_that_cannot_be_made_is_given_back(server: Running, tmp_path: Path) -> None:
-    """The engine was there when the run was made, and is not at any listener, nor at a release site."""
+    """A sensitive variable, and a listener without a key to seal it to."""
     listener = await server.listener(tmp_path / "home")
     workspace = (await server.workspace(**{"terraform-version": "1.15.5"}))["id"]
     await server.configuration(workspace)
     run = (await server.run(workspace)).json()["data"]["id"]
-    await Run.filter(id=run).update(engine_is_local=False)
-    await listener.beat(wire.Beat(free_slots=1))
+    secret = {"key": "secret", "value": "x", "category": "env", "sensitive": True}
+    assert (await server.post(f"/workspaces/{workspace}/vars", secret, "vars")).status_code == 201
+    await Listener.all().update(sealing_key="")
     for _ in range(3):
         with pytest.raises(errors.Unavailable, match="could not be handed"):
             await listener.next_work(0)
@@ -131,13 +133,13 @@ async def test_a_retry_copies_all_that_was_asked_for(server: Running, tmp_path: 
 
 
 async def test_an_upload_whose_run_is_refused_stands(server: Running) -> None:
-    workspace = (await server.workspace(**{"terraform-version": "9.9.9"}))["id"]  # no release site, and no listener
+    workspace = (await server.workspace(**{"terraform-version": "1.0.0"}))["id"]  # it has a known hole
     more: dict[str, Any] = {"auto-queue-runs": True}
     made = await server.configuration(workspace, **more)
     shown = (await server.api.get(f"/configuration-versions/{made['id']}")).json()["data"]["attributes"]
     assert shown["status"] == "uploaded"
     assert "no run was begun" in shown["error-message"]
-    assert "9.9.9" in shown["error-message"]
+    assert "1.0.0" in shown["error-message"]
     assert (await server.api.get(f"/workspaces/{workspace}/runs")).json()["data"] == []
 
 

@@ -32,6 +32,7 @@ class ReleaseSite:
     keys: str = ""  #: file of the signer's public key
     files: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    status_of_missing: int = 404
     #: While it is clear, zips are not answered.
     gate: threading.Event = field(default_factory=threading.Event)
 
@@ -86,7 +87,7 @@ def release_site() -> Iterator[ReleaseSite]:
             if self.path.endswith(".zip"):
                 site.gate.wait()
             body = site.files.get(self.path)
-            self.send_response(200 if body is not None else 404)
+            self.send_response(200 if body is not None else site.status_of_missing)
             self.send_header("Content-Length", str(len(body or b"")))
             self.end_headers()
             with contextlib.suppress(BrokenPipeError):  # whoever asked is gone

@@ -159,12 +159,17 @@ async def pool_for(workspace: Workspace) -> str:
     return row.id
 
 
-async def local_engines(pool_id: str) -> list[tuple[str, str]]:
-    """Tool and version of the engines that the pool's listeners announced and that are there now."""
-    rows = await Listener.filter(pool_id=pool_id, revoked_at=None, last_seen_at__gt=clock.now() - ONLINE).values(
-        "local_engines"
+async def local_engines(pool_id: str) -> tuple[list[tuple[str, str]], bool]:
+    """Tool and version of the engines that the pool's listeners announced; whether one of the listeners is there now.
+
+    A listener that is offline comes back with what it had, as long as its certificate lets it.
+    """
+    now = clock.now()
+    rows = await Listener.filter(pool_id=pool_id, revoked_at=None, certificate_until__gt=now - GRACE).values(
+        "local_engines", "last_seen_at"
     )
-    return [(entry["tool"], entry["version"]) for row in rows for entry in row["local_engines"]]
+    found = {(entry["tool"], entry["version"]) for row in rows for entry in row["local_engines"]}
+    return sorted(found), any(row["last_seen_at"] and row["last_seen_at"] > now - ONLINE for row in rows)
 
 
 def fingerprint(token: str) -> str:
@@ -374,18 +379,22 @@ async def leave(services: Services, row: Listener) -> None:
     await services.bus.publish(f"listener:{row.id}")
 
 
-async def beat(row: Listener, message: wire.Beat) -> None:
-    """Writes down what a listener says of itself. Raises Invalid for settings that are too large to ask by."""
+async def beat(row: Listener, message: wire.Beat) -> bool:
+    """Writes down what a listener says of itself; whether its engines are others than before.
+
+    Raises Invalid for settings that are too large to ask by.
+    """
     accepts = message.accepts
     patterns = [*accepts.workspaces, *accepts.labels, *accepts.labels.values()]
     if len(patterns) > _PATTERNS_MOST or any(len(each) > _PATTERN_MOST for each in patterns):
         wrong = f"accepts may hold {_PATTERNS_MOST} patterns of {_PATTERN_MOST} letters"
         raise Invalid(wrong, pointer="/accepts")
+    local = [{"tool": e.tool, "version": e.version, "sha256": e.sha256} for e in message.local_engines]
     await Listener.filter(id=row.id).update(
         last_seen_at=clock.now(),
         capacity=message.capacity,
         free_slots=message.free_slots,
-        local_engines=[{"tool": e.tool, "version": e.version, "sha256": e.sha256} for e in message.local_engines],
+        local_engines=local,
         isolation=message.isolation[:20],
         version=message.version[:40],
         os=message.os[:20],
@@ -394,6 +403,7 @@ async def beat(row: Listener, message: wire.Beat) -> None:
         spooled=message.spooled[:100],
         accepts=msgspec.to_builtins(accepts),
     )
+    return bool(local != row.local_engines)
 
 
 async def delete_for_workspace(workspace_id: str) -> None:

@@ -16,7 +16,7 @@ from terrapod_server.kit import brake, parse
 from terrapod_server.kit.call import Call, Principal, Services
 from terrapod_server.mirror import actions as mirror
 from terrapod_server.runs import actions as runs
-from terrapod_server.runs import logs, queue
+from terrapod_server.runs import engines, logs, queue
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.states import actions as states
 from terrapod_shared import clock, wire
@@ -28,6 +28,7 @@ from terrapod_shared.errors import (
     TerrapodError,
     Unauthorized,
     Unavailable,
+    Unreachable,
 )
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,8 @@ async def heartbeat(call: Call) -> Response:
     wait = _wait_s(call)
     bus, lapsed = call.services.bus, queue.lapsed(me.id)
     async with bus.subscribe(f"listener:{me.id}", lapsed) as subscription, bus.subscribe(lapsed) as lost:
-        await actions.beat(me, message)
+        if await actions.beat(me, message):
+            await engines.settle_waiting(call.services, me.pool_id)
         verdicts = await queue.prolong(call.services, me.id, message.leases)
         pulse = await _pulse(me, verdicts)
         if wait and not _is_news(message, pulse):
@@ -218,6 +220,10 @@ async def _offer(call: Call, phase: Phase) -> Response | None:
     keeping = asyncio.create_task(queue.keep_offer(phase))
     try:
         body = msgspec.json.encode(await work.build(call.services, me, phase))
+    except Unreachable as error:  # it says nothing about the run: others are taken, and this one waits
+        log.warning("%s waits for its engine: %s", phase.id, error.detail)
+        await queue.wait_for_engine(call.services, phase, error.detail)
+        return None
     except Exception as error:
         text, trace = (error.detail, None) if isinstance(error, TerrapodError) else ("internal server error", error)
         log.warning("cannot hand out %s: %s", phase.id, text, exc_info=trace)

@@ -7,62 +7,126 @@ import time
 import zipfile
 import zlib
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiofiles
-import msgspec
 from tortoise.exceptions import IntegrityError
 
 from terrapod_server.config import Engines
 from terrapod_server.kit.call import Services
-from terrapod_server.mirror import holes, rules, vouching
+from terrapod_server.mirror import holes, releases, rules, vouching
 from terrapod_server.mirror.model import EngineFile
 from terrapod_server.store import keys
-from terrapod_shared import programs
-from terrapod_shared.errors import BadGateway, Invalid, NotFound
+from terrapod_shared import programs, versions
+from terrapod_shared.errors import BadGateway, Invalid, NotFound, Unreachable
 
 log = logging.getLogger(__name__)
-_INDEX_KEPT_S = 3600.0
-_INDEX_MOST = 64 << 20
-
-#: Released versions by tool and the site's address, with the time when they were read.
-_indexes: dict[tuple[str, str], tuple[float, list[str]]] = {}
-#: When a site could not be reached, by address, so that not every run waits for it.
-_unreachable: dict[str, tuple[float, str]] = {}
-_UNREACHABLE_KEPT_S = 60.0
 #: One fetch at a time of each engine.
 _fetching: dict[tuple[str, ...], asyncio.Lock] = {}
+#: Engines that a site has listed and could not give, and why; a run does not ask for them again for a while.
+_away: dict[tuple[str, str], tuple[float, str]] = {}
+_AWAY_S = 60.0
 
 
-async def resolve(services: Services, tool: str, wanted: str, local: Iterable[tuple[str, str]] = ()) -> str:
-    """The exact version that `wanted` means now. `local` are engines that listeners offer.
+@dataclass(frozen=True)
+class Settled:
+    """What a wanted version means. `version` is empty where that is not known yet.
 
-    Raises Invalid where no release, cached file or local engine fits, or only such as have known holes.
+    `is_local`: no release site can give it now, so that only a listener which
+    has it can run it; `why`: what the site said, where no listener is known to
+    have it.
     """
-    if not rules.is_sensible(wanted):
-        message = f"{wanted[:40]!r} is no version of {tool}"
-        raise Invalid(message, pointer="/data/attributes/terraform-version")
+
+    version: str
+    is_local: bool
+    why: str = ""
+
+
+async def settle(
+    services: Services,
+    tool: str,
+    wanted: str,
+    local: Iterable[tuple[str, str]],
+    *,
+    may_come: bool,
+    patience_s: float | None = None,
+) -> Settled:
+    """The version for a run, of those that the cache, the release site or a listener (`local`) has.
+
+    `may_come`: whether a listener that is not there may have another one.
+    `patience_s`: how long a site that does not answer is waited for. Raises
+    Invalid for what is no version, for one with a known hole, and for one that
+    nobody has though everybody could be asked.
+    """
     engines = services.config.engines
-    exactly = wanted.strip().removeprefix("v")
-    if why := _why_not(engines, tool, exactly):
-        raise Invalid(why, pointer="/data/attributes/terraform-version")
-    here = [version for name, version in local if name == tool]
-    rows = await EngineFile.filter(tool=tool).values("version")
-    here += [row["version"] for row in rows]
-    if rules.is_exact(wanted) and wanted in here:
-        return wanted
-    reason = ""
-    try:
-        known = await _released(engines, tool)
-    except BadGateway as error:
-        known, reason = [], f" ({error.detail})"
-    found = rules.choose(wanted, [each for each in [*known, *here] if not _why_not(engines, tool, each)])
+    _check_sensible(tool, wanted)
+    named = versions.named(wanted)
+    if why := _why_not(engines, tool, named):
+        raise _invalid(why)
+    at_listeners = {version for name, version in local if name == tool}
+    cached = await _cached(tool)
+    if named and named in cached:
+        return Settled(named, is_local=False)
+    released, why = await _asked(engines, tool, patience_s)
+    known = [*released, *cached, *at_listeners]
+    found = versions.choose(wanted, [each for each in known if not _why_not(engines, tool, each)])
+    if found is not None:
+        away = _why_away(tool, found)
+        is_local = found not in cached and (found not in released or bool(away))
+        return Settled(found, is_local, (away or why) if is_local and found not in at_listeners else "")
+    if newest := versions.choose(wanted, known):
+        why = _why_not(engines, tool, newest)
+    message = f"there is no {tool} that fits {wanted[:40]!r}{f': {why}' if why else ''}"
+    if released and (newest or not may_come):
+        raise _invalid(message)
+    return Settled(named, is_local=True, why=why or message)
+
+
+async def resolve(services: Services, tool: str, wanted: str) -> str:
+    """The exact version that `wanted` means now, of those that the cache or the release site has. Raises Invalid."""
+    engines = services.config.engines
+    _check_sensible(tool, wanted)
+    if why := _why_not(engines, tool, versions.named(wanted)):
+        raise _invalid(why)
+    cached = await _cached(tool)
+    if (named := versions.named(wanted)) and named in cached:
+        return named
+    released, why = await _asked(engines, tool, None)
+    known = [*released, *cached]
+    found = versions.choose(wanted, [each for each in known if not _why_not(engines, tool, each)])
     if found is None:
-        newest = rules.choose(wanted, [*known, *here])
-        reason = f": {_why_not(engines, tool, newest)}" if newest else reason
-        message = f"there is no {tool} that fits {wanted[:40]!r}{reason}"
-        raise Invalid(message, pointer="/data/attributes/terraform-version")
+        if newest := versions.choose(wanted, known):
+            why = _why_not(engines, tool, newest)
+        raise _invalid(f"there is no {tool} that fits {wanted[:40]!r}{f': {why}' if why else ''}")
     return found
+
+
+def _invalid(message: str) -> Invalid:
+    return Invalid(message, pointer="/data/attributes/terraform-version")
+
+
+def _check_sensible(tool: str, wanted: str) -> None:
+    if not versions.is_sensible(wanted):
+        raise _invalid(f"{wanted[:40]!r} is no version of {tool}")
+
+
+async def _cached(tool: str) -> set[str]:
+    return {row["version"] for row in await EngineFile.filter(tool=tool).values("version")}
+
+
+async def _asked(engines: Engines, tool: str, patience_s: float | None) -> tuple[list[str], str]:
+    """The versions that the site has released, or why it could not be asked."""
+    try:
+        return await releases.listed(engines, tool, patience_s), ""
+    except BadGateway as error:
+        return [], error.detail
+
+
+def _why_away(tool: str, version: str) -> str:
+    """Why a site that lists a version could not give it lately; empty where nobody knows of that."""
+    at, why = _away.get((tool, version), (-_AWAY_S, ""))
+    return why if time.monotonic() - at < _AWAY_S else ""
 
 
 def _why_not(engines: Engines, tool: str, version: str) -> str:
@@ -75,31 +139,6 @@ def check_floor(services: Services, tool: str, version: str) -> None:
         raise Invalid(why)
 
 
-async def _released(engines: Engines, tool: str) -> list[str]:
-    url = f"{engines.terraform_url}/index.json" if tool == "terraform" else engines.tofu_index_url
-    known = _indexes.get((tool, url))
-    if known and time.monotonic() - known[0] < _INDEX_KEPT_S:
-        return known[1]
-    failed = _unreachable.get(url)
-    if failed and time.monotonic() - failed[0] < _UNREACHABLE_KEPT_S:
-        raise BadGateway(failed[1])
-    try:
-        raw = await vouching.site().small(engines, url, _INDEX_MOST)
-    except (BadGateway, NotFound) as error:
-        _unreachable[url] = (time.monotonic(), error.detail)
-        raise BadGateway(error.detail) from None
-    try:
-        document = await asyncio.to_thread(msgspec.json.decode, raw)
-        # HashiCorp lists versions as an object by version, OpenTofu as a list of objects with an id
-        listed = document["versions"]
-        versions = [entry["id"] for entry in listed] if isinstance(listed, list) else list(listed)
-    except (msgspec.DecodeError, KeyError, TypeError) as error:
-        message = f"the list of releases at {url} cannot be read: {error}"
-        raise BadGateway(message) from None
-    _indexes[tool, url] = (time.monotonic(), versions)
-    return versions
-
-
 def check_names(tool: str, version: str, system: str, arch: str) -> None:
     """Raises Invalid for what could be no engine."""
     for name, value, known in (
@@ -110,7 +149,7 @@ def check_names(tool: str, version: str, system: str, arch: str) -> None:
         if value not in known:
             message = f"{name} must be one of {', '.join(known)}, not {value[:40]!r}"
             raise Invalid(message)
-    if not rules.is_exact(version):
+    if not versions.is_exact(version):
         message = f"{version[:40]!r} is no exact version"
         raise Invalid(message)
 
@@ -120,8 +159,9 @@ async def ensure(services: Services, tool: str, version: str, system: str, arch:
 
     However many ask at once, one fetches. Raises Invalid for a version with a
     known hole, NotFound where the publisher
-    has no such release, BadGateway where the site cannot be reached, does not
-    sign its checksums, or its file does not have the one that it lists.
+    has no such release, Unreachable where the site does not answer, BadGateway
+    where it does not sign its checksums, or its file does not have the one that
+    it lists.
     """
     check_names(tool, version, system, arch)
     check_floor(services, tool, version)
@@ -135,7 +175,12 @@ async def ensure(services: Services, tool: str, version: str, system: str, arch:
             row = await EngineFile.get_or_none(tool=tool, version=version, os=system, arch=arch)
             if row is not None and not _is_doubtful(engines, row):
                 return row
-            return await _fetch(services, tool, version, system, arch, row)
+            row = await _fetch(services, tool, version, system, arch, row)
+            _away.pop((tool, version), None)
+            return row
+    except Unreachable as error:
+        _away[tool, version] = (time.monotonic(), error.detail)
+        raise
     finally:
         _fetching.pop((tool, version, system, arch), None)
 
@@ -275,13 +320,3 @@ async def purge(services: Services, tool: str, version: str) -> int:
 
 def key_of(row: EngineFile) -> str:
     return keys.engine(row.tool, row.version, row.os, row.arch)
-
-
-async def is_published(services: Services, tool: str, version: str) -> bool:
-    """Whether the cache has it for some platform, or its publisher lists it."""
-    if await EngineFile.exists(tool=tool, version=version):
-        return True
-    try:
-        return version in await _released(services.config.engines, tool)
-    except BadGateway:
-        return False

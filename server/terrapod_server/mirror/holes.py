@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from terrapod_server.mirror.rules import exact
+from terrapod_shared.versions import exact
 
 
 @dataclass(frozen=True)

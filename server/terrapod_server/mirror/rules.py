@@ -1,75 +1,10 @@
-"""Versions and checksum lists. Pure."""
+"""Names of releases and checksum lists. Pure."""
 
 import re
-from collections.abc import Iterable
 
 TOOLS = ("terraform", "tofu")
 SYSTEMS = ("linux", "darwin", "windows", "freebsd", "openbsd", "solaris")
 ARCHES = ("amd64", "arm64", "arm", "386")
-_EXACT = re.compile(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})(-[0-9A-Za-z.-]+)?")
-_PARTIAL = re.compile(r"v?(\d{1,6})(?:\.(\d{1,6}|x))?(?:\.x)?")
-_TERM = re.compile(r"(=|!=|>=|<=|>|<|~>)?\s*v?(\d{1,6}(?:\.\d{1,6}){0,2})")
-
-Version = tuple[int, int, int]
-
-
-def parse(text: str) -> Version | None:
-    """A released version; None for anything else, pre-releases included."""
-    found = _EXACT.fullmatch(text)
-    return (int(found[1]), int(found[2]), int(found[3])) if found and not found[4] else None
-
-
-def is_exact(text: str) -> bool:
-    return _EXACT.fullmatch(text) is not None
-
-
-def exact(text: str) -> tuple[int, int, int, int] | None:
-    """An exact version to compare by; its last number is 0 for a pre-release, which comes before the release."""
-    found = _EXACT.fullmatch(text)
-    return (int(found[1]), int(found[2]), int(found[3]), 0 if found[4] else 1) if found else None
-
-
-def choose(wanted: str, known: Iterable[str]) -> str | None:
-    """The newest known release that `wanted` allows: exact, partial (1.11), constraint (~> 1.11.0), latest."""
-    wanted = wanted.strip().removeprefix("v")
-    names = {version: name for name in known if (version := parse(name)) is not None}
-    if is_exact(wanted):
-        return wanted if wanted in set(known) | set(names.values()) else None
-    allowed = _allowed(wanted)
-    if allowed is None:
-        return None
-    fitting = [version for version in names if all(_holds(version, *term) for term in allowed)]
-    return names[max(fitting)] if fitting else None
-
-
-def is_sensible(wanted: str) -> bool:
-    """Whether it is a form that `choose` knows."""
-    wanted = wanted.strip().removeprefix("v")
-    return is_exact(wanted) or _allowed(wanted) is not None
-
-
-def _allowed(wanted: str) -> list[tuple[str, list[int]]] | None:
-    if wanted in ("", "latest"):
-        return []
-    partial = _PARTIAL.fullmatch(wanted)
-    if partial:
-        numbers = [int(part) for part in partial.groups() if part and part != "x"]
-        return [("~>", [*numbers, 0])] if len(numbers) == 2 else [("=", numbers)]  # noqa: PLR2004
-    terms = [_TERM.fullmatch(term.strip()) for term in wanted.split(",")]
-    if not all(terms):
-        return None
-    return [(term[1] or "=", [int(part) for part in term[2].split(".")]) for term in terms if term]
-
-
-def _holds(version: Version, operator: str, numbers: list[int]) -> bool:
-    bound = (*numbers, 0, 0)[:3]
-    if operator == "=":
-        return list(version[: len(numbers)]) == numbers
-    if operator == "!=":
-        return version != bound
-    if operator == "~>":
-        return version >= bound and list(version[: len(numbers) - 1]) == numbers[:-1]
-    return {">=": version >= bound, "<=": version <= bound, ">": version > bound, "<": version < bound}[operator]
 
 
 def checksum(sums: str, filename: str) -> str | None:

@@ -13,8 +13,7 @@ from terrapod_server.configs.model import ConfigurationVersion
 from terrapod_server.kit.call import Principal, Services
 from terrapod_server.kit.database import in_transaction, is_postgres
 from terrapod_server.kit.reads import Reader, Record, Where
-from terrapod_server.mirror import actions as mirror
-from terrapod_server.runs import logs, readers, states, unknown
+from terrapod_server.runs import engines, logs, readers, states, unknown
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
 from terrapod_server.workspaces import actions as workspaces
@@ -320,8 +319,7 @@ async def create(
     pool_id = await services.pool_for(workspace)
     tool = values.pop("engine_tool", workspace.execution_backend)
     wanted = values.pop("terraform_version", None) or workspace.terraform_version
-    local = await services.local_engines(pool_id)
-    engine = await mirror.resolve(services, tool, wanted, local)
+    engine = await engines.settle(services, pool_id, tool, wanted)
     own = values.pop("variables", [])
     sealed = services.cipher.seal(json.dumps(own).encode(), f"run {run_id}") if own else b""
     plan_only = is_plan_only(values, version)
@@ -341,8 +339,10 @@ async def create(
             pool_id=pool_id,
             variables=sealed,
             engine_tool=tool,
-            engine_version=engine,
-            engine_is_local=(tool, engine) in set(local) and not await mirror.is_published(services, tool, engine),
+            engine_version=engine.version,
+            engine_wanted=wanted,
+            engine_is_local=engine.is_local,
+            status_message=engine.why[:500],
             working_directory=workspace.working_directory,
             resource_cpu=workspace.resource_cpu,
             resource_memory=workspace.resource_memory,
@@ -362,6 +362,8 @@ async def create(
         )
         change.wake(f"workspace:{workspace.id}")
         await change.advance()
+        if engine.why:
+            await engines.note_waiting(run, engine.why)
     return await get(run.id)
 
 
@@ -498,7 +500,7 @@ async def retry(services: Services, run_id: str, principal: Principal) -> Run:
     values: dict[str, Any] = {name: getattr(old, name) for name in copied}
     values |= {
         "variables": run_variables(services, old),
-        "terraform_version": old.engine_version,
+        "terraform_version": old.engine_version or old.engine_wanted,
         "message": f"Retry of {old.id}: {old.message}" if old.message else f"Retry of {old.id}",
     }
     return await create(services, workspace, principal, version, values)

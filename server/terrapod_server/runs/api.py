@@ -27,7 +27,7 @@ from terrapod_server.runs import queue as queue_
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
 from terrapod_server.workspaces import actions as workspaces
-from terrapod_shared import clock
+from terrapod_shared import clock, versions
 from terrapod_shared.errors import Conflict, Invalid, NotFound
 
 #: A log's URL outlives its phase by a day; each read of the plan or apply gives a new one.
@@ -117,11 +117,12 @@ RUN = Resource(
         Attr(
             "terraform-version",
             str,
-            "the engine's exact version",
+            "the engine's exact version, or what was asked for as long as that is not known",
             write=True,
             minimum=1,
-            maximum=40,
-            value=lambda r, _: r.engine_version,
+            maximum=versions.LENGTH_MOST,
+            parse=versions.checked,
+            value=lambda r, _: r.engine_version or r.engine_wanted,
         ),
         Attr("execution-backend", str, "the engine", value=lambda r, _: r.engine_tool),
         Attr("has-changes", bool, "whether the plan changes anything"),

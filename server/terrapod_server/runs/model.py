@@ -35,8 +35,11 @@ class Run(Model):
     #: JSON list of {key, value}, sealed under `run <id>`: values may be secrets.
     variables = fields.BinaryField(default=b"")
     engine_tool = fields.CharField(max_length=10, default="terraform")
+    #: Exact; empty until it is known, and kept from then on.
     engine_version = fields.CharField(max_length=40)
-    #: Only listeners that announced exactly this engine can run it.
+    #: What was asked for: exact, partial, a constraint or `latest`.
+    engine_wanted = fields.CharField(max_length=40, default="", db_default="")
+    #: No release site can give it now: only listeners that announced exactly this engine can run it.
     engine_is_local = fields.BooleanField(default=False)
     working_directory = fields.CharField(max_length=1024, default="")
     resource_cpu = fields.CharField(max_length=20, default="")

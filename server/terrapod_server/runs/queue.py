@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 from terrapod_server.configs import actions as configs
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Services
-from terrapod_server.runs import accepting, logs, readers, states, unknown
+from terrapod_server.runs import accepting, engines, logs, readers, states, unknown
 from terrapod_server.runs.actions import Change, get
 from terrapod_server.runs.lease_clock import clock_sql
 from terrapod_server.runs.model import Phase, Run, RunEvent
@@ -80,6 +80,7 @@ async def claim(
             JOIN workspace w ON w.id = p.workspace_id
             WHERE p.pool_id = $2 AND p.lease_state = 'ready' AND {readers.condition()}
               AND {accepting.open_to("a", "p.workspace_id")}
+              AND r.engine_version <> ''
               AND (NOT r.engine_is_local OR r.engine_tool || ' ' || r.engine_version IN ({marks})){condition}
             ORDER BY p.id LIMIT 1 {lock}
         )
@@ -160,6 +161,25 @@ async def refuse(
             await Run.filter(id=run.id).update(status_message=reason if counts else run.status_message)
             change.wake(f"workspace:{run.workspace_id}")
             change.wake(f"pool:{run.pool_id}")
+
+
+async def wait_for_engine(services: Services, phase: Phase, why: str) -> None:
+    """Gives an offer back whose engine nobody can fetch now; only a listener that has it is offered it from then on.
+
+    That says nothing about the run, and does not count. Raises LeaseEnded where the offer has lapsed meanwhile.
+    """
+    async with Change(services, phase.workspace_id) as change:
+        given = await Phase.filter(id=phase.id, lease_number=phase.lease_number, lease_state="offered").update(
+            lease_state="ready", lease_until=0.0, lease_number=phase.lease_number + 1, lease_listener_id=None
+        )
+        if not given:
+            raise _ended(phase)
+        run = await get(phase.run_id)
+        if run.status_message != why[:500]:
+            await engines.note_waiting(run, why)
+        await Run.filter(id=run.id).update(engine_is_local=True, status_message=why[:500])
+        change.wake(f"workspace:{run.workspace_id}")
+        change.wake(f"pool:{run.pool_id}")
 
 
 async def prolong(services: Services, listener_id: str, leases: Iterable[wire.HeldLease]) -> list[wire.LeaseVerdict]:

@@ -19,7 +19,7 @@ KINDS: Final[Mapping[str, str]] = {
     "person": "somebody has to approve or discard it",
     "pool": "its pool is not open to the workspace",
     "no-listener": "its pool has no listener that is there and takes work",
-    "engine": "no listener has its engine, or it is being fetched",
+    "engine": "its engine is not known yet, no listener has it, or it is being fetched",
     "busy": "all slots of the pool are in use",
     "refused": "listeners gave it back",
     "listener": "a listener is free and is about to take it",
@@ -91,11 +91,21 @@ def _pool(facts: Facts) -> tuple[str, str]:
         return "no-listener", f"none of pool {pool} has been seen since {seen}" if seen else f"pool {pool} has none"
     if not facts["taking"]:
         return "no-listener", f"those of pool {pool} take no more work"
-    if not facts["has_engine"]:
-        return "engine", f"none of pool {pool} has {engine}, and no release site has it"
+    if lacking := _lacking_engine(facts):
+        return "engine", lacking
     if facts["leases"] >= facts["slots"]:
         return "busy", f"{facts['leases']} of {facts['slots']} slots of pool {pool} are in use{_by(facts)}"
     return "listener", f"pool {pool} has a free slot"
+
+
+def _lacking_engine(facts: Facts) -> str:
+    tool, version = facts["engine_tool"], facts["engine_version"]
+    if not version:
+        return f"no {tool} is known that fits {facts['engine_wanted']}"
+    if facts["has_engine"]:
+        return ""
+    away = f" but {facts['engine_at']}, which is not there," if facts["engine_at"] else ""
+    return f"none of pool {facts['pool']}{away} has {tool} {version}, and no release site can give it"
 
 
 def _by(facts: Facts) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Principal
-from terrapod_server.runs import accepting, reasons, states
+from terrapod_server.runs import accepting, engines, reasons, states
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Status
 from terrapod_server.workspaces import actions as workspaces
@@ -73,7 +73,7 @@ async def facts(run_ids: Sequence[str], principal: Principal) -> dict[str, dict[
         f"""
         WITH own AS (
             SELECT r.id, r.workspace_id, r.status, r.plan_only, r.holds_queue, r.engine_tool, r.engine_version,
-                r.engine_is_local, r.configuration_version_id, p.pool_id, p.lease_state, p.lease_listener_id
+                r.engine_wanted, r.engine_is_local, r.configuration_version_id, p.pool_id, p.lease_state, p.lease_listener_id
             FROM run r JOIN run_phase p ON p.run_id = r.id
                 AND p.kind = CASE WHEN r.status IN ('pending', 'plan_queued') THEN 'plan' ELSE 'apply' END
             WHERE r.id IN ({marks})
@@ -101,7 +101,7 @@ async def facts(run_ids: Sequence[str], principal: Principal) -> dict[str, dict[
                 AND (other.holds_queue OR (other.status IN ({in_line}) AND other.id < own.id))
             WHERE own.status IN ({in_line}) AND NOT own.plan_only AND NOT own.holds_queue GROUP BY own.id
         )
-        SELECT own.id, own.plan_only, own.lease_state, own.engine_tool, own.engine_version,
+        SELECT own.id, own.plan_only, own.lease_state, own.engine_tool, own.engine_version, own.engine_wanted,
             w.name AS workspace, w.locked, w.lock_reason, w.locked_by_name, w.run_lock_reason, a.name AS pool,
             c.status AS configuration, h.name AS listener, h.last_seen_at AS listener_seen,
             coalesce(line.places, 0) AS places, f.id AS first_id, f.status AS first_status,
@@ -114,7 +114,10 @@ async def facts(run_ids: Sequence[str], principal: Principal) -> dict[str, dict[
                     WHERE g.tool = own.engine_tool AND g.version = own.engine_version)
                 OR EXISTS (SELECT 1 FROM listener l, {announced} AND l.id = own.lease_listener_id))
             ELSE EXISTS (SELECT 1 FROM listener l, {announced}
-                AND l.pool_id = own.pool_id AND l.revoked_at IS NULL AND l.last_seen_at > {seen}) END AS has_engine
+                AND l.pool_id = own.pool_id AND l.revoked_at IS NULL AND l.last_seen_at > {seen}) END AS has_engine,
+            CASE WHEN own.engine_is_local THEN (SELECT l.name FROM listener l, {announced}
+                AND l.pool_id = own.pool_id AND l.revoked_at IS NULL
+                ORDER BY l.last_seen_at DESC LIMIT 1) END AS engine_at
         FROM own
         JOIN workspace w ON w.id = own.workspace_id
         JOIN agent_pool a ON a.id = own.pool_id
@@ -151,7 +154,8 @@ async def told(run: Run, phase: Phase) -> str:
             parts.append(f"{reasons.lasted(turn)} for its turn in the workspace")
     listener = _between(queued, clock.now())
     if listener >= NOTICEABLE_S:
-        refused = await RunEvent.filter(run_id=run.id, event="refused", at__gte=queued).order_by("-id").first()
+        reasons_given = RunEvent.filter(run_id=run.id, event__in=["refused", engines.EVENT], at__gte=queued)
+        refused = await reasons_given.order_by("-id").first()
         why = f" (at last {refused.description})" if refused else ""
         parts.append(f"{reasons.lasted(listener)} for a listener{why}")
     text = f"Waited {', '.join(parts)}." if parts else ""

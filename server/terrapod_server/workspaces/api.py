@@ -24,6 +24,7 @@ from terrapod_server.kit.reads import Record
 from terrapod_server.workspaces import actions, rules
 from terrapod_server.workspaces.model import Workspace
 from terrapod_server.workspaces.organization import PROJECT_ID
+from terrapod_shared import versions
 from terrapod_shared.errors import Forbidden, Invalid, NotFound
 
 BY_ID = "/api/v2/workspaces/{workspace}"
@@ -84,7 +85,8 @@ WORKSPACE = Resource(
             "exact, partial (1.11), a constraint, or latest",
             write=True,
             minimum=1,
-            maximum=40,
+            maximum=versions.LENGTH_MOST,
+            parse=versions.checked,
         ),
         Attr(
             "working-directory",

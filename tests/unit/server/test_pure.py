@@ -16,7 +16,7 @@ from terrapod_server.kit import parse as parsing
 from terrapod_server.kit.jsonapi import Attr, Resource
 from terrapod_server.kit.routes import Routes
 from terrapod_server.kit.signed import Signer
-from terrapod_server.mirror import rules as versions
+from terrapod_server.mirror import rules as releases
 from terrapod_server.runs import framing, redact, states
 from terrapod_server.runs.states import Event, Status
 from terrapod_server.states import parse
@@ -24,7 +24,7 @@ from terrapod_server.states.rules import Mark, Verdict, judge
 from terrapod_server.store.archive import Checker, Unfit
 from terrapod_server.variables.rules import Resolved, resolve
 from terrapod_server.workspaces import rules
-from terrapod_shared import errors, ids
+from terrapod_shared import errors, ids, versions
 
 
 def test_the_table_is_the_one_that_clients_expect() -> None:
@@ -124,9 +124,29 @@ def test_engine_versions_are_resolved() -> None:
     }  # fmt: skip
     for text, found in wanted.items():
         assert versions.choose(text, known) == found, text
-    assert not versions.is_sensible("newest")
-    assert versions.checksum("ab" * 32 + "  x.zip\n", "x.zip") == "ab" * 32
-    assert versions.checksum("ab" * 32 + "  x.zip\n", "y.zip") is None
+    for text, found in {
+        "v1.11.3": "1.11.3", " 1.11.3 ": "1.11.3", "= 1.11.3": "1.11.3", "= 1.12.0-rc1": "1.12.0-rc1",
+        ">= 1.12.0-rc1": "1.12.0", "< 1.12.0-rc1": "1.11.4", "!= 1.12.0": "1.11.4", "~> 1.11, != 1.11.4": "1.12.0",
+        "> 1.10,<1.11.4": "1.11.3", "1.x": "1.12.0",
+    }.items():  # fmt: skip
+        assert versions.is_sensible(text), text
+        assert versions.choose(text, known) == found, text
+
+
+@pytest.mark.parametrize(
+    "text", ["newest", "", "  ", "1.11.4 ", "1.2.3.4", "~> 1.11.x", "1,", "=> 1", "1.11.4\n1", "1.11.4-", "x" * 41,
+             "\u0663.\u0661.\u0664", "1.11.4; rm", "../1.11.4", "-1", ">= 1.0, <", "9" * 7, "~>", "1.11.4" + "-a" * 20],
+)  # fmt: skip
+def test_only_versions_and_constraints_are_sensible(text: str) -> None:
+    assert versions.is_sensible(text) == (text == "1.11.4 ")
+    if text != "1.11.4 ":
+        with pytest.raises(ValueError, match="must be a version"):
+            versions.checked(text)
+
+
+def test_checksums_are_found() -> None:
+    assert releases.checksum("ab" * 32 + "  x.zip\n", "x.zip") == "ab" * 32
+    assert releases.checksum("ab" * 32 + "  x.zip\n", "y.zip") is None
 
 
 def test_hidden_values_are_replaced_where_they_are_marked() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from terrapod_server.mirror import holes, rules
+from terrapod_shared import versions
 
 
 @pytest.mark.parametrize(
@@ -31,4 +32,4 @@ def test_an_owners_floor_stands_in_the_place_of_the_table() -> None:
 def test_the_table_can_be_read() -> None:
     for hole in holes.HOLES:
         assert hole.tool in rules.TOOLS
-        assert [rules.exact(each) for each in hole.fixed] == sorted(filter(None, map(rules.exact, hole.fixed)))
+        assert [versions.exact(each) for each in hole.fixed] == sorted(filter(None, map(versions.exact, hole.fixed)))

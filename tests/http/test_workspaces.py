@@ -71,6 +71,18 @@ async def test_bad_input_gets_a_clear_error(server: Running) -> None:
     assert (await server.post(path, {"name": "taken"})).status_code == 422
 
 
+@pytest.mark.parametrize("member", ["description", "working-directory"])
+async def test_null_empties_a_text_of_a_workspace(server: Running, member: str) -> None:
+    made = await server.workspace(**{member: None})
+    assert made["attributes"][member] == ""
+
+    for value, shown in (("a", "a"), (None, "")):
+        document = {"data": {"type": "workspaces", "attributes": {member: value}}}
+        answer = await server.api.patch(f"/workspaces/{made['id']}", json=document)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["data"]["attributes"][member] == shown
+
+
 async def test_locks_have_holders(server: Running) -> None:
     made = await server.workspace()
     lock, unlock = (f"/workspaces/{made['id']}/actions/{verb}" for verb in ("lock", "unlock"))

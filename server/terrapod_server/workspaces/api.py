@@ -306,7 +306,7 @@ async def create(call: Call) -> Workspace:
     if call.principal.is_limited:
         message = "a token for one workspace makes no other"
         raise Forbidden(message)
-    values = {**call.attributes, "labels": _checked(await _sent_labels(call))}
+    values = {**_without_nulls(call.attributes), "labels": _checked(await _sent_labels(call))}
     if "name" not in values:
         message = "a workspace needs a name"
         raise Invalid(message, pointer="/data/attributes/name")
@@ -320,6 +320,12 @@ async def create(call: Call) -> Workspace:
     await _check_pool(call, values)
     call.level = Level.ADMIN
     return await actions.create(call.services, call.principal, values)
+
+
+def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, where null empties a text that is never null."""
+    emptied = {name: "" for name in ("description", "working_directory") if values.get(name, "") is None}
+    return {**values, **emptied}
 
 
 async def _check_pool(call: Call, values: Mapping[str, Any]) -> None:
@@ -390,7 +396,7 @@ async def show(call: Call) -> Record[Workspace]:
 async def update(call: Call) -> Workspace:
     """Change settings; what is not sent stays."""
     workspace = await find(call)
-    values: dict[str, Any] = dict(call.attributes)
+    values = _without_nulls(call.attributes)
     _check_project(call)
     tags, bindings = call.related_many("tags"), call.related_many("tag-bindings")
     if tags is not None or bindings is not None or "labels" in values:
@@ -398,10 +404,6 @@ async def update(call: Call) -> Workspace:
         values["labels"] = _checked(
             actions.with_labels({} if is_replaced else workspace.labels, await _sent_labels(call))
         )
-    if values.get("description", "") is None:
-        values["description"] = ""
-    if values.get("working_directory", "") is None:
-        values["working_directory"] = ""
     force = values.pop("force", False)
     if values.get("agent_pool_id") != workspace.agent_pool_id:
         await _check_pool(call, values)

@@ -18,7 +18,7 @@ from hypercorn.utils import wrap_app
 from kit.process import Process, in_flight
 from kit.serving import Running, until
 from terrapod_server import authority
-from terrapod_server.kit.connections import Connections, Terms
+from terrapod_server.kit.connections import Connections, Room, Terms
 from terrapod_server.store.cipher import KeyRing
 from terrapod_shared import wire
 
@@ -147,6 +147,7 @@ class Served:
         self.asked = 0
         self.ended = 0
         self.goes_on = asyncio.Event()
+        self.room: Room
 
     async def __call__(self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> None:
         if scope["type"] == "lifespan":
@@ -185,6 +186,7 @@ async def served(tls: Path | None = None, http2: bool = False, **terms: Any) -> 
     connections = Connections(
         wrap_app(app, 0, "asgi"), config, Terms(**{"most": 100, "most_per_address": 100, **terms})
     )
+    app.room = connections.room
     task = asyncio.create_task(connections.serve(listening, stop.wait))
     try:
         yield app
@@ -219,6 +221,27 @@ async def test_an_answer_that_nobody_reads_is_given_up(tmp_path: Path, is_tls: b
         await until(has_ended, 30)
         writer.transport.abort()
         del reader
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_requests_that_a_client_sent_ahead_end_with_it(tmp_path: Path, is_tls: bool) -> None:
+    """One answer may be written before its going is seen."""
+    async with served(tmp_path if is_tls else None) as app:
+        context = ssl._create_unverified_context() if is_tls else None
+        _, writer = await asyncio.open_connection("127.0.0.1", app.port, ssl=context)
+        writer.write(get("/wait") + get("/") * 500)
+
+        async def has_begun() -> bool:
+            return app.asked == 1
+
+        async def is_over() -> bool:
+            return len(app.room) == 0
+
+        await until(has_begun)
+        writer.transport.abort()
+        app.goes_on.set()
+        await until(is_over)
+        assert app.asked <= 3
 
 
 async def test_an_answer_that_is_read_slowly_is_not() -> None:

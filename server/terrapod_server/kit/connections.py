@@ -26,6 +26,7 @@ from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import AppWrapper
 
 from terrapod_server.kit import memory
@@ -151,6 +152,10 @@ class Room:
             log.warning("a connection is refused: %s", why)
 
 
+class _Unanswerable(Exception):
+    """Another request of a client that has not taken the answer to an earlier one."""
+
+
 class Exchange(TCPServer):
     """The requests of one connection."""
 
@@ -166,7 +171,7 @@ class Exchange(TCPServer):
         )
         self._room, self._place, self._terms = connections.room, place, connections.terms
         self._is_tls = self.writer.get_extra_info("ssl_object") is not None
-        self._has_ended = self._is_gone = False
+        self._has_ended = self._is_gone = self._is_lost = False
 
     async def run(self) -> None:
         try:
@@ -179,6 +184,8 @@ class Exchange(TCPServer):
         """Reads until the client goes; then whoever works for it is told, and nothing is waited for."""
         try:
             await super()._read_data()
+        except _Unanswerable as error:
+            log.debug("requests that were sent ahead are left: %s", error)
         finally:
             self._has_ended = True
             self._is_gone = self._is_tls or self.writer.transport.is_closing()
@@ -201,6 +208,10 @@ class Exchange(TCPServer):
                 await self._write(event.data)
             return
         if isinstance(event, Updated):
+            # Of HTTP/1.1: by HTTP/2 a handler may say so, and what begins after the client has gone is ended anyway.
+            if self._is_lost and not event.idle and isinstance(self.protocol.protocol, H11Protocol):
+                message = "its client has gone"
+                raise _Unanswerable(message)
             mark = self._room.rest if event.idle else self._room.work
             mark(self._place)
             if self._has_ended:  # there is nothing to be idle for
@@ -213,9 +224,11 @@ class Exchange(TCPServer):
                 self.writer.write(data)
                 await self._drained()
             except TimeoutError:
+                self._is_lost = True
                 self.writer.transport.abort()
                 await self.protocol.handle(Closed())
             except (ConnectionError, RuntimeError):
+                self._is_lost = True
                 await self.protocol.handle(Closed())
 
     async def _drained(self) -> None:

@@ -378,6 +378,7 @@ class Job:
         shared = plugins.Plugins.of(self._home, self.folder, self._config)
         await asyncio.to_thread(shared.offer, self._ready.module)
         await asyncio.to_thread(self.cell.hand_over)
+        await self._check_values()
         self.step = "init"
         argv = terraform.init_argv(readonly_lock=work.phase == "apply" and "lock-file" in work.links)
         async with self._hooks.around("init", self._ready.module, self._log.write) as step:
@@ -386,6 +387,27 @@ class Job:
             raise Failed(f"{work.engine.tool} init failed")
         await asyncio.to_thread(workdir.check_backend, self.folder, self._ready.module, self._ready.states)
         await asyncio.to_thread(shared.take, self._ready.module)
+
+    async def _check_values(self) -> None:
+        """Asks the engine whether it can read all values of variables. Raises Failed.
+
+        terraform 1.15.5 says of a file that is no HCL what is wrong with it, leaves out every
+        value in it, goes on with the defaults, and ends with 0: its plan may destroy everything.
+        """
+        own = [self._ready.var_file] if self._ready.var_file else []
+        files = own + (
+            await asyncio.to_thread(workdir.value_files, self._ready.module) if self.work.phase == "plan" else []
+        )
+        if not files:
+            return
+        names = self._record.folder / "values.txt"
+        code = await self._terraform(terraform.values_argv(files), _SHOW_S, names)
+        await asyncio.to_thread(names.unlink, missing_ok=True)
+        if code == terraform.NO_VALUES:
+            tool = self.work.engine.tool
+            raise Failed(
+                f"{tool} cannot read the values of the variables: one that is marked as HCL, or a .tfvars file, is no HCL"
+            )
 
     async def _engine_here(self) -> Path:
         """The program, which may still be on its way. Raises Refused where the plan can be given back."""

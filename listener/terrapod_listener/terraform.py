@@ -13,6 +13,8 @@ from terrapod_shared.variables import unfit
 
 #: Loaded after the user's `terraform.tfvars` and `*.auto.tfvars`.
 VAR_FILE = "terrapod.tfvars"
+#: Of `fmt`: a file cannot be read; 3 is one that is not formatted.
+NO_VALUES = 2
 _REMOTE = re.compile(r'\bbackend[ \t]+"remote"[ \t]*\{')
 _PREFIX = re.compile(r'\bworkspaces[ \t]*(?:=[ \t]*)?\{[^{}]{0,2000}?\bprefix[ \t]*=[ \t]*"([^"\\$%]+)"')
 _BLOCK_MOST, _BLOCKS_MOST = 4096, 10
@@ -22,6 +24,11 @@ _VARIABLE = re.compile(r'^[ \t]*variable[ \t]+"?([^\W\d][\w-]*)"?[ \t]*\{', re.M
 
 def init_argv(*, readonly_lock: bool) -> list[str]:
     return ["init", "-input=false", *(["-lockfile=readonly"] if readonly_lock else [])]
+
+
+def values_argv(files: Iterable[str]) -> list[str]:
+    """Reads files of variables' values, changes nothing, and prints names alone; exit code `NO_VALUES`: one is no HCL."""
+    return ["fmt", "-check", "-no-color", *files]
 
 
 def plan_argv(options: wire.Options, plan_file: str, var_file: str | None, generated: str) -> list[str]:

@@ -101,9 +101,12 @@ def _purge(root: Path) -> None:
 
 def module_folder(root: Path, working_directory: str) -> Path:
     """The root module's folder. Raises Hostile where it is not inside the configuration."""
-    folder = (root / working_directory).resolve()
+    message = f"the working directory {working_directory!r} is not in the configuration"
+    try:
+        folder = (root / working_directory).resolve()
+    except (RuntimeError, OSError):  # a link that leads to itself
+        raise Hostile(message) from None
     if not folder.is_relative_to(root.resolve()) or not folder.is_dir():
-        message = f"the working directory {working_directory!r} is not in the configuration"
         raise Hostile(message)
     return folder
 
@@ -113,6 +116,14 @@ def configuration_files(module: Path, tool: str) -> list[str]:
     with os.scandir(module) as entries:
         found = [entry for entry in entries if configuration.is_configuration(entry.name, tool)]
         return sorted((entry.name for entry in found if not entry.is_dir(follow_symlinks=False)), key=os.fsencode)
+
+
+def value_files(module: Path) -> list[str]:
+    """Paths of the files in the root module that the engine takes variables' values from by itself; JSON is left out."""
+    with os.scandir(module) as entries:
+        names = [entry.name for entry in entries if not entry.is_dir()]
+    found = [name for name in names if name == "terraform.tfvars" or name.endswith(".auto.tfvars")]
+    return [str(module / name) for name in sorted(found, key=os.fsencode)]
 
 
 def check_configuration(root: Path, module: Path, tool: str) -> None:

@@ -165,8 +165,9 @@ def test_what_the_engine_does_not_read_declares_nothing(tmp_path: Path) -> None:
 def test_the_working_directory_stays_inside(tmp_path: Path) -> None:
     (tmp_path / "root" / "sub").mkdir(parents=True)
     (tmp_path / "root" / "out").symlink_to("/etc")
+    (tmp_path / "root" / "loop").symlink_to("loop")
     assert workdir.module_folder(tmp_path / "root", "sub").name == "sub"
-    for bad in ("..", "out", "missing"):
+    for bad in ("..", "out", "missing", "loop"):
         with pytest.raises(workdir.Hostile):
             workdir.module_folder(tmp_path / "root", bad)
 

@@ -44,9 +44,9 @@ quick: setup
 test: setup tools
 	$(PYTEST)
 
-# Those too that take minutes
-test-all: setup tools
-	$(PYTEST) -m 'not proof'
+# Those too that take minutes. They start many programs each, so few run side by side
+test-all: test
+	$(BIN)/pytest -n 2 --dist worksteal -m long
 
 # Many more documents of the kinds that tests/kit/hostile.py makes than `make test` sends; FUZZ_SEED=N for others
 fuzz: setup

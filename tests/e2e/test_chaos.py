@@ -11,7 +11,7 @@ from chaos.play import Game, play
 SEED = 7
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_faults_of_every_kind_cost_nothing(tmp_path: Path) -> None:
     """`make chaos CHAOS="--seed 7 --faults 24"` plays the same faults, which last longer there."""
     game = Game(SEED, faults=24, applies=8, workspaces=3, longest_s=3.0)

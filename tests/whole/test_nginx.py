@@ -173,7 +173,7 @@ def lines_of(text: str, phase: str) -> list[int]:
     return [int(number) for number in re.findall(rf"{phase} line (\d+) of", text)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_two_servers_are_restarted_in_turn_and_no_run_hears_of_it(
     postgres_url: str, terraform: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import ssl
 import time
@@ -18,7 +19,7 @@ from hypercorn.utils import wrap_app
 from kit.process import Process, in_flight
 from kit.serving import Running, until
 from terrapod_server import authority
-from terrapod_server.kit.connections import Connections, Room, Terms
+from terrapod_server.kit.connections import Connections, Exchange, Room, Terms
 from terrapod_server.store.cipher import KeyRing
 from terrapod_shared import wire
 
@@ -242,6 +243,29 @@ async def test_requests_that_a_client_sent_ahead_end_with_it(tmp_path: Path, is_
         app.goes_on.set()
         await until(is_over)
         assert app.asked <= 3
+
+
+async def test_nothing_is_left_of_one_who_goes_in_the_middle_of_an_answer(tmp_path: Path) -> None:
+    """By dropping the references: the garbage collector comes too rarely."""
+
+    async def is_nothing_left() -> bool:
+        return not any(type(found) is Exchange for found in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with served(tmp_path) as app:
+            context = ssl._create_unverified_context()
+            clients = [await asyncio.open_connection("127.0.0.1", app.port, ssl=context, limit=1) for _ in range(20)]
+            for _, writer in clients:
+                writer.write(get("/large"))
+            for reader, _ in clients:
+                await reader.read(1)
+            for _, writer in clients:
+                writer.transport.abort()
+            await until(is_nothing_left)
+    finally:
+        gc.enable()
 
 
 async def test_an_answer_that_is_read_slowly_is_not() -> None:

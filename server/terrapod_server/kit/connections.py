@@ -177,6 +177,8 @@ class Exchange(TCPServer):
         try:
             await super().run()
         finally:
+            if (error := self.reader.exception()) is not None:  # its frames hold the writer, and by that the reader
+                error.with_traceback(None)
             for name in ("reader", "writer", "protocol", "_task_group"):  # nobody holds buffers by what is left of this
                 self.__dict__.pop(name, None)
 

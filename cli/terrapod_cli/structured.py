@@ -7,6 +7,8 @@ The cloud block's runs log JSON lines (`terraform plan -json`); each has
 import json
 from typing import Any
 
+#: Python's own bound, `sys.int_info.default_max_str_digits`.
+_DIGITS_MOST = 4300
 _MARK = '{"@'
 _HIDDEN = frozenset({"version", "log"})
 
@@ -16,12 +18,17 @@ def is_candidate(line: str) -> bool:
     return line.startswith(_MARK) or _MARK.startswith(line)
 
 
+def _whole(digits: str) -> int | str:
+    """The number; its digits where Python converts no number of that length."""
+    return int(digits) if len(digits) <= _DIGITS_MOST else digits
+
+
 def readable(line: str) -> str | None:
     """The line for people; as it is, if it is no structured one; None if it says nothing to them."""
     if not line.startswith(_MARK):
         return line
     try:
-        message = json.loads(line, parse_int=str)
+        message = json.loads(line, parse_int=_whole)
     except (ValueError, RecursionError):
         return line
     if not isinstance(message, dict) or not isinstance(message.get("@message"), str):

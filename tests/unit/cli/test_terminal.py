@@ -85,6 +85,10 @@ def test_a_name_is_one_line() -> None:
             "Outputs:\n\na = [1]\nb = <sensitive>\nc = create",
         ),
         (
+            '{"@message":"x","type":"outputs","outputs":{"n":{"value":%s}}}' % ("9" * 5000),
+            'Outputs:\n\nn = "%s"' % ("9" * 5000),
+        ),
+        (
             (
                 '{"@message":"Error: bad","type":"diagnostic","diagnostic":{"severity":"error","summary":"bad",'
                 '"detail":"one\\ntwo","address":"r.a","range":{"filename":"main.tf","start":{"line":3}}}}'

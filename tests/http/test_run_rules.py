@@ -223,8 +223,8 @@ async def test_an_apply_begins_from_the_state_that_is_current_at_its_claim(serve
     await server.api.post(f"/runs/{run}/actions/apply")
     work = await take(listener)
     assert work.state == wire.StateRef(serial=7, lineage="line", md5=hashlib.md5(raw).hexdigest())
-    got = await listener.call("GET", work.links["state"].path, lease=work.lease.number)
-    assert got.content == raw
+    await listener.download(work.links["state"].path, tmp_path / "state", lease=work.lease.number)
+    assert (tmp_path / "state").read_bytes() == raw
 
 
 async def test_a_force_cancel_waits_for_the_grace(server: Running, tmp_path: Path) -> None:

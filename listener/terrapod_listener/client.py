@@ -66,6 +66,8 @@ PASSING = (
 )  # fmt: skip
 #: Who the listener is does not count any more: somebody has to join it again, and its work is kept for that.
 STRANGER = (errors.Unauthorized, errors.UnknownListener)
+#: Believed without a signature: they end nothing. Any other refusal is anybody's word, and a proxy could show an old one.
+_UNSIGNED = (*(kind for kind in PASSING if kind is not errors.BadGateway), *STRANGER)
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,11 @@ class Server:
             error.detail = mismatch(server, response.headers)
         if isinstance(error, errors.ClockSkew):
             return self._set_clock(error, nonce)
+        if not isinstance(error, (*_UNSIGNED, errors.Foreign)):
+            try:
+                self._check_signature(Answer(response.status_code, response.headers, content), nonce)
+            except errors.Foreign as foreign:
+                return errors.Foreign(f"{error.detail}: {foreign.detail}")
         return error
 
     def read(self, answer: Answer, kind: type[_M]) -> _M:

@@ -212,6 +212,50 @@ async def test_nothing_is_begun_on_a_proxys_word(server: Running, tmp_path: Path
         await one.close()
 
 
+async def test_no_refusal_of_another_request_ends_anything(server: Running, tmp_path: Path) -> None:
+    """The server's own words, signed by its key, shown again in answer to what they were not said of."""
+    async with ingress(server.url) as proxy:
+        one = await replace(server, url=proxy.url).listener(tmp_path / "home")
+        work = await leased(server, one)
+        refusals: list[Answer] = []
+
+        def keep(_: Asked, found: Answer) -> None:
+            if found[0] >= 400:
+                refusals.append(found)
+
+        proxy.after = keep
+        errored = wire.Report(phase="plan", status="errored")
+        with pytest.raises(errors.NotFound):
+            await one.report("run-of-nobody", errored, 1)
+        with pytest.raises(errors.LeaseEnded):
+            await one.report(work.run_id, errored, 9)
+        with pytest.raises(errors.Invalid):
+            await one.call("PATCH", f"{one.base}/runs/{work.run_id}", body=b"{}", lease=1)
+        assert [status for status, _, _ in refusals] == [404, 409, 422]
+        shown = list(refusals) * 2
+        proxy.before = lambda _: shown.pop() if shown else None
+        assert (await one.report(work.run_id, errored, 1)).status == "errored"
+        assert not shown
+        await one.close()
+
+
+async def test_a_body_that_is_changed_on_the_way_is_sent_again(server: Running, tmp_path: Path) -> None:
+    async with ingress(server.url) as proxy:
+        one = await replace(server, url=proxy.url).listener(tmp_path / "home")
+        work, changed = await leased(server, one), 2
+
+        def before(asked: Asked) -> None:
+            nonlocal changed
+            if changed and asked.method == "PATCH":
+                changed -= 1
+                asked.body = asked.body.replace(b"errored", b"planned")
+
+        proxy.before = before
+        assert (await one.report(work.run_id, wire.Report(phase="plan", status="errored"), 1)).status == "errored"
+        assert not changed
+        await one.close()
+
+
 async def _so(value: bool) -> bool:
     return value
 

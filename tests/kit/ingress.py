@@ -22,7 +22,7 @@ FOREIGN: tuple[Answer, ...] = (
 
 @dataclass
 class Ingress:
-    """`before` may answer a request itself, `after` may change the server's answer to it; None leaves it as it is."""
+    """`before` may answer a request itself or change its body, `after` may change the server's answer to it; None leaves it as it is."""
 
     url: str = ""
     before: Callable[[Asked], Answer | None] = lambda _: None
@@ -44,7 +44,7 @@ class Ingress:
                 found = self.before(asked)
                 if found is None:
                     kept = {name: value for name, value in headers.items() if name not in _OF_THE_CONNECTION}
-                    answer = await server.request(method, target, headers=kept, content=body)
+                    answer = await server.request(method, target, headers=kept, content=asked.body)
                     more = {k: v for k, v in answer.headers.items() if k not in _OF_THE_CONNECTION}
                     found = (answer.status_code, more, answer.content)
                     found = self.after(asked, found) or found

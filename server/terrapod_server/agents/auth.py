@@ -4,9 +4,9 @@ import base64
 import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import wraps
+from functools import partial, wraps
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,7 +17,15 @@ from terrapod_server.kit import database
 from terrapod_server.kit.call import Call, Principal, Services
 from terrapod_server.kit.reads import Reader
 from terrapod_shared import clock, signing, wire
-from terrapod_shared.errors import ClockSkew, NotFound, ProtocolMismatch, SeenBefore, Unauthorized, UnknownListener
+from terrapod_shared.errors import (
+    BadRequest,
+    ClockSkew,
+    NotFound,
+    ProtocolMismatch,
+    SeenBefore,
+    Unauthorized,
+    UnknownListener,
+)
 
 NONCE_S = 120
 Do = Callable[[Call], Awaitable[Response]]
@@ -32,7 +40,15 @@ async def authenticate(request: Request, services: Services) -> Principal:
     request.state.listener = row
     request.state.digest, request.state.nonce = verified.content_digest, verified.nonce
     request.state.is_late = row.certificate_until < clock.now()
+    key = (await authority.keys(services)).work_key
+    request.scope["vouch"] = partial(_vouch, key, row.id, verified.nonce)
     return Principal(kind="listener", id=row.id, name=row.name, lease=verified.lease, pool_id=row.pool_id)
+
+
+def _vouch(key: Ed25519PrivateKey, listener_id: str, nonce: str, answer: Response) -> None:
+    """Signs an answer, a refusal too, for the one request that it answers."""
+    signature = signing.sign_answer(key, listener_id, nonce, answer.status_code, bytes(answer.body))
+    answer.headers[wire.ANSWER_SIGNATURE_HEADER] = signature
 
 
 async def verify_once(request: Request, services: Services) -> tuple[Listener, signing.Verified]:
@@ -133,10 +149,7 @@ def signs(do: Do) -> Do:
     async def answer(call: Call) -> Response:
         response = await do(call)
         if response.status_code != 204:  # noqa: PLR2004  which says nothing
-            me, nonce = call.request.state.listener, call.request.state.nonce
-            key = (await authority.keys(call.services)).work_key
-            signature = signing.sign_answer(key, me.id, nonce, response.status_code, bytes(response.body))
-            response.headers[wire.ANSWER_SIGNATURE_HEADER] = signature
+            call.request.scope["vouch"](response)
         return response
 
     return answer
@@ -145,18 +158,22 @@ def signs(do: Do) -> Do:
 def body(call: Call) -> AsyncIterator[bytes]:
     """The chunks of an upload; after the last one the digest that was signed is compared. Raises BadRequest."""
     call.expect_upload()
-    return _checked(call.stream(), call.request.state.digest)
+    return _checked(call)
 
 
-async def _checked(chunks: AsyncIterator[bytes], digest: str) -> AsyncIterator[bytes]:
+async def _checked(call: Call) -> AsyncIterator[bytes]:
     seen = hashlib.sha256()
-    async for chunk in chunks:
+    async for chunk in call.stream():
         seen.update(chunk)
         yield chunk
-    signing.check_body(digest, seen.digest())
+    try:
+        signing.check_body(call.request.state.digest, seen.digest())
+    except BadRequest:  # it was changed on the way: the refusal is no word on what the listener asked for
+        call.request.scope.pop("vouch", None)
+        raise
 
 
 async def small(call: Call, most: int = 1 << 20) -> bytes:
     """A body that is a message. Raises BadRequest, TooLarge, TooSlow."""
     call.limit_bytes = min(call.limit_bytes, most) if call.limit_bytes else most
-    return await call.body(chunks=_checked(call.stream(), call.request.state.digest))
+    return await call.body(chunks=_checked(call))

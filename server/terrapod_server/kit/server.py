@@ -137,7 +137,7 @@ class Server:
             await self._send(response, request_id, scope, body, counted)
         except errors.TerrapodError as error:
             if status == 0:
-                await self._send(_error_response(error), request_id, scope, body, counted)
+                await self._send(_refusal(error, scope), request_id, scope, body, counted)
             else:
                 log.warning("request %s broke off: %s", request_id, error.detail)
                 raise
@@ -346,6 +346,14 @@ def _shown(endpoint: Endpoint | Raw | None, path: str) -> str:
     if endpoint is None:
         return "/".join(part if len(part) <= _PATH_LONGEST else "(long)" for part in path.split("/"))
     return endpoint.path if isinstance(endpoint, Raw) and endpoint.quiet else path
+
+
+def _refusal(error: errors.TerrapodError, scope: Scope) -> Response:
+    """Signed where the request was: whoever passes it on could show the refusal of another one."""
+    response = _error_response(error)
+    if vouch := scope.get("vouch"):
+        vouch(response)
+    return response
 
 
 def _error_response(error: errors.TerrapodError) -> Response:

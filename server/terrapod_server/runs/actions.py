@@ -471,15 +471,7 @@ async def force_cancel(services: Services, run_id: str, principal: Principal, co
 
 
 async def _asked(change: Change, run: Run, event: str, user_id: str, comment: str) -> None:
-    await RunEvent.create(
-        run_id=run.id,
-        workspace_id=run.workspace_id,
-        event=event,
-        status=run.status.value,
-        user_id=user_id,
-        description=comment,
-    )
-    change.wake(f"workspace:{run.workspace_id}")
+    await change.note(run, event, user_id=user_id, description=comment)
     running = await Phase.filter(run_id=run.id, status="running").first()
     if running is not None and running.lease_listener_id:
         change.wake(f"listener:{running.lease_listener_id}")

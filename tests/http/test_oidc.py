@@ -326,7 +326,7 @@ async def test_discovery_is_not_believed_blindly(provider: Provider, database_ur
         provider.metadata = {"authorization_response_iss_parameter_supported": True}
         assert (await arrive(server)).status_code == 403, "it says that it sends iss, and did not"
     async with (
-        running(tmp_path / "other", database_url, auth=settings("http://127.0.0.1:9")) as server,
+        running(tmp_path / "data", database_url, auth=settings("http://127.0.0.1:9")) as server,
         Browser(server.url) as browser,
     ):
         assert (await browser.open(START)).status_code == 502

@@ -40,8 +40,6 @@ async def authenticate(request: Request, services: Services) -> Principal:
     request.state.listener = row
     request.state.digest, request.state.nonce = verified.content_digest, verified.nonce
     request.state.is_late = row.certificate_until < clock.now()
-    key = (await authority.keys(services)).work_key
-    request.scope["vouch"] = partial(_vouch, key, row.id, verified.nonce)
     return Principal(kind="listener", id=row.id, name=row.name, lease=verified.lease, pool_id=row.pool_id)
 
 
@@ -52,9 +50,14 @@ def _vouch(key: Ed25519PrivateKey, listener_id: str, nonce: str, answer: Respons
 
 
 async def verify_once(request: Request, services: Services) -> tuple[Listener, signing.Verified]:
-    """Checks protocol, signature and whose path it is, and spends the nonce. Raises as `authenticate`."""
+    """Checks protocol, signature and whose path it is, and spends the nonce. Raises as `authenticate`.
+
+    From the signature on, what the server answers is signed too, refusals included.
+    """
     check_protocol(request)
     row, verified = await verify(request, services)
+    key = (await authority.keys(services)).work_key
+    request.scope["vouch"] = partial(_vouch, key, row.id, verified.nonce)
     if request.path_params.get("listener", row.id) != row.id:
         raise NotFound
     await _spend(f"{row.id} {verified.nonce}")

@@ -106,8 +106,9 @@ def printable(text: str, longest: int = _AGENT_LONGEST) -> str:
 class Refusals:
     """Many refusals of one caller become few entries: one at once, and then one each minute that counts the others.
 
-    Strangers are told apart by their address, or its network, and the status
-    alone: an entry tells the first path or the last, and how many there were.
+    Strangers are told apart by their address, or its network, the status, and
+    the account whose password was guessed: an entry tells the first path or the
+    last, and how many there were.
     """
 
     def __init__(self, span_s: float = REFUSALS_S, most: int = REFUSALS_MOST) -> None:
@@ -175,7 +176,9 @@ def is_refusal(entry: Entry) -> bool:
 
 def _caller(entry: Entry) -> tuple[object, ...]:
     if entry.actor_kind == "anonymous":
-        return (group(entry.address), entry.status)
+        # only sign-in names an account here: elsewhere a stranger could write any id into the path
+        account = entry.resource_id if entry.resource_type == "users" and "{" not in entry.path else ""
+        return (group(entry.address), entry.status, account)
     about = "" if entry.status == 429 else entry.resource_id  # noqa: PLR2004
     return (entry.actor_kind, entry.actor_id, entry.address, entry.action, entry.path, about, entry.status)
 

@@ -179,14 +179,12 @@ def lines(count: int) -> bytes:
 
 
 @pytest.mark.parametrize("count", [5, 200])
-def test_it_is_fast(count: int) -> None:
-    """Against what the pipeline can carry; the bound is loose, since the machine may be busy."""
+def test_a_large_log_without_a_secret_passes_whole(count: int) -> None:
+    """How fast it is, `make bench` says."""
     masker = Masker([secrets.token_urlsafe(30) for _ in range(count)])
     text = lines(200_000)[: 16 << 20]
-    began = time.perf_counter()
     size = sum(len(masker.feed(text[at : at + 65536])) for at in range(0, len(text), 65536)) + len(masker.flush())
     assert size == len(text)
-    assert len(text) / (time.perf_counter() - began) > 100e6
 
 
 def test_it_needs_the_standard_library_alone() -> None:

@@ -108,6 +108,11 @@ def test_a_network_is_one_address_and_a_user_is_told_by_what_was_refused() -> No
     stranger = EMPTY._replace(actor_kind="anonymous", status=404, address="2001:db8::1")
     assert refusals.take(stranger, 0.0) != []
     assert refusals.take(stranger._replace(address="2001:db8::2"), 0.0) == []
+    guessed = stranger._replace(path="/sign-in", resource_type="users", resource_id="user-1")
+    assert refusals.take(guessed, 0.0) != [], "an account whose password is guessed is named"
+    assert refusals.take(guessed, 0.0) == []
+    asked = stranger._replace(path="/api/v2/users/{user}", resource_type="users", resource_id="user-2")
+    assert refusals.take(asked, 0.0) == [], "an id in a path is anybody's invention"
     ann = EMPTY._replace(actor_kind="user", actor_id="user-1", status=403, path="/a", resource_id="ws-1")
     assert refusals.take(ann, 0.0) != []
     assert refusals.take(ann, 0.0) == []
@@ -117,7 +122,7 @@ def test_a_network_is_one_address_and_a_user_is_told_by_what_was_refused() -> No
     assert is_refusal(stranger)
     assert not is_refusal(ann._replace(status=422))
     assert not is_refusal(ann._replace(status=404))
-    assert [entry.repeats for entry in refusals.rest()] == [1, 1]
+    assert [entry.repeats for entry in refusals.rest()] == [2, 1, 1]
 
 
 def test_however_many_addresses_are_refused_all_are_counted_in_bounded_memory() -> None:

@@ -19,8 +19,8 @@ FREE = 64 << 10
 
 #: When so much was held and all is given back, the C library gives its free pages back to the host.
 _TRIM_AT = 16 << 20
-#: By then the request that was the last has let go of its objects.
-_TRIM_AFTER_S = 1.0
+#: By then the request that was the last has let go of its objects; on a busy host, or with a slow client, at the second.
+_TRIM_AFTER_S = (1.0, 10.0)
 
 
 def _trim() -> None:
@@ -87,7 +87,8 @@ class Budget:
         if not self._used and self._most > _TRIM_AT:
             self._most = 0
             loop = asyncio.get_running_loop()
-            loop.call_later(_TRIM_AFTER_S, loop.run_in_executor, None, _trim)
+            for after_s in _TRIM_AFTER_S:
+                loop.call_later(after_s, loop.run_in_executor, None, _trim)
 
     def _grant(self) -> None:
         passed: set[str] = set()

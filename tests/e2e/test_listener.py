@@ -144,10 +144,13 @@ def test_a_force_cancel_kills_what_an_interrupt_does_not_end(api: httpx.Client) 
     assert remote.run(following)["status"] == "pending"
     assert api.post(force).status_code == 202
     remote.until(run, "canceled")
-    assert not runs_still(mark), "the workspace is free when they are gone, not before"
+    assert not runs_still(mark), "the run is over when they are gone, not before"
     assert remote.run(run)["force-canceled-at"]
     state = api.get(f"workspaces/{remote.id}/current-state-version").json()["data"]["attributes"]
     assert state["serial"] == 1, "what the engine had saved is here"
+    assert remote.run(following)["status"] == "pending", "what it made after that, nobody knows"
+    assert "killed" in remote.workspace()["lock-reason"]
+    assert api.post(f"workspaces/{remote.id}/actions/force-unlock").status_code == 200
     remote.until(following, "applied")
 
 

@@ -5,11 +5,13 @@ import contextlib
 import logging
 import os
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from terrapod_listener import config as settings
 from terrapod_listener import identity, joining, loop
@@ -39,7 +41,18 @@ def main() -> None:
 @click.option(
     "--server", required=True, envvar="TERRAPOD_LISTENER_SERVER", help="Address, such as https://terrapod.example.com."
 )
-@click.option("--token", required=True, envvar="TERRAPOD_LISTENER_TOKEN", help="A join token of the pool.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="TERRAPOD_LISTENER_TOKEN_FILE",
+    help="File that holds a join token of the pool.",
+)
+@click.option("--token-stdin", is_flag=True, help="Read the join token from standard input.")
+@click.option(
+    "--token",
+    envvar="TERRAPOD_LISTENER_TOKEN",
+    help="The join token itself. Everybody on this host can read it while the command runs: better use a file.",
+)
 @click.option("--name", default="", envvar="TERRAPOD_LISTENER_NAME", help="Name of this listener; default: the host's.")
 @click.option(
     "--ca",
@@ -48,18 +61,53 @@ def main() -> None:
     help="PEM file of the authority that vouches for the server; default: the system's.",
 )
 @_HOME
-def join(server: str, token: str, name: str, ca: Path | None, home: Path) -> None:
+@click.pass_context
+def join(
+    context: click.Context,
+    server: str,
+    token_file: Path | None,
+    token_stdin: bool,
+    token: str | None,
+    name: str,
+    ca: Path | None,
+    home: Path,
+) -> None:
     """Join a pool.
 
-    It makes the keys here, spends the token, and keeps the certificate.
+    It makes the keys here, spends the token, and keeps the certificate. The token comes from exactly one of
+    --token-file, --token-stdin and --token; an option wins over the variables.
     """
     _check_owner(home.resolve())
+    token = _join_token(context, token_file, token_stdin, token)
     try:
         joined = asyncio.run(joining.join(home.resolve(), server, token, name, ca))
     except TerrapodError as error:
         raise click.ClickException(error.detail) from None
     me = joined.kept
     click.echo(f"joined pool {me.pool_id} as {me.name} ({me.listener_id}); certificate until {joined.expires()}")
+
+
+def _join_token(context: click.Context, file: Path | None, from_stdin: bool, text: str | None) -> str:
+    """The one token that was given. Raises UsageError for none and for several, ClickException for a bad one."""
+    given = {"token_file": file is not None, "token_stdin": from_stdin, "token": text is not None}
+    typed = {name for name in given if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    chosen = typed or {name for name, is_given in given.items() if is_given}
+    if len(chosen) != 1:
+        said = "several were given" if chosen else "none was given"
+        message = f"a join token is needed, from one of --token-file, --token-stdin and --token: {said}"
+        raise click.UsageError(message)
+    try:
+        if chosen == {"token_stdin"}:
+            return joining.token_of(sys.stdin.buffer.readline(joining.TOKEN_MOST + 1), "standard input")
+        if chosen == {"token_file"} and file is not None:
+            with file.open("rb") as opened:
+                return joining.token_of(opened.read(joining.TOKEN_MOST + 1), str(file))
+        return joining.token_of(os.fsencode(text or ""), "--token")
+    except joining.NoToken as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        message = f"cannot read the join token from {file}: {error.strerror or error}"
+        raise click.ClickException(message) from None
 
 
 def _check_owner(home: Path) -> None:

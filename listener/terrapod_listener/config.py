@@ -84,7 +84,7 @@ def load(home: Path, environ: Mapping[str, str] = os.environ) -> Config:  # noqa
         if not name.startswith(PREFIX):
             continue
         key = name.removeprefix(PREFIX).lower()
-        if key in ("home", "server", "token", "name", "ca"):  # options of the command line
+        if key in ("home", "server", "token", "token_file", "name", "ca"):  # options of the command line
             continue
         if key not in fields:
             mistakes.append(f"{name}: there is no such setting")

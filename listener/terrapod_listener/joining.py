@@ -25,6 +25,24 @@ log = logging.getLogger(__name__)
 #: A person waits for it.
 _PATIENCE_S = 20.0
 _JOINED = 201
+#: More bytes than a file of a join token has.
+TOKEN_MOST = 1024
+
+
+class NoToken(Exception):
+    """What was given is no join token; the text is for the operator."""
+
+
+def token_of(data: bytes, source: str) -> str:
+    """The join token that stands alone in the data of a file or of standard input. Raises NoToken."""
+    word = data.strip()
+    if not word:
+        message = f"{source} holds no join token: it is empty"
+        raise NoToken(message)
+    if len(data) > TOKEN_MOST or not all(0x21 <= letter <= 0x7E for letter in word):  # noqa: PLR2004  printable ASCII
+        message = f"{source} holds no join token: a token is one word of letters, digits and signs"
+        raise NoToken(message)
+    return word.decode("ascii")
 
 
 class _Wrapped(msgspec.Struct):

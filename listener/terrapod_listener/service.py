@@ -17,7 +17,7 @@ _NEXT = """
 Next:
   systemd-sysusers && systemd-tmpfiles --create
   systemctl daemon-reload
-  runuser -u terrapod-listener -- {program} join --server https://SERVER --token TOKEN --home {home}
+  runuser -u terrapod-listener -- {program} join --server https://SERVER --token-stdin --home {home}
   systemctl enable --now terrapod-listener
 """
 

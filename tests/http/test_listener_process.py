@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from kit import scripted
 from kit.daemon import is_alive, joined, listener, online, running_listener
 from kit.serving import Running, tar, until
+from kit.site import BIN
 from terrapod_server.agents.model import Listener
 from terrapod_server.runs.model import Phase, Run
 from terrapod_shared import clock
@@ -127,3 +129,23 @@ async def test_a_listener_that_was_paused_in_a_plan_changes_nothing(
 
 async def _answer(value: bool) -> bool:
     return value
+
+
+async def test_the_join_token_comes_from_a_file_or_a_pipe(server: Running, tmp_path: Path) -> None:
+    """Whoever looks at the host's processes sees no token."""
+    file = tmp_path / "token"
+    file.write_text(f"{await server.join_token()}\n")
+    sources: tuple[tuple[list[str], str, dict[str, str]], ...] = (
+        (["--token-file", str(file)], "", {}),
+        (["--token-stdin"], f"{await server.join_token()}\n", {}),
+        ([], "", {"TERRAPOD_LISTENER_TOKEN": await server.join_token()}),
+    )
+    for number, (argv, typed, environment) in enumerate(sources):
+        process = await asyncio.create_subprocess_exec(
+            str(BIN / "terrapod-listener"), "join", "--server", server.url, "--name", f"n{number}", "--home",
+            str(tmp_path / f"home{number}"), *argv, env={"PATH": os.environ["PATH"], **environment},
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        said = (await process.communicate(typed.encode()))[0].decode()
+        assert (process.returncode, f"as n{number}" in said, "tpodjoin" in said) == (0, True, False), said
+    assert await Listener.filter(name__in=["n0", "n1", "n2"]).count() == 3

@@ -38,7 +38,9 @@ class Session:
 
 
 _HOST = click.option(
-    "--host", metavar="HOST[:PORT]", help="The server; default: TERRAPOD_HOST, or the only one that you signed in to."
+    "--host",
+    metavar="HOST[:PORT]",
+    help="The server; default: TERRAPOD_ADDRESS, or the only one that you signed in to.",
 )
 _CA = click.option(
     "--ca",

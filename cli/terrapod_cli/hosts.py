@@ -118,18 +118,23 @@ class Credentials:
         return found
 
     def choose(self, asked: str | None) -> Host:
-        """The host that was asked for, else TERRAPOD_HOST, else the only one that there is a token for.
+        """The host that was asked for, else TERRAPOD_ADDRESS, else the only one that there is a token for.
 
-        Names that have one token in common are one server: the first of them is taken.
+        Names that have one token in common are one server: the first of them is taken. TERRAPOD_HOST is the address on
+        which a server listens. Where it is all that is set, nothing is guessed: it was this program's variable once.
+        Raises UsageError.
         """
-        if named := asked or self._environ.get("TERRAPOD_HOST"):
+        if named := asked or self._environ.get("TERRAPOD_ADDRESS"):
             return parse(named)
+        if self._environ.get("TERRAPOD_HOST"):
+            message = "TERRAPOD_HOST does not name the server to call: set TERRAPOD_ADDRESS, or give --host"
+            raise click.UsageError(message)
         found = self._found()
         known = list(found)
         if len({token.text for token in found.values()}) == 1:
             return parse(known[0])
         said = f"there are tokens for {', '.join(known)}" if known else "sign in first: terrapod login HOST"
-        raise click.UsageError(f"which server? Give --host or TERRAPOD_HOST ({said})")
+        raise click.UsageError(f"which server? Give --host or TERRAPOD_ADDRESS ({said})")
 
     def save(self, host: Host, token: str) -> None:
         """Writes the host's token as `terraform login` does; other hosts and members stay."""

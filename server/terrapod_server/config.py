@@ -23,8 +23,8 @@ MIB = 1 << 20
 LEAST_ARGON2_KIB = 8192
 _VERSION = re.compile(r"\d{1,6}\.\d{1,6}\.\d{1,6}")
 _PROVIDER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-#: Variables of ours that are no settings: where the file is, and the token that `up` tells people to export.
-_NOT_SETTINGS = frozenset({"TERRAPOD_CONFIG", "TERRAPOD_TOKEN"})
+#: Variables of ours that are no settings: where the file is, and the command line's.
+_NOT_SETTINGS = frozenset({"TERRAPOD_CONFIG", "TERRAPOD_TOKEN", "TERRAPOD_ADDRESS"})
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -62,7 +62,8 @@ def test_check_reports_every_mistake_at_once(tmp_path: Path) -> None:
     imported = command("terrapod-server", "binaries", "import", str(file), "--data", str(tmp_path), TERRAPOD_NOPE="1")
     assert (imported.returncode, "Traceback" in imported.stderr) == (2, False)
     file.write_text("port = 9000\n")
-    assert command("terrapod-server", "check", "--config", str(file)).returncode == 0
+    of_the_cli = {"TERRAPOD_ADDRESS": "terrapod.example.com", "TERRAPOD_TOKEN": "t"}
+    assert command("terrapod-server", "check", "--config", str(file), **of_the_cli).returncode == 0
 
 
 def test_unsafe_starts_are_refused(tmp_path: Path) -> None:

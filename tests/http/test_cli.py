@@ -65,10 +65,10 @@ async def test_exit_codes_are_the_errors(cli: Cli, server: Running, tmp_path: Pa
     assert (await cli("workspaces", "nonsense")).code == 2
     assert (await cli("runs", "show", "run-none")).code == 5
     assert (await of_server(server, tmp_path, token="tpod_wrong")("whoami")).code == 3
-    nobody = await Here(tmp_path, TERRAPOD_HOST=server.url)("whoami", "--json")
+    nobody = await Here(tmp_path, TERRAPOD_ADDRESS=server.url)("whoami", "--json")
     assert (nobody.code, json.loads(nobody.err)["error"]["title"]) == (3, "unauthorized")
     assert (await Here(tmp_path)("whoami")).code == 2
-    nowhere = await Here(tmp_path, TERRAPOD_HOST="http://127.0.0.1:9", TERRAPOD_TOKEN="t")("whoami")
+    nowhere = await Here(tmp_path, TERRAPOD_ADDRESS="http://127.0.0.1:9", TERRAPOD_TOKEN="t")("whoami")
     assert (nowhere.code, "cannot be reached" in nowhere.err) == (7, True)
     plain = await Here(tmp_path, TERRAPOD_TOKEN="t")("whoami", "--host", "http://example.com")
     assert (plain.code, "in the clear" in plain.err) == (2, True)
@@ -152,7 +152,7 @@ async def test_a_server_that_is_started_again_is_waited_for(postgres_url: str, t
         run = (await server.run(workspace["id"], configuration["id"])).json()["data"]["id"]
         process = await asyncio.create_subprocess_exec(
             str(BIN / "terrapod"), "runs", "logs", "--follow", run, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            env={"PATH": os.environ["PATH"], "TERRAPOD_HOST": server.url, "TERRAPOD_TOKEN": server.token},
+            env={"PATH": os.environ["PATH"], "TERRAPOD_ADDRESS": server.url, "TERRAPOD_TOKEN": server.token},
         )  # fmt: skip
         assert process.stderr
         async with asyncio.timeout(30):

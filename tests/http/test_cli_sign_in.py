@@ -37,7 +37,7 @@ async def test_signing_in_on_the_real_page(server: Running, tmp_path: Path) -> N
     out, err = await process.communicate()
     assert process.returncode == 0, err
     assert json.loads(out)["email"] == ANN
-    cli = Here(tmp_path, TERRAPOD_HOST=server.url)
+    cli = Here(tmp_path, TERRAPOD_ADDRESS=server.url)
     assert (await cli.ok("whoami"))["email"] == ANN
     tokens = await cli.ok("tokens", "list")
     assert len(tokens) == 1

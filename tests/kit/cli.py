@@ -72,7 +72,7 @@ class Here(Cli):
 
 
 def of_server(server: Running, home: Path, token: str | None = None) -> Cli:
-    return Here(home, TERRAPOD_HOST=server.url, TERRAPOD_TOKEN=server.token if token is None else token)
+    return Here(home, TERRAPOD_ADDRESS=server.url, TERRAPOD_TOKEN=server.token if token is None else token)
 
 
 def of_site(site: Site, home: Path) -> Cli:

@@ -240,7 +240,7 @@ def _environment(server: Running, folder: Path) -> dict[str, str]:
     host = server.url.removeprefix("https://")
     (folder / "terraform.rc").write_text(f'credentials "{host}" {{\n  token = "{server.token}"\n}}\n')
     return {
-        "TERRAPOD_HOST": host, "TERRAPOD_TOKEN": server.token, "SSL_CERT_FILE": str(folder / "ca.pem"),
+        "TERRAPOD_ADDRESS": host, "TERRAPOD_TOKEN": server.token, "SSL_CERT_FILE": str(folder / "ca.pem"),
         "HOME": str(folder), "CHECKPOINT_DISABLE": "1", "TF_CLI_CONFIG_FILE": str(folder / "terraform.rc"),
         "TF_IN_AUTOMATION": "1",
     }  # fmt: skip

@@ -121,8 +121,11 @@ def test_choice_of_a_host(tmp_path: Path) -> None:
     with pytest.raises(click.UsageError, match="sign in first"):
         choose(None)
     assert choose(None, TF_TOKEN_one_example_com="t") == "one.example.com"
-    assert choose(None, TF_TOKEN_one_example_com="t", TERRAPOD_HOST="two.example.com") == "two.example.com"
-    assert choose("three", TERRAPOD_HOST="two.example.com") == "three"
+    assert choose(None, TF_TOKEN_one_example_com="t", TERRAPOD_ADDRESS="two.example.com") == "two.example.com"
+    assert choose("three", TERRAPOD_ADDRESS="two.example.com", TERRAPOD_HOST="four") == "three"
+    assert choose(None, TERRAPOD_ADDRESS="two.example.com", TERRAPOD_HOST="0.0.0.0") == "two.example.com"
+    with pytest.raises(click.UsageError, match="set TERRAPOD_ADDRESS"):
+        choose(None, TF_TOKEN_one_example_com="t", TERRAPOD_HOST="two.example.com")
     assert choose(None, TF_TOKEN_b_example_com="t", TF_TOKEN_a_example_com="t") == "b.example.com", "one server"
     with pytest.raises(click.UsageError, match=r"a\.example\.com, b\.example\.com"):
         choose(None, TF_TOKEN_a_example_com="t", TF_TOKEN_b_example_com="u")

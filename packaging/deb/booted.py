@@ -97,7 +97,7 @@ def started() -> Api:
     prove.say("who has not joined is told so")
     run("systemctl", "start", "terrapod-server")
     prove.say(f"terrapod-server: {shown('terrapod-server', 'StatusText')}")
-    token = run("/usr/lib/terrapod/bin/python3", "-I", "-c", prove.ADMIN, user="terrapod")
+    token = run(*prove.TOKEN, user="terrapod").split()[-1]
     program = scripted.program(Path("/usr/local/lib/scripted"))
     settings = HOME / "listener.toml"
     settings.write_text(

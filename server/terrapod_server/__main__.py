@@ -1,10 +1,12 @@
-"""`terrapod-server`: up, serve, check, users, binaries, keys, audit, install-service."""
+"""`terrapod-server`: up, serve, check, users, tokens, binaries, keys, audit, install-service."""
 
 import asyncio
+import contextlib
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import click
 from tortoise.exceptions import DBConnectionError
@@ -179,6 +181,65 @@ def set_password(email: str, password_stdin: bool, file: Path | None, data: Path
     config, password = _config_of(file, data), _password(password_stdin)
     _in_app(config, lambda made: app.set_password(made, email, password))
     click.echo(f"{email.lower()} has a new password, and no session any more")
+
+
+@main.group()
+def tokens() -> None:
+    """API tokens, made on the server's host."""
+
+
+@tokens.command(name="create")
+@click.option("--admin", is_flag=True, help=f"For the first administrator, {app.ADMIN_EMAIL}, who is made if missing.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="New file for the token, mode 0600.")
+@click.option(
+    "--days", type=click.IntRange(0, 36500), default=30, show_default=True, help="How long it is good; 0: for ever."
+)
+@click.option("--description", default="terrapod-server tokens create", help="What it is for.")
+@_CONFIG
+@_DATA
+def create_token(
+    admin: bool, output: Path | None, days: int, description: str, file: Path | None, data: Path | None
+) -> None:
+    """Make a first token without a browser; the server may be running.
+
+    The token is printed once, or written to a file that only you can read. The audit log says who made it. Other users
+    make tokens of their own: `terrapod login`, `terrapod tokens create`.
+    """
+    if not admin:
+        message = "--admin is needed: a token made here is the first administrator's"
+        raise click.UsageError(message)
+    config = _config_of(file, data)
+
+    async def make(made: app.App) -> None:
+        token_id, text = await app.create_admin_token(made, description, days)
+        until = f"for {days} days" if days else "until it is deleted"
+        click.echo(f"token {token_id} of {app.ADMIN_EMAIL}, good {until}; it is shown this once", err=True)
+        if kept is None:
+            click.echo(text)
+        else:
+            kept.write(f"{text}\n")
+
+    with _new_file(output) as kept:
+        _in_app(config, make)
+
+
+@contextlib.contextmanager
+def _new_file(path: Path | None) -> Iterator[TextIO | None]:
+    """A file that was not there, for its owner alone; it goes again where its content is not written."""
+    if path is None:
+        yield None
+        return
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        message = f"cannot make {path}: {error.strerror or error}"
+        raise click.ClickException(message) from None
+    try:
+        with os.fdopen(handle, "w") as opened:
+            yield opened
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)

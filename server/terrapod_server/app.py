@@ -8,9 +8,12 @@ into `Services` here.
 import asyncio
 import contextlib
 import logging
+import os
+import pwd
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from starlette.responses import Response
 
@@ -35,13 +38,13 @@ from terrapod_server.identity import actions as identity
 from terrapod_server.identity import api as identity_api
 from terrapod_server.identity import auth_api, oauth, passwords, rules, web
 from terrapod_server.identity import jobs as identity_jobs
-from terrapod_server.identity.model import User
+from terrapod_server.identity.model import ApiToken, User
 from terrapod_server.identity.signin import SignIn
 from terrapod_server.kit import brake, database, openapi, repeats
 from terrapod_server.kit.address import Addresses
 from terrapod_server.kit.budget import Budget
 from terrapod_server.kit.bus import Bus
-from terrapod_server.kit.call import Call, Services
+from terrapod_server.kit.call import Call, Deed, Services
 from terrapod_server.kit.documents import Registry, encode
 from terrapod_server.kit.guard import Guard
 from terrapod_server.kit.jsonapi import Access, Endpoint, Level, Raw, Resource, Thing
@@ -74,6 +77,8 @@ from terrapod_server.variables import api as variables_api
 from terrapod_server.variables import model as variables_model
 from terrapod_server.workspaces import api as workspaces_api
 from terrapod_server.workspaces import organization
+from terrapod_shared import clock
+from terrapod_shared.errors import Conflict, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -309,7 +314,7 @@ def build(config: Config) -> App:
     )
     if config.audit.enabled:
         services.audit = writer = _audit_writer(config, services)
-        services.record, services.check_record = writer.record, writer.check
+        services.record, services.check_record, services.note = writer.record, writer.check, writer.note
     registry = Registry(RESOURCES)
     if wrong := [*registry.check(), *_unfound(levels)]:
         raise RuntimeError("; ".join(wrong))
@@ -437,18 +442,58 @@ async def forget_keys(config: Config, *, is_certain: bool) -> list[str]:
         return await _known_keys(config).forget(ring)
 
 
+@contextlib.asynccontextmanager
+async def _recording(made: App) -> AsyncIterator[None]:
+    """The audit log of an app that serves nothing, open for deeds. Raises Unavailable where they cannot be kept."""
+    audit = made.services.audit
+    if audit is None:
+        yield
+        return
+    message = f"the audit log cannot be written below {audit.folder}"
+    try:
+        await audit.start()
+    except OSError as error:
+        raise Unavailable(f"{message}: {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        await audit.stop()
+    if audit.backlog:
+        raise Unavailable(message)
+
+
+def _operator(method: str, path: str, kind: str, resource_id: str, status: int, program: str) -> Deed:
+    """What somebody does at the command line of this host; the name is that of the host's user."""
+    uid = os.getuid()
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = f"uid {uid}"
+    return Deed(
+        actor_kind="operator", actor=f"{name} on {socket.gethostname()}", method=method, path=path,
+        resource_type=kind, resource_id=resource_id, status=status, program=program,
+    )  # fmt: skip
+
+
 async def make_user(made: App, email: str, password: str, *, is_admin: bool) -> None:
     """A user with a password, empty for none. Raises Invalid, or Conflict where there is one already."""
     kept = await _hashed(made, email, password) if password else ""
-    user = await identity.create_user(email, password_hash=kept)
-    if is_admin:
-        await access.make_admin(identity.LOCAL, user.email)
+    async with _recording(made):
+        user = await identity.create_user(email, password_hash=kept)
+        if is_admin:
+            await access.make_admin(identity.LOCAL, user.email)
+        path = "/api/v2/organizations/{org}/users"
+        made.services.note(_operator("POST", path, "users", user.id, 201, "terrapod-server users create"))
 
 
 async def set_password(made: App, email: str, password: str) -> None:
     """Gives the user another password; all its sessions end. Raises NotFound, Invalid."""
     user = await identity.user(email)
-    await identity.set_password(user, await _hashed(made, user.email, password))
+    hashed = await _hashed(made, user.email, password)
+    async with _recording(made):
+        await identity.set_password(user, hashed)
+        deed = _operator("PATCH", "/api/v2/users/{user}", "users", user.id, 200, "terrapod-server users set-password")
+        made.services.note(deed)
 
 
 async def _hashed(made: App, email: str, password: str) -> str:
@@ -459,9 +504,37 @@ async def _hashed(made: App, email: str, password: str) -> str:
 
 async def admin_token(description: str) -> str:
     """A new token of the first administrator, who is made where there is none."""
+    return (await _admin_token(description, None)).text or ""
+
+
+async def _admin_token(description: str, until: datetime | None) -> ApiToken:
+    """Raises Conflict where the first administrator was deactivated: its tokens are good for nothing."""
     admin = await User.get_or_none(email=ADMIN_EMAIL) or await identity.create_user(ADMIN_EMAIL)
+    if not admin.is_active:
+        message = (
+            f"{ADMIN_EMAIL} was deactivated, so a token of it would not be accepted: make another administrator by "
+            "terrapod-server users create --admin"
+        )
+        raise Conflict(message)
     await access.make_admin(identity.LOCAL, ADMIN_EMAIL)
-    return (await identity.create_token(admin.id, description)).text or ""
+    return await identity.create_token(admin.id, description, expired_at=until)
+
+
+async def create_admin_token(made: App, description: str, days: int) -> tuple[str, str]:
+    """Id and text of a new token of the first administrator, in the audit log; 0 days: it does not expire.
+
+    Raises Conflict, and Unavailable where the audit log cannot be written: then there is no such token.
+    """
+    token = await _admin_token(description, clock.now() + timedelta(days=days) if days else None)
+    try:
+        async with _recording(made):
+            path = "/api/v2/users/{user}/authentication-tokens"
+            program = "terrapod-server tokens create"
+            made.services.note(_operator("POST", path, "authentication-tokens", token.id, 201, program))
+    except BaseException:
+        await token.delete()
+        raise
+    return token.id, token.text or ""
 
 
 __all__ = [
@@ -474,6 +547,7 @@ __all__ = [
     "admin_token",
     "build",
     "check_keys",
+    "create_admin_token",
     "forget_keys",
     "make_user",
     "opened",

@@ -264,7 +264,7 @@ def test_a_bad_token_does_not_join(site: Site, tmp_path: Path) -> None:
 
 def test_help_is_complete() -> None:
     for argv in (["terrapod-server"], ["terrapod-server", "up"], ["terrapod-server", "serve"], ["terrapod-server", "check"],
-                 ["terrapod-server", "binaries"], ["terrapod-server", "binaries", "import"], ["terrapod-listener"], ["terrapod-server", "keys", "list"], ["terrapod-server", "keys", "rotate"], ["terrapod-server", "keys", "forget"],
+                 ["terrapod-server", "binaries"], ["terrapod-server", "binaries", "import"], ["terrapod-listener"], ["terrapod-server", "keys", "list"], ["terrapod-server", "keys", "rotate"], ["terrapod-server", "keys", "forget"], ["terrapod-server", "tokens", "create"],
                  ["terrapod-listener", "join"], ["terrapod-listener", "run"], ["terrapod-listener", "status"],
                  ["terrapod-listener", "drain"], ["terrapod-listener", "rescue"]):  # fmt: skip
         done = command(*argv, "--help")

@@ -37,7 +37,7 @@ from terrapod_server.audit.rules import (
     shown,
 )
 from terrapod_server.kit.address import Addresses
-from terrapod_server.kit.call import ANONYMOUS, Principal
+from terrapod_server.kit.call import ANONYMOUS, Deed, Principal
 from terrapod_server.kit.jsonapi import Endpoint, Raw
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Unavailable
@@ -102,6 +102,19 @@ class Writer:
         self._queue += self._refusals.take(entry, time.monotonic()) if is_refusal(entry) else [entry]
         if self._queue:
             self._woken.set()
+
+    def note(self, deed: Deed) -> None:
+        """Keeps an entry of a change that no request asked for. Never waits."""
+        now = time.time_ns()
+        entry = Entry(
+            id=ids.make_at("ae", now // 1_000_000), chain="", number=0, at=now // 1000,
+            actor_kind=deed.actor_kind, actor_id="", actor=printable(deed.actor, 254), token_id="", address="",
+            action=deed.method, path=deed.path, resource_type=deed.resource_type, resource_id=shown(deed.resource_id),
+            workspace_id="", status=deed.status, request_id="", user_agent=printable(deed.program), duration_us=0,
+            repeats=1, mac="",
+        )  # fmt: skip
+        self._queue.append(entry)
+        self._woken.set()
 
     def check(self) -> None:
         """Raises Unavailable where no further entry could be kept."""

@@ -69,6 +69,20 @@ class Principal:
 ANONYMOUS = Principal()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Deed:
+    """A change that no request asked for, in the words of the request that would have made the same one."""
+
+    actor_kind: Literal["server", "operator"]  #: the server by itself, or whoever calls its command line
+    actor: str
+    method: str
+    path: str  #: as it is declared
+    resource_type: str
+    resource_id: str
+    status: int
+    program: str = ""
+
+
 async def _nothing(*_: Any, **__: Any) -> None:
     """What a hook does until app.py has put a room's function in its place."""
 
@@ -109,6 +123,8 @@ class Services:
     remembered: dict[str, Any] = field(default_factory=dict)
     #: Told of every request that is over: `(request, endpoint, status, request_id, took_s)`.
     record: Callable[..., None] = _nothing_at_once
+    #: Told of every change that no request asked for: `(deed)`.
+    note: Callable[..., None] = _nothing_at_once
     #: Asked before a request that will be recorded; raises Unavailable where nothing more can be kept.
     check_record: Callable[[], None] = _nothing_at_once
     #: Asked inside the transaction that deletes a workspace; may refuse with Conflict. `(workspace, only_empty)`.

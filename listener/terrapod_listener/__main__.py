@@ -138,8 +138,14 @@ def _opened(home: Path) -> identity.Identity:
     metavar="PID",
     help="The process that starts it: the listener ends with it, and applies go on without both.",
 )
+@click.option("--server", default="", help="Address of the server, where it is no longer the one of `join`.")
+@click.option(
+    "--ca",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="PEM file of its authority, where it is no longer the one of `join`.",
+)
 @_HOME
-def run(hide: tuple[Path, ...], parent: int | None, home: Path) -> None:
+def run(hide: tuple[Path, ...], parent: int | None, server: str, ca: Path | None, home: Path) -> None:
     """Wait for runs and do them, until SIGTERM.
 
     The first SIGTERM drains: no new work, running work finishes. A second interrupts terraform, a third kills it.
@@ -161,7 +167,9 @@ def run(hide: tuple[Path, ...], parent: int | None, home: Path) -> None:
         OSError
     ):  # what is in memory is not for the disk; the unit has said so already, and forbids it
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    asyncio.run(loop.Daemon(home, _opened(home), config, watched).run())
+    who = _opened(home)
+    who.move(server, ca.read_text() if ca else "")
+    asyncio.run(loop.Daemon(home, who, config, watched).run())
 
 
 @main.command()

@@ -60,6 +60,12 @@ class Identity:
     def is_over(self) -> bool:
         return self.expires() < datetime.now(UTC)
 
+    def move(self, server: str, ca: str) -> None:
+        """Notes another address of the server, or PEM of its authority; what is empty stays as it is."""
+        moved = msgspec.structs.replace(self.kept, server=server.rstrip("/") or self.kept.server, ca=ca or self.kept.ca)
+        if moved != self.kept:
+            self.save(moved)
+
     def save(self, kept: Kept) -> None:
         self.kept = kept
         write_private(self.home / FILE, msgspec.json.encode(kept))

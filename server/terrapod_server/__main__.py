@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 from tortoise.exceptions import DBConnectionError
@@ -39,7 +39,7 @@ _DATA = click.option(
 
 
 def _load(file: Path | None, data: Path | None = None) -> settings.Config:
-    over = {"data": str(data.resolve())} if data else {}
+    over: dict[str, Any] = {"data": str(data.resolve())} if data else {}
     if data and file is None and (data / "server.toml").exists():  # as `up` does
         file = data / "server.toml"
     try:
@@ -99,18 +99,27 @@ def _check_keys(config: settings.Config) -> None:
 
 @main.command(name="up")
 @click.option("--data", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of everything.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8443, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
+@click.option("--host", help="Address or name to listen on, such as 0.0.0.0 for all.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.  [default: 8443]")
+@click.option(
+    "--name", "names", multiple=True, help="Name or address by which other hosts call it; may be given again."
+)
 @click.option("--plain-http", is_flag=True, help="Speak HTTP without TLS; on loopback only.")
 @click.option("--no-listener", is_flag=True, help="Start no listener on this host.")
-def start_all(data: Path, host: str, port: int, plain_http: bool, no_listener: bool) -> None:
+def start_all(
+    data: Path, host: str | None, port: int | None, names: tuple[str, ...], plain_http: bool, no_listener: bool
+) -> None:
     """Start a server, and one listener, for one host.
 
     The first start writes an administrator's token (DIR/admin-token), the certificate of an authority of its own
-    (DIR/ca.pem), keys and database; later starts keep them. SIGTERM or Ctrl-C stops it cleanly.
+    (DIR/ca.pem), keys and database; later starts keep them. Settings may stand in DIR/server.toml.
+
+    Other hosts reach it where --host is not loopback: its certificate names this host, its addresses, and each --name.
+    SIGTERM or Ctrl-C stops it cleanly.
     """
+    options = up.Options(data.resolve(), host, port, names, plain_http=plain_http, with_listener=not no_listener)
     try:
-        up.run(up.Options(data.resolve(), host, port, plain_http=plain_http, with_listener=not no_listener))
+        up.run(options)
     except (up.Refused, serving.CannotListen, app.Unusable) as error:
         raise click.ClickException(str(error)) from None
 

@@ -1,7 +1,10 @@
 """A certificate authority for one host, so that `up` can speak TLS without anybody's help."""
 
+import contextlib
 import ipaddress
+import itertools
 import socket
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
@@ -11,12 +14,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from terrapod_server.config import is_loopback, is_name, is_unspecified
 from terrapod_shared import clock
 from terrapod_shared.files import write_private
 
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _CONTEXT = "the authority of tls"
 _CA_LIFE = timedelta(days=3650)
 _LEAF_LIFE = timedelta(days=397)  # what clients accept at most
+#: Certificates are dated back by so much: another host's clock may be behind.
+_CLOCK_SKEW = timedelta(days=1)
+#: A certificate names so many of this host's addresses at most.
+_ADDRESSES_MOST = 64
+_IPV6_GLOBAL, _IPV6_TEMPORARY = 0, 1
 _RENEW_BEFORE = timedelta(days=30)
 
 
@@ -32,18 +42,45 @@ def files(folder: Path) -> tuple[Path, Path]:
     return folder / "server.pem", folder / "server-key.pem"
 
 
-def ensure(folder: Path, host: str, cipher: Cipher) -> tuple[Path, Path]:
-    """Certificate and key for `host`, made or renewed where needed; the authority is `ca.pem`, its key `ca-key`, sealed."""
+def ensure(folder: Path, host: str, cipher: Cipher, names: Iterable[str] = ()) -> tuple[Path, Path]:
+    """Certificate and key for `host` and `names`, made or renewed where needed; the authority is `ca.pem`, its key
+    `ca-key`, sealed.
+    """
     ca_file, ca_key_file = folder / "ca.pem", folder / "ca-key"
     _seal_older(folder / "ca-key.pem", ca_key_file, cipher)
     if not ca_file.exists() or not ca_key_file.exists():
         _make_ca(ca_file, ca_key_file, cipher)
     certificate, key = files(folder)
-    names = _names(host)
-    if not key.exists() or not _still_good(certificate, names):
+    wanted = [_general_name(name) for name in dict.fromkeys((*_LOOPBACK, *names_of(host), *names))]
+    if not key.exists() or not _still_good(certificate, wanted):
         ca_key = serialization.load_pem_private_key(cipher.unseal(ca_key_file.read_bytes(), _CONTEXT), None)
-        _issue(ca_file, ca_key, certificate, key, names)
+        _issue(ca_file, ca_key, certificate, key, wanted)
     return certificate, key
+
+
+def names_of(host: str) -> list[str]:
+    """By what other hosts may reach a server that listens on `host`: for all addresses, this host's name and its own."""
+    if not is_unspecified(host):
+        return [] if is_loopback(host) else [host]
+    name = socket.gethostname()
+    return [*([name] if is_name(name) and name != "localhost" else []), *_addresses()[:_ADDRESSES_MOST]]
+
+
+def _addresses() -> list[str]:
+    """This host's addresses, as the kernel lists them: none of loopback, of one link alone, or of an hour."""
+    found: dict[str, None] = {}
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/net/fib_trie").read_text().splitlines()
+        for above, line in itertools.pairwise(lines):
+            if line.split() == ["/32", "host", "LOCAL"]:
+                found[above.split()[-1]] = None
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            digits, _, _, scope, flags, _ = line.split()
+            if int(scope, 16) == _IPV6_GLOBAL and not int(flags, 16) & _IPV6_TEMPORARY:
+                found[str(ipaddress.IPv6Address(bytes.fromhex(digits)))] = None
+    known = [ipaddress.ip_address(text) for text in found]
+    return [str(address) for address in known if not address.is_loopback and not address.is_link_local]
 
 
 def _seal_older(plain: Path, sealed: Path, cipher: Cipher) -> None:
@@ -68,7 +105,7 @@ def _make_ca(ca_file: Path, key_file: Path, cipher: Cipher) -> None:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_before(now - _CLOCK_SKEW)
         .not_valid_after(now + _CA_LIFE)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
@@ -94,8 +131,8 @@ def _issue(
         .issuer_name(ca.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))
-        .not_valid_after(now + _LEAF_LIFE)
+        .not_valid_before(now - _CLOCK_SKEW)
+        .not_valid_after(now - _CLOCK_SKEW + _LEAF_LIFE)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -106,19 +143,11 @@ def _issue(
     certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 
-def _names(host: str) -> list[x509.GeneralName]:
-    names: list[x509.GeneralName] = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
-                                     x509.IPAddress(ipaddress.ip_address("::1"))]  # fmt: skip
+def _general_name(name: str) -> x509.GeneralName:
     try:
-        address = ipaddress.ip_address(host)
+        return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
-        names.append(x509.DNSName(host))
-    else:
-        if address.is_unspecified:
-            names.append(x509.DNSName(socket.gethostname()))
-        else:
-            names.append(x509.IPAddress(address))
-    return list(dict.fromkeys(names))
+        return x509.DNSName(name)
 
 
 def _still_good(file: Path, names: list[x509.GeneralName]) -> bool:

@@ -22,6 +22,8 @@ MIB = 1 << 20
 #: Less is no slow hash any more.
 LEAST_ARGON2_KIB = 8192
 _VERSION = re.compile(r"\d{1,6}\.\d{1,6}\.\d{1,6}")
+_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*")
+_NAME_MOST = 253
 _PROVIDER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 #: Variables of ours that are no settings: where the file is, and the command line's.
 _NOT_SETTINGS = frozenset({"TERRAPOD_CONFIG", "TERRAPOD_TOKEN", "TERRAPOD_ADDRESS"})
@@ -178,6 +180,9 @@ class Config(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"  #: address to listen on; another than loopback needs TLS
     port: int = 8443  #: to listen on
     public_url: str = ""  #: as clients see it; default: made from host and port
+    names: tuple[
+        str, ...
+    ] = ()  #: more names and addresses by which clients reach it; `up` puts them into its certificate
     database_url: str = ""  #: `postgres://…`; default: SQLite below the data folder
     database_pool: int = 10  #: greatest number of PostgreSQL connections
     key_file: str = ""  #: of the keys that encrypt at rest; default `DATA/keys`
@@ -212,15 +217,16 @@ class Config(Section, frozen=True, kw_only=True):
         if self.public_url:
             return self.public_url.rstrip("/")
         scheme = "https" if self.tls.certificate else "http"
-        return f"{scheme}://{self.host}:{self.port}"
+        return f"{scheme}://{in_url(self.host)}:{self.port}"
 
     @property
     def hosts(self) -> list[str]:
         """As configurations may name this server: modules need a name with a dot, which `localhost` is not."""
+        names = [f"{in_url(name)}:{self.port}" for name in self.names]
         if self.public_url:
-            return [urlsplit(self.public_url).netloc]
-        everywhere = is_loopback(self.host) or self.host in {"0.0.0.0", "::"}  # noqa: S104
-        return [f"{name}:{self.port}" for name in (("localhost", "127.0.0.1") if everywhere else (self.host,))]
+            return [urlsplit(self.public_url).netloc, *names]
+        here = ("localhost", "127.0.0.1") if is_loopback(self.host) or is_unspecified(self.host) else (self.host,)
+        return list(dict.fromkeys((*(f"{in_url(name)}:{self.port}" for name in here), *names)))
 
     @property
     def database(self) -> str:
@@ -237,6 +243,27 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_unspecified(host: str) -> bool:
+    """Whether it stands for all addresses of this host."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def in_url(host: str) -> str:
+    """A name or an address as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host
+
+
+def is_name(text: str) -> bool:
+    """Whether a certificate can name it: a DNS name in ASCII, or the address of one host."""
+    try:
+        return not ipaddress.ip_address(text).is_unspecified
+    except ValueError:
+        return len(text) <= _NAME_MOST and _NAME.fullmatch(text) is not None
 
 
 class Mistakes(Exception):
@@ -328,8 +355,13 @@ def _unknown(table: Mapping[str, Any], struct: type[msgspec.Struct], at: str, mi
     return kept
 
 
-def load(environ: Mapping[str, str], file: Path | None = None, **over: Any) -> Config:
-    """Settings from `file`, then the environment, then `over`; raises `Mistakes` with all of them."""
+def load(
+    environ: Mapping[str, str], file: Path | None = None, *, makes_certificate: bool = False, **over: Any
+) -> Config:
+    """Settings from `file`, then the environment, then `over`; raises `Mistakes` with all of them.
+
+    `makes_certificate`: the caller makes one once the database is open, so none has to be there yet.
+    """
     mistakes: list[str] = []
     table: dict[str, Any] = {}
     if file is not None:
@@ -348,6 +380,7 @@ def load(environ: Mapping[str, str], file: Path | None = None, **over: Any) -> C
     except msgspec.ValidationError as error:
         mistakes.append(str(error))
     if config is not None:
+        mistakes += [] if makes_certificate else _tls(config)
         mistakes += _contradictions(config)
     if mistakes or config is None:
         raise Mistakes(mistakes)
@@ -409,7 +442,10 @@ _READER_LEAST = 256 * MIB
 
 
 def _contradictions(config: Config) -> list[str]:
-    wrong = [*_tls(config), *_too_small(config), *_engine_mistakes(config.engines)]
+    wrong = [*_too_small(config), *_engine_mistakes(config.engines)]
+    wrong += [
+        f"names: {name!r} is neither a name nor an address of a host" for name in config.names if not is_name(name)
+    ]
     for network in config.trusted_proxies:
         try:
             ipaddress.ip_network(network, strict=False)

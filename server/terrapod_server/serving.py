@@ -128,11 +128,17 @@ def _terms(config: Config, built: app.App) -> Terms:
 
 def bound(host: str, port: int) -> socket.socket:
     """A socket with this address, on which nobody listens yet. Raises CannotListen, before anything is begun."""
-    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        known = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        known.sort(key=lambda each: each[0] != socket.AF_INET)  # a name that has both is bound by its IPv4 address
+        family, kind, protocol, _, address = known[0]
+        found = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise CannotListen(f"{host} port {port} cannot be listened on: {error.strerror or error}") from None
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        found.bind((host, port))
+        found.bind(address)
     except OSError as error:
         found.close()
         raise CannotListen(f"{host} port {port} cannot be listened on: {error.strerror or error}") from None

@@ -24,7 +24,7 @@ import uvloop
 
 from terrapod_server import app, authority, serving
 from terrapod_server.agents import actions as agents
-from terrapod_server.config import Config, Mistakes, Tls, is_loopback, load
+from terrapod_server.config import Config, Mistakes, Tls, in_url, is_loopback, is_name, is_unspecified, load
 from terrapod_shared.errors import TerrapodError
 from terrapod_shared.files import write_private
 
@@ -38,18 +38,19 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says."""
+    """What the command line says. `host`, `port` and `names` are None or empty where it says nothing."""
 
     data: Path
-    host: str
-    port: int
-    plain_http: bool
-    with_listener: bool
+    host: str | None = None
+    port: int | None = None
+    names: tuple[str, ...] = ()
+    plain_http: bool = False
+    with_listener: bool = True
 
 
 def run(options: Options) -> None:
     """Serves until SIGTERM or SIGINT."""
-    if options.plain_http and not is_loopback(options.host):
+    if options.plain_http and options.host and not is_loopback(options.host):
         message = f"--plain-http is for loopback only, and {options.host} is not"
         raise Refused(message)
     serving.log_as("warning")
@@ -61,14 +62,26 @@ def run(options: Options) -> None:
 def prepare(options: Options) -> Config:
     """The data folder, and the settings by it; the certificate that they name is made at the start."""
     options.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    port = options.port or _free_port(options.host)
-    over: dict[str, Any] = {"data": str(options.data), "host": options.host, "port": port}
-    environ = own_variables()
+    over: dict[str, Any] = {"data": str(options.data)}
+    over |= {"host": options.host} if options.host else {}
+    over |= {"port": options.port} if options.port is not None else {}
+    over |= {"names": options.names} if options.names else {}
     file = options.data / "server.toml"
     try:
-        config = load(environ, file if file.exists() else None, **over)
+        config = load(
+            own_variables(), file if file.exists() else None, makes_certificate=not options.plain_http, **over
+        )
     except Mistakes as error:
         raise Refused(str(error)) from None
+    if config.tls != Tls():
+        message = (
+            "tls: `up` makes a certificate of its own: use `serve` with yours, or leave out tls.certificate and tls.key"
+        )
+        raise Refused(message)
+    if not (is_unspecified(config.host) or is_name(config.host)):
+        message = f"host: {config.host!r} is neither a name nor an address of a host"
+        raise Refused(message)
+    config = msgspec.structs.replace(config, port=config.port or _free_port(config.host))
     if options.plain_http:
         return config
     certificate, key = authority.files(options.data)
@@ -81,7 +94,7 @@ async def _first_things(config: Config, options: Options, built: app.App) -> Non
     """
     if not options.plain_http:
         try:
-            authority.ensure(options.data, options.host, built.services.cipher)
+            authority.ensure(options.data, config.host, built.services.cipher, config.names)
         except TerrapodError as error:
             message = f"{config.keys} is not the key file of {options.data}: {error.detail}"
             raise Refused(message) from None
@@ -93,13 +106,27 @@ def own_variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("TERRAPOD_")}
 
 
-def shown_host(host: str) -> str:
-    """The name to put into a URL; terraform wants no address in brackets."""
-    return "localhost" if is_loopback(host) or host in {"0.0.0.0", "::"} else host  # noqa: S104
+def host_here(config: Config) -> str:
+    """`host:port` by which this host itself calls the server; terraform wants a name where the address has colons."""
+    host = config.host
+    if is_loopback(host) or is_unspecified(host):
+        host = "localhost"
+    elif ":" in host:
+        host = next((name for name in config.names if ":" not in name), host)
+    return f"{in_url(host)}:{config.port}"
+
+
+def hosts_elsewhere(config: Config) -> list[str]:
+    """`host:port` by which other hosts may call it: the names that were given, else all that this host knows of itself."""
+    return [f"{in_url(name)}:{config.port}" for name in config.names or authority.names_of(config.host)]
+
+
+def _url(config: Config) -> str:
+    return f"{'https' if config.tls.certificate else 'http'}://{host_here(config)}"
 
 
 def _free_port(host: str) -> int:
-    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as server:
+    with serving.bound(host, 0) as server:
         return int(server.getsockname()[1])
 
 
@@ -134,9 +161,13 @@ async def _first_token(data: Path) -> None:
 
 
 def _welcome(config: Config, options: Options) -> None:
-    name = f"{shown_host(config.host)}:{config.port}"
+    name, elsewhere = host_here(config), [each for each in hosts_elsewhere(config) if each != host_here(config)]
     data = options.data
-    click.echo(f"Terrapod is ready at {config.url.replace(config.host, shown_host(config.host), 1)}\n")
+    click.echo(f"Terrapod is ready at {_url(config)}")
+    if elsewhere and not is_loopback(config.host):
+        click.echo(f"Other hosts reach it with {data / 'ca.pem'} at:\n")
+        click.echo("".join(f"  https://{each}\n" for each in elsewhere), nl=False)
+    click.echo()
     if options.plain_http:
         click.echo("The terraform CLI speaks https only: use this for the API, or start without --plain-http.\n")
     click.echo("In your configuration:\n")
@@ -147,7 +178,7 @@ def _welcome(config: Config, options: Options) -> None:
         click.echo(f"  export SSL_CERT_FILE={data / 'ca.pem'}")
     # a TF_TOKEN_ variable cannot name a port, so terraform gets a file
     credentials, token = data / "terraform.rc", (data / "admin-token").read_text().strip()
-    hosts = dict.fromkeys((name, *config.hosts))
+    hosts = dict.fromkeys(each for each in (name, *config.hosts, *elsewhere) if "[" not in each)
     write_private(
         credentials, "".join(f'credentials "{each}" {{\n  token = "{token}"\n}}\n' for each in hosts).encode()
     )
@@ -189,7 +220,8 @@ async def _keep_listener(config: Config, options: Options, stop: asyncio.Event) 
         log.warning("the listener is not installed, so none is started")
         return
     home = options.data / "listener"
-    url = config.url.replace(config.host, shown_host(config.host), 1)
+    url = _url(config)
+    trust = [] if options.plain_http else ["--ca", str(options.data / "ca.pem")]
     command = [sys.executable, "-m", "terrapod_listener"]
     environment = {
         name: value
@@ -209,7 +241,7 @@ async def _keep_listener(config: Config, options: Options, stop: asyncio.Event) 
                 "--home",
                 str(home),
             ]
-            join += [] if options.plain_http else ["--ca", str(options.data / "ca.pem")]
+            join += trust
             own = {**environment, "TERRAPOD_LISTENER_TOKEN": token}  # everybody on the host may read an argv
             if await Child(join, own).ended != 0:
                 log.warning("the listener could not join; trying again")
@@ -217,6 +249,7 @@ async def _keep_listener(config: Config, options: Options, stop: asyncio.Event) 
                     await asyncio.wait_for(stop.wait(), 5)
                 continue
         run = [*command, "run", "--home", str(home), "--hide", str(options.data), "--parent", str(os.getpid())]
+        run += ["--server", url, *trust]  # both may be others than at the last start
         process = Child(run, environment)
         ended, stopping = process.ended, asyncio.ensure_future(stop.wait())
         either: set[asyncio.Future[Any]] = {ended, stopping}

@@ -76,6 +76,33 @@ def test_unsafe_starts_are_refused(tmp_path: Path) -> None:
     assert "is not loopback" in open_.stderr
 
 
+def test_up_listens_on_all_addresses_by_the_names_that_are_given(tmp_path: Path) -> None:
+    """From nothing: the certificate is not there yet when the settings are checked. The options win over server.toml."""
+    data, port = tmp_path / "data", free_port()
+    data.mkdir()
+    (data / "server.toml").write_text('host = "0.0.0.0"\nport = 1\nnames = ["terrapod.test"]\n')
+    argv = [str(BIN / "terrapod-server"), "up", "--data", str(data), "--port", str(port), "--no-listener"]
+    process = subprocess.Popen(
+        [*argv, "--name", "127.0.0.2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        for host in ("localhost", "127.0.0.2"):
+            ready(f"https://{host}:{port}", process, data / "ca.pem")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=20)[0]
+    assert f"Terrapod is ready at https://localhost:{port}\n" in said
+    assert f"  https://127.0.0.2:{port}\n" in said
+    assert f'credentials "127.0.0.2:{port}"' in (data / "terraform.rc").read_text()
+    for content, name, why in (
+        ('[tls]\ncertificate = "c"\nkey = "k"', "terrapod.test", "`up` makes a certificate of its own"),
+        ("", "https://x", "names: 'https://x' is neither a name nor an address of a host"),
+    ):
+        (data / "server.toml").write_text(content)
+        done = command(*argv, "--name", name)
+        assert (done.returncode, why in done.stderr, done.stderr.count("\n")) == (1, True, 1), done.stderr
+
+
 def test_first_and_later_starts(tmp_path: Path) -> None:
     data, port = tmp_path / "data", free_port()
     tokens = []

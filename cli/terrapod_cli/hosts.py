@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import click
 
 from terrapod_cli import hcl
-from terrapod_shared.files import write_private
+from terrapod_shared.files import real_path, write_private
 
 _TOKEN_PREFIX = "TF_TOKEN_"  # noqa: S105  the name of a variable
 _HTTPS_PORT = 443
@@ -165,7 +165,7 @@ class Credentials:
 
     def _write(self, document: dict[str, Any]) -> None:
         try:
-            write_private(self.file.resolve(), json.dumps(document, indent=2).encode() + b"\n")
+            write_private(real_path(self.file), json.dumps(document, indent=2).encode() + b"\n")
         except OSError as error:
             raise click.ClickException(f"{self.file} cannot be written: {error.strerror or error}") from None
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from terrapod_cli import ignore
 from terrapod_shared import configuration
 from terrapod_shared.errors import Invalid
+from terrapod_shared.files import real_path
 
 _STATE = re.compile(r".*\.tfstate(\..*)?")
 _CONFIGURATION_MOST = 10_000
@@ -92,8 +93,8 @@ def packed(root: Path, seen: Callable[[int], None] = lambda _: None) -> Iterator
 def _followed(link: Path) -> Path:
     """What a link leads to at last, whether or not it is there."""
     try:
-        return link.resolve()
-    except (OSError, RuntimeError):
+        return real_path(link)
+    except OSError:
         raise Invalid(f"{link} is a link that leads to itself") from None
 
 

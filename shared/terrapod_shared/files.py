@@ -1,8 +1,23 @@
-"""Files that nobody else may read, and that are on the disk when the call returns."""
+"""Files that nobody else may read and that are on the disk when the call returns; paths without links."""
 
+import errno
 import os
 import secrets
 from pathlib import Path
+
+
+def real_path(path: Path) -> Path:
+    """The absolute path without links, whether or not anything is there. Raises OSError for a link that leads to itself.
+
+    `Path.resolve` raises RuntimeError for such a link up to Python 3.12, and returns it from 3.13 on.
+    """
+    real = Path(os.path.realpath(path))
+    try:
+        real.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(error.errno, "it is a link that leads to itself", str(path)) from None
+    return real
 
 
 def write_private(path: Path, data: bytes) -> None:

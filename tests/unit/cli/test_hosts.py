@@ -167,6 +167,15 @@ def test_a_file_that_cannot_be_read_is_left_alone(tmp_path: Path, text: str) -> 
     assert credentials.file.read_text() == text
 
 
+def test_a_file_that_leads_to_itself_is_left_alone(tmp_path: Path) -> None:
+    credentials = Credentials({}, tmp_path)
+    credentials.file.parent.mkdir()
+    credentials.file.symlink_to(credentials.file.name)
+    with pytest.raises(click.ClickException, match="leads to itself"):
+        credentials.save(parse("example.com"), "t")
+    assert credentials.file.is_symlink()
+
+
 def test_a_bad_name_is_told() -> None:
     with pytest.raises(click.UsageError):
         normal("ü" * 300)

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup check fmt tools quick test test-all chaos demo bench migration docs dist deb deb-proof
+.PHONY: setup check fmt tools quick test test-all chaos demo bench migration docs dist deb deb-proof clean-root
 
 setup: .venv/ready
 
@@ -26,11 +26,11 @@ fmt: setup
 
 # What tests run for real, and skip by name where it is not there: xmlsec1 signs for the SAML identity provider, faketime
 # gives one server another clock, bubblewrap isolates runs, nginx stands in front, strace and gcc
-# show what programs of a run get
-TOOLS := xmlsec1 faketime bubblewrap nginx-light iproute2 procps strace gcc libc6-dev
+# show what programs of a run get, curl is somebody's browser, and git knows earlier releases
+TOOLS := xmlsec1 faketime bubblewrap nginx-light iproute2 procps strace gcc libc6-dev curl git
 tools:
 	@{ command -v xmlsec1 && command -v faketime && command -v bwrap && { command -v nginx || [ -x /usr/sbin/nginx ]; } && \
-	  command -v pgrep && command -v strace && command -v gcc && { command -v ip || [ -x /usr/sbin/ip ]; }; } >/dev/null || { [ "$$(id -u)" = 0 ] && \
+	  command -v pgrep && command -v strace && command -v gcc && command -v curl && command -v git && { command -v ip || [ -x /usr/sbin/ip ]; }; } >/dev/null || { [ "$$(id -u)" = 0 ] && \
 	  echo "installing $(TOOLS) with apt-get" && \
 	  apt-get update -qq >/dev/null && apt-get install -y -qq --no-install-recommends $(TOOLS) >/dev/null 2>&1; } || \
 	  echo "not all is there, and some tests will be skipped by name: apt-get install $(TOOLS)" >&2
@@ -80,3 +80,10 @@ deb-proof: deb
 # Faults fall on real programs while runs are applied; CHAOS="--seed N --faults N --applies N"
 chaos: setup
 	PYTHONPATH=tests:packaging/demo $(BIN)/python -m chaos $(CHAOS)
+
+# What README.md says first, on a minimal Debian without anything of this host: RELEASE="bookworm trixie", COMMANDS="demo",
+# CLEAN_ROOT="--keep --fresh". Needs root, debootstrap and git
+RELEASE := bookworm trixie
+COMMANDS := demo test
+clean-root:
+	$(PYTHON) packaging/deb/clean_root.py $(RELEASE) --commands "$(COMMANDS)" $(CLEAN_ROOT)

@@ -1,6 +1,7 @@
 """Private modules with the real terraform: at the user's, and inside runs by the run's own token."""
 
 import re
+import shutil
 import ssl
 import uuid
 
@@ -107,6 +108,7 @@ done
 """
 
 
+@pytest.mark.skipif(not shutil.which("curl"), reason="the run asks the server by curl: apt-get install curl")
 def test_the_runs_credentials_are_its_own_and_open_nothing_else(site: Site, published: str) -> None:
     body = 'resource "terraform_data" "a" {\n  provisioner "local-exec" { command = "sh ask.sh" }\n}\n'
     folder = site.example(f"{published}-sh", body)

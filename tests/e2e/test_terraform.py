@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
 import uuid
 from pathlib import Path
 
@@ -35,20 +34,18 @@ def name() -> str:
     return f"w-{uuid.uuid4().hex[:8]}"
 
 
-def curl(site: Site, method: str, path: str, body: str = "") -> str:
-    done = subprocess.run(
-        ["curl", "-s", "-X", method, "--cacert", str(site.data / "ca.pem"), "-H", f"Authorization: Bearer {site.token}",
-         "-H", "Content-Type: application/vnd.api+json", *(["-d", body] if body else []),
-         f"https://{site.host}/api/v2{path}"], capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return done.stdout
+def api(site: Site, method: str, path: str, body: str = "") -> str:
+    """The text of the API's answer, whatever its status."""
+    with site.api() as client:
+        headers = {"Content-Type": "application/vnd.api+json"}
+        return client.request(method, path.removeprefix("/"), content=body, headers=headers).text
 
 
 def runs(site: Site, workspace: str) -> list[dict[str, str]]:
-    found = json.loads(curl(site, "GET", f"/organizations/default/workspaces/{workspace}"))["data"]["id"]
+    found = json.loads(api(site, "GET", f"/organizations/default/workspaces/{workspace}"))["data"]["id"]
     return [
         {"id": run["id"], **run["attributes"]}
-        for run in json.loads(curl(site, "GET", f"/workspaces/{found}/runs"))["data"]
+        for run in json.loads(api(site, "GET", f"/workspaces/{found}/runs"))["data"]
     ]
 
 
@@ -113,14 +110,14 @@ resource "terraform_data" "a" {
 """,
     )
     site.ok(folder, "init")
-    found = json.loads(curl(site, "GET", f"/organizations/default/workspaces/{workspace}"))["data"]["id"]
+    found = json.loads(api(site, "GET", f"/organizations/default/workspaces/{workspace}"))["data"]["id"]
     for key, value, category, hcl, sensitive in (
         ("word", 'a "quoted" ${word}', "terraform", False, False),
         ("list", '["x", "y"]', "terraform", True, False),
         ("SHOUT", "loud", "env", False, True),
     ):
         attributes = {"key": key, "value": value, "category": category, "hcl": hcl, "sensitive": sensitive}
-        answer = curl(
+        answer = api(
             site, "POST", f"/workspaces/{found}/vars", json.dumps({"data": {"type": "vars", "attributes": attributes}})
         )
         assert '"errors"' not in answer, answer
@@ -229,12 +226,12 @@ def test_local_execution_mode_locks_and_force_unlock(site: Site) -> None:
     workspace = name()
     folder = site.example(workspace, ONE)
     site.ok(folder, "init")
-    found = json.loads(curl(site, "GET", f"/organizations/default/workspaces/{workspace}"))["data"]["id"]
+    found = json.loads(api(site, "GET", f"/organizations/default/workspaces/{workspace}"))["data"]["id"]
     local = '{"data": {"type": "workspaces", "attributes": {"execution-mode": "local"}}}'
-    curl(site, "PATCH", f"/workspaces/{found}", local)
+    api(site, "PATCH", f"/workspaces/{found}", local)
     assert "1 added" in plain(site.ok(folder, "apply", "-auto-approve"))
     assert "Running apply in" not in site.log
-    curl(site, "POST", f"/workspaces/{found}/actions/lock", '{"reason": "maintenance"}')
+    api(site, "POST", f"/workspaces/{found}/actions/lock", '{"reason": "maintenance"}')
     refused = site.run(folder, "plan")
     assert refused.code == 1
     assert "Error acquiring the state lock" in plain(refused.out)
@@ -248,7 +245,7 @@ def test_a_state_with_another_serial_than_its_bytes_is_worked_on(site: Site) -> 
     workspace = name()
     folder = site.example(workspace, ONE)
     site.ok(folder, "init")
-    found = json.loads(curl(site, "GET", f"/organizations/default/workspaces/{workspace}"))["data"]["id"]
+    found = json.loads(api(site, "GET", f"/organizations/default/workspaces/{workspace}"))["data"]["id"]
     raw = json.dumps({"version": 4, "terraform_version": "1.9.0", "serial": 40, "lineage": "of-the-bytes"}).encode()
     sent = {
         "serial": 2, "lineage": "announced", "md5": hashlib.md5(raw).hexdigest(), "state": base64.b64encode(raw).decode()
@@ -258,16 +255,16 @@ def test_a_state_with_another_serial_than_its_bytes_is_worked_on(site: Site) -> 
     def serial(text: str) -> int:
         return int(json.loads(text)["data"]["attributes"]["serial"])
 
-    assert serial(curl(site, "POST", f"/workspaces/{found}/state-versions", body)) == 2
+    assert serial(api(site, "POST", f"/workspaces/{found}/state-versions", body)) == 2
     assert "1 added" in plain(site.ok(folder, "apply", "-auto-approve"))
-    after = serial(curl(site, "GET", f"/workspaces/{found}/current-state-version"))
+    after = serial(api(site, "GET", f"/workspaces/{found}/current-state-version"))
     assert after > 40
     local = '{"data": {"type": "workspaces", "attributes": {"execution-mode": "local"}}}'
-    curl(site, "PATCH", f"/workspaces/{found}", local)
+    api(site, "PATCH", f"/workspaces/{found}", local)
     main = folder / "main.tf"
     main.write_text(main.read_text().replace('input = "one"', 'input = "two"'))
     assert "1 changed" in plain(site.ok(folder, "apply", "-auto-approve"))
-    assert serial(curl(site, "GET", f"/workspaces/{found}/current-state-version")) > after
+    assert serial(api(site, "GET", f"/workspaces/{found}/current-state-version")) > after
     pulled = folder / "pulled.tfstate"
     pulled.write_text(site.ok(folder, "state", "pull"))
     assert json.loads(pulled.read_text())["lineage"] == "of-the-bytes"
@@ -292,7 +289,7 @@ def test_interrupt_during_apply_cancels_and_keeps_the_state(site: Site) -> None:
     run = runs(site, workspace)[0]
     assert run["status"] == "canceled"
     assert "terraform_data.quick" in plain(site.ok(folder, "state", "list"))
-    log = curl(site, "GET", f"/runs/{run['id']}/apply")
+    log = api(site, "GET", f"/runs/{run['id']}/apply")
     assert json.loads(log)["data"]["attributes"]["status"] == "canceled"
 
 
@@ -382,9 +379,9 @@ def test_the_machines_own_terraform_works_too(site: Site, tmp_path: Path) -> Non
     workspace = name()
     folder = site.example(workspace, ONE)
     assert "successfully initialized" in plain(site.run(folder, "init", program=Path(found)).out)
-    found_id = json.loads(curl(site, "GET", f"/organizations/default/workspaces/{workspace}"))["data"]["id"]
+    found_id = json.loads(api(site, "GET", f"/organizations/default/workspaces/{workspace}"))["data"]["id"]
     wanted = '{"data": {"type": "workspaces", "attributes": {"terraform-version": "1.15.5"}}}'
-    curl(site, "PATCH", f"/workspaces/{found_id}", wanted)
+    api(site, "PATCH", f"/workspaces/{found_id}", wanted)
     done = site.run(folder, "apply", "-auto-approve", program=Path(found))
     assert done.code == 0, done.out
     assert "1 added" in plain(done.out)
@@ -411,8 +408,8 @@ output "seen" {{ value = data.terraform_remote_state.other.outputs.a }}
     site.ok(second, "init")
     refused = site.run(second, "apply", "-auto-approve")
     assert refused.code == 1, refused.out
-    found = json.loads(curl(site, "GET", f"/organizations/default/workspaces/{source}"))["data"]["id"]
-    curl(
+    found = json.loads(api(site, "GET", f"/organizations/default/workspaces/{source}"))["data"]["id"]
+    api(
         site,
         "PATCH",
         f"/workspaces/{found}",
@@ -478,6 +475,6 @@ resource "terraform_data" "a" {
     applied = plain(site.ok(folder, "apply", "-auto-approve"))
     assert "after the line" in applied
     assert "Apply complete" in applied
-    assert "workspace" in curl(
+    assert "workspace" in api(
         site, "GET", "/organizations/default/workspaces?page[size]=1".replace("[", "%5B").replace("]", "%5D")
     )

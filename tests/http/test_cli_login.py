@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -45,9 +46,16 @@ async def waiting(home: Path, *argv: str) -> AsyncIterator[tuple[str, asyncio.su
         await process.wait()
 
 
+#: Opens the address, and follows where it leads.
+BROWSER = "#!{python}\nimport sys, urllib.request\nurllib.request.urlopen(sys.argv[1]).read()\n"
+
+
 async def test_the_browser_signs_in(tmp_path: Path) -> None:
     async with authorization() as (server, made):
-        cli = Cli(tmp_path, BROWSER="curl -s -L -o page.html %s")
+        browser = tmp_path / "browser"
+        browser.write_text(BROWSER.format(python=sys.executable))
+        browser.chmod(0o755)
+        cli = Cli(tmp_path, BROWSER=f"{browser} %s")
         said = await cli("login", server.url, cwd=tmp_path)
         assert said.code == 0, said
         assert made.token not in said.out + said.err

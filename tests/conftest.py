@@ -13,6 +13,7 @@ import asyncio
 import concurrent.futures
 import itertools
 import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ from terrapod_server import app
 from terrapod_server.kit import database
 
 _numbers = itertools.count(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job ignores it, and so would all programs
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

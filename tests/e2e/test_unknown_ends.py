@@ -194,7 +194,8 @@ def test_what_is_left_goes_when_its_late_state_is_settled(host: Host, verb: str)
     answer = remote.api.post(f"late-states/{late['id']}/actions/{verb}", json={"data": {"type": "late-states"}})
     assert answer.status_code == 200, answer.text
     assert remote.workspace()["locked"] is (verb == "drop")
-    restart(host)
+    host.stop()  # which may have heard of it before
+    host.start()
     wait_for(lambda: not host.journal(run))
     assert not (host.home / "work" / run).exists()
 

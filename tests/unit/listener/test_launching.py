@@ -136,7 +136,7 @@ def test_no_helper_has_anything_of_the_runs_environment(cell: Cell) -> None:
         assert executed[-1].count(CANARY) == 4
         assert not any(CANARY in line for line in executed[:-1]), executed
         if cell.isolation.has_users:
-            dropped = next(at for at, line in enumerate(lines) if f"setresuid({cell.isolation.uid(0)}" in line)
+            dropped = next(at for at, line in enumerate(lines) if f"setresuid({cell.isolation.uid(cell.slot)}" in line)
             assert dropped < lines.index(executed[-1])
 
 

@@ -115,6 +115,12 @@ class Retention(Section, frozen=True, kw_only=True):
     deleted_days: int = 30  #: the last state of a deleted workspace, out of reach of every API; 0: it goes at once
 
 
+class Listeners(Section, frozen=True, kw_only=True):
+    """What becomes of listeners that do not come back."""
+
+    forget_after: int = 30  #: days offline after which a listener is removed; 0: never. One that has work is kept
+
+
 class ClaimRule(Section, frozen=True, kw_only=True):
     """Whoever has `value` as the claim, or in its list, has these roles."""
 
@@ -197,6 +203,7 @@ class Config(Section, frozen=True, kw_only=True):
     rate_limits: RateLimits = RateLimits()
     audit: Audit = Audit()
     retention: Retention = Retention()
+    listeners: Listeners = Listeners()
     storage: Storage = Storage()
     engines: Engines = Engines()
     runs: Runs = Runs()
@@ -395,6 +402,7 @@ _MAY_BE_ZERO = frozenset(
         "port",
         "audit.retention_days",
         "retention.deleted_days",
+        "listeners.forget_after",
         "limits.connections",
         "auth.login_token_days",
         *(f"rate_limits.{name}" for name in RateLimits.__struct_fields__),
@@ -457,6 +465,8 @@ def _contradictions(config: Config) -> list[str]:
         wrong.append("audit.retention_days: must not be negative")
     if not 0 <= config.retention.deleted_days <= _DAYS_MOST:
         wrong.append(f"retention.deleted_days: must be between 0 and {_DAYS_MOST}")
+    if not 0 <= config.listeners.forget_after <= _DAYS_MOST:
+        wrong.append(f"listeners.forget_after: must be between 0 and {_DAYS_MOST} days")
     if config.storage.kind == "s3" and not config.storage.bucket:
         wrong.append("storage.bucket: needed when storage.kind is s3")
     if not 0 <= config.port <= 65535:  # noqa: PLR2004

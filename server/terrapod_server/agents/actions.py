@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -281,9 +281,9 @@ async def join(
         row.runner_definitions = message.runner_definitions
         row.allow_rejoin, row.revoked_at, row.last_seen_at = False, None, clock.now()
         try:
-            await row.save(force_create=is_new)
+            await row.save(force_create=is_new, force_update=not is_new)
         except IntegrityError:
-            wrong = f"a listener named {message.name} joined at the same time"
+            wrong = f"a listener named {message.name} joined, or was removed, at the same time"
             raise Conflict(wrong) from None
     if not is_new:
         log.warning(
@@ -377,6 +377,31 @@ async def leave(services: Services, row: Listener) -> None:
     else:
         await row.delete()
     await services.bus.publish(f"listener:{row.id}")
+
+
+async def forget(before: datetime) -> list[Listener]:
+    """Removes listeners that were last heard of before that time, unless somebody still waits for what they have.
+
+    That is a lease, a held apply, or the state of an apply whose run keeps its workspace locked since the state is
+    unknown. Any server process may do it: of two that do it at once, one gets a row. A listener that calls meanwhile
+    changes the row that the statement has read, and stays.
+    """
+    rows = await query(
+        """
+        WITH one AS (SELECT 1)
+        DELETE FROM listener WHERE coalesce(last_seen_at, created_at) < $1 AND NOT EXISTS (
+            SELECT 1 FROM run_phase p WHERE p.lease_listener_id = listener.id AND (
+                p.lease_state IN ('offered', 'leased', 'held', 'gone') OR (p.kind = 'apply' AND EXISTS (
+                    SELECT 1 FROM workspace w
+                    WHERE w.id = p.workspace_id AND w.run_lock_id = p.run_id AND w.run_lock_reason <> ''
+                ))
+            )
+        )
+        RETURNING id, name, pool_id
+        """,
+        [before],
+    )
+    return [Listener(id=row["id"], name=row["name"], pool_id=row["pool_id"]) for row in rows]
 
 
 async def beat(row: Listener, message: wire.Beat) -> bool:

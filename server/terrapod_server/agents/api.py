@@ -102,13 +102,20 @@ POOL = Resource(
     prepare=_prepare,
     has_rights=True,
 )
+
+
+def _free_slots(row: Listener, _call: Call) -> int:
+    """Counted from leases: what a listener says of itself is as old as its last heartbeat."""
+    return max(0, row.capacity - row.working) if _status(row) == "online" else 0
+
+
 LISTENER = Resource(
     type="listeners",
     attributes=(
         Attr("name", str, "unique name"),
         Attr("status", str, "online, offline, draining or revoked", value=lambda row, _: _status(row)),
         Attr("capacity", int, "runs at once"),
-        Attr("free-slots", int, "of them not in use, when it last said so"),
+        Attr("free-slots", int, "of them free for work now; none unless it is online", value=_free_slots),
         Attr("running", int, "phases that it works on, lost ones included", value=lambda row, _: row.leases),
         Attr("drain-requested", bool, "whether somebody asked it to take no more work"),
         Attr("version", str, "of its program"),
@@ -140,7 +147,7 @@ LISTENER = Resource(
 async def _leases(rows: Sequence[Listener]) -> None:
     found = await depth.leases_of([row.id for row in rows])
     for row in rows:
-        row.leases = found.get(row.id, 0)
+        row.working, row.leases = found.get(row.id, (0, 0))
 
 
 def _status(row: Listener) -> str:

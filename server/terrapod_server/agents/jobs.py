@@ -1,10 +1,16 @@
 """What the agents room does every so often."""
 
-from terrapod_server.agents import idle
+import logging
+from datetime import timedelta
+
+from terrapod_server.agents import actions, idle
 from terrapod_server.agents.auth import NONCE_S
 from terrapod_server.kit import database
-from terrapod_server.kit.call import Services
+from terrapod_server.kit.call import Deed, Services
 from terrapod_server.kit.periodic import Job
+from terrapod_shared import clock
+
+log = logging.getLogger(__name__)
 
 
 async def purge_nonces(_services: Services) -> None:
@@ -15,7 +21,23 @@ async def purge_nonces(_services: Services) -> None:
         )
 
 
+async def forget_listeners(services: Services) -> None:
+    """Removes listeners that have been offline for the days of `listeners.forget_after`."""
+    days = services.config.listeners.forget_after
+    if not days:
+        return
+    for row in await actions.forget(clock.now() - timedelta(days=days)):
+        log.warning("listener %s (%s) was offline for over %s days and is forgotten", row.name, row.id, days)
+        deed = Deed(
+            actor_kind="server", actor="terrapod-server", method="DELETE", path="/api/v2/listeners/{listener}",
+            resource_type="listeners", resource_id=row.id, status=204, program=f"listeners.forget_after = {days}",
+        )  # fmt: skip
+        services.note(deed)
+        await services.bus.publish(f"listener:{row.id}")
+
+
 JOBS = (
     Job("purge nonces", 30, purge_nonces),
+    Job("forget listeners", 600, forget_listeners, leader=False),
     Job("write down idle listeners", 2, idle.write_down, leader=False),
 )

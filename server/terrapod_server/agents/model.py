@@ -117,6 +117,10 @@ class Listener(Model):
     runner_definitions: Any = fields.JSONField(default=list)
     created_at = fields.DatetimeField(auto_now_add=True)
 
+    #: Phases that it works on; the same with held applies. Counted where it is shown.
+    working: int = 0
+    leases: int = 0
+
     class Meta:
         table = "listener"
 

@@ -138,6 +138,13 @@ def _opened(home: Path) -> identity.Identity:
     metavar="PID",
     help="The process that starts it: the listener ends with it, and applies go on without both.",
 )
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A terraform or tofu of this host to offer, besides the settings' `engines`; may be given again.",
+)
 @click.option("--server", default="", help="Address of the server, where it is no longer the one of `join`.")
 @click.option(
     "--ca",
@@ -145,7 +152,9 @@ def _opened(home: Path) -> identity.Identity:
     help="PEM file of its authority, where it is no longer the one of `join`.",
 )
 @_HOME
-def run(hide: tuple[Path, ...], parent: int | None, server: str, ca: Path | None, home: Path) -> None:
+def run(
+    hide: tuple[Path, ...], parent: int | None, engines: tuple[Path, ...], server: str, ca: Path | None, home: Path
+) -> None:
     """Wait for runs and do them, until SIGTERM.
 
     The first SIGTERM drains: no new work, running work finishes. A second interrupts terraform, a third kills it.
@@ -169,7 +178,7 @@ def run(hide: tuple[Path, ...], parent: int | None, server: str, ca: Path | None
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     who = _opened(home)
     who.move(server, ca.read_text() if ca else "")
-    asyncio.run(loop.Daemon(home, who, config, watched).run())
+    asyncio.run(loop.Daemon(home, who, config, watched, engines).run())
 
 
 @main.command()

@@ -2,16 +2,20 @@
 
 import asyncio
 import hashlib
+import logging
 import os
 import time
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from terrapod_listener.client import Server
 from terrapod_listener.config import LocalEngine
-from terrapod_shared import programs, wire
+from terrapod_shared import host_engines, programs, wire
 from terrapod_shared.errors import Conflict
+
+log = logging.getLogger(__name__)
 
 #: How old a file's last change must be for its digest to be remembered: one in the same instant of the
 #: file system's clock as the one before would not be seen.
@@ -26,14 +30,53 @@ def local_digest(engine: LocalEngine) -> str:
     return digest.hexdigest()
 
 
-async def announced(engines: list[LocalEngine]) -> dict[tuple[str, str], tuple[wire.LocalEngine, LocalEngine]]:
-    """The host's own engines, with what the server is told of them."""
+async def announced(
+    engines: Sequence[LocalEngine], named: Sequence[Path] = (), is_reachable: Callable[[Path], bool] = Path.exists
+) -> dict[tuple[str, str], tuple[wire.LocalEngine, LocalEngine]]:
+    """The host's own engines, with what the server is told of them; what cannot be one is said in the log and left out.
+
+    `named` are programs that are asked for their version; those that the settings list win. `is_reachable` says whether
+    a run can start a program.
+    """
     found: dict[tuple[str, str], tuple[wire.LocalEngine, LocalEngine]] = {}
-    for engine in engines:
+    asked = [asyncio.to_thread(_listed, each) for each in engines] + [asyncio.to_thread(_named, each) for each in named]
+    for engine in await asyncio.gather(*asked):
+        if engine is None or (engine.tool, engine.version) in found:
+            continue
+        if not await asyncio.to_thread(is_reachable, Path(engine.path)):
+            log.error(
+                "%s is not offered: the users of runs may not start it (chmod o+x, for it and its folders)", engine.path
+            )
+            continue
         digest = await asyncio.to_thread(local_digest, engine)
         told = wire.LocalEngine(tool=engine.tool, version=engine.version, sha256=digest)
         found[engine.tool, engine.version] = (told, engine)
     return found
+
+
+def _named(path: Path) -> LocalEngine | None:
+    """A program that says itself what it is. Blocks."""
+    try:
+        said = host_engines.ask(path)
+    except host_engines.Unfit as why:
+        log.error("%s is not offered: it %s", path, why)  # noqa: TRY400  the reason is all there is
+        return None
+    return LocalEngine(tool=said.tool, version=said.version, path=str(said.path))
+
+
+def _listed(engine: LocalEngine) -> LocalEngine | None:
+    """An engine of the settings, unless its program says that it is another one. Blocks."""
+    try:
+        said = host_engines.ask(Path(engine.path))
+    except host_engines.Unfit:  # a script of the owner's; what it runs is the owner's word
+        return engine
+    if (said.tool, said.version) == (engine.tool, engine.version):
+        return engine
+    log.error(
+        "%s is not offered: the settings say %s %s, and it says %s %s",
+        engine.path, engine.tool, engine.version, said.tool, said.version,
+    )  # fmt: skip
+    return None
 
 
 class Engines:
@@ -53,7 +96,8 @@ class Engines:
             digest = await asyncio.to_thread(local_digest, known[1]) if known else ""
             if known is None or digest != engine.sha256:
                 message = (
-                    f"the local engine {engine.tool} {engine.version} is not there with the digest {engine.sha256}"
+                    f"this host's own {engine.tool} {engine.version} is not there, or was changed since the listener "
+                    "announced it: restart the listener"
                 )
                 raise Conflict(message)
             return Path(known[1].path)

@@ -15,6 +15,7 @@ import pwd
 import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -86,6 +87,20 @@ class Isolation:
             cell.slot, cell.lock = slot, _lock(self.uid(slot))
         self._cells[cell.slot] = cell
         return cell
+
+    def can_start(self, program: Path) -> bool:
+        """Whether a run may start a program: its user needs a way to it. A box opens what it hides on that way."""
+        if not self.has_users:
+            return os.access(program, os.X_OK)
+        opened = self._hidden() if self.kind == "bubblewrap" else []
+        path = Path(os.path.realpath(program))
+        way = [each for each in path.parents if not any(each.is_relative_to(place) for place in opened)]
+        return all(each.stat().st_mode & stat.S_IXOTH for each in (path, *way))
+
+    def _hidden(self) -> list[str]:
+        """The resolved places that a box shows empty, or has of its own."""
+        places = (*HIDDEN, *self.settings.hide, str(self.home), *_TMP)
+        return list(dict.fromkeys(os.path.realpath(each) for each in places))
 
     def let_go(self, cell: "Cell") -> None:
         self._cells.pop(cell.slot, None)

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,17 @@ _FORCED_S = 10.0
 class Daemon:
     """One listener process. It ends with its `parent` where it has one."""
 
-    def __init__(self, home: Path, who: identity.Identity, config: Config, parent: Parent | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        who: identity.Identity,
+        config: Config,
+        parent: Parent | None = None,
+        engines: Sequence[Path] = (),
+    ) -> None:
+        """`engines` are programs of this host to offer besides those of the settings."""
         self._home, self._config, self._parent = home, config, parent
+        self._programs = engines
         self._server = Server(who)
         self._jobs: dict[asyncio.Task[None], Job] = {}
         self._leases: dict[str, Lease] = {}
@@ -82,7 +92,7 @@ class Daemon:
             self._parent.watch(self._orphaned)
         await self._isolate()
         self._say(draining=False)
-        known = await announced(self._config.engines)
+        known = await announced(self._config.engines, self._programs, self._isolation.can_start)
         self._told = [told for told, _ in known.values()]
         engines = Engines(self._home / "engines", self._server, known)
         left = await asyncio.to_thread(journal.records, self._home)

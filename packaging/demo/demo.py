@@ -4,7 +4,6 @@ Everything is on loopback and in a temporary folder; nothing is left running.
 """
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +15,8 @@ import readiness
 import terraform_shim
 from rich.console import Console
 from rich.table import Table
+
+from terrapod_shared import host_engines
 
 BIN = Path(sys.executable).parent
 START_S = 30.0
@@ -52,26 +53,24 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def own_terraform(folder: Path) -> tuple[Path, str, list[Path]]:
-    """The program, its version and all files that make it up: of the PATH, else of the development set."""
-    found = shutil.which("terraform")
-    if found:
-        answer = subprocess.run([found, "version"], capture_output=True, text=True, check=False)
-        first = answer.stdout.splitlines()[:1]
-        if first and first[0].startswith("Terraform v"):
-            return Path(found), first[0].removeprefix("Terraform v").strip(), [Path(found).resolve()]
-    shim = terraform_shim.write(folder)
-    return shim, terraform_shim.VERSION, [shim, terraform_shim.library()]
+def own_terraform(folder: Path) -> tuple[Path, str, str]:
+    """The program, its version, and what the listener's settings say of it.
+
+    One on the PATH is offered by `up` itself; the one of the development set is a script, which its owner has to list.
+    """
+    found, _ = host_engines.choose(host_engines.on_path(os.environ.get("PATH", "")))
+    for each in found:
+        if each.tool == "terraform":
+            return each.path, each.version, ""
+    shim, library = terraform_shim.write(folder), terraform_shim.library()
+    listed = f'[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
+    return shim, terraform_shim.VERSION, f'{listed}path = "{shim}"\nfiles = ["{shim}", "{library}"]\n'
 
 
-def prepare_listener(home: Path, program: Path, version: str, files: list[Path]) -> None:
-    """Lists the host's terraform as a local engine, so that the demo needs no internet."""
+def prepare_listener(home: Path, listed: str) -> None:
+    """Settings of its listener, so that the demo needs neither a free port nor internet."""
     home.mkdir(parents=True, mode=0o700)
-    names = ", ".join(f'"{file}"' for file in files)
-    (home / "listener.toml").write_text(
-        terraform_shim.settings()
-        + f'[[engines]]\ntool = "terraform"\nversion = "{version}"\npath = "{program}"\nfiles = [{names}]\n'
-    )
+    (home / "listener.toml").write_text(terraform_shim.settings() + listed)
 
 
 def wait_for(data: Path, port: int, server: subprocess.Popen[bytes], log: Path) -> None:
@@ -95,8 +94,8 @@ def run(terraform: Path, step: tuple[str, ...], folder: Path, environment: dict[
 
 def demo(folder: Path) -> Table:
     data, example = folder / "data", folder / "example"
-    terraform, version, files = own_terraform(folder / "bin")
-    prepare_listener(data / "listener", terraform, version, files)
+    terraform, version, listed = own_terraform(folder / "bin")
+    prepare_listener(data / "listener", listed)
     port = free_port()
     log = folder / "server.log"
     took: list[tuple[str, float]] = []

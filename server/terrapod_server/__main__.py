@@ -104,20 +104,28 @@ def _check_keys(config: settings.Config) -> None:
 @click.option(
     "--name", "names", multiple=True, help="Name or address by which other hosts call it; may be given again."
 )
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A terraform or tofu of this host that its listener brings; may be given again.",
+)
+@click.option("--no-path-engines", is_flag=True, help="Leave out the terraform and tofu that are on the PATH.")
 @click.option("--plain-http", is_flag=True, help="Speak HTTP without TLS; on loopback only.")
 @click.option("--no-listener", is_flag=True, help="Start no listener on this host.")
-def start_all(
-    data: Path, host: str | None, port: int | None, names: tuple[str, ...], plain_http: bool, no_listener: bool
-) -> None:
+def start_all(no_path_engines: bool, no_listener: bool, data: Path, **more: Any) -> None:
     """Start a server, and one listener, for one host.
 
     The first start writes an administrator's token (DIR/admin-token), the certificate of an authority of its own
     (DIR/ca.pem), keys and database; later starts keep them. Settings may stand in DIR/server.toml.
 
+    The listener brings the terraform and tofu that are on the PATH: real programs, not the scripts of version switchers.
+
     Other hosts reach it where --host is not loopback: its certificate names this host, its addresses, and each --name.
     SIGTERM or Ctrl-C stops it cleanly.
     """
-    options = up.Options(data.resolve(), host, port, names, plain_http=plain_http, with_listener=not no_listener)
+    options = up.Options(data.resolve(), with_path_engines=not no_path_engines, with_listener=not no_listener, **more)
     try:
         up.run(options)
     except (up.Refused, serving.CannotListen, app.Unusable) as error:

@@ -25,8 +25,10 @@ import uvloop
 from terrapod_server import app, authority, serving
 from terrapod_server.agents import actions as agents
 from terrapod_server.config import Config, Mistakes, Tls, in_url, is_loopback, is_name, is_unspecified, load
+from terrapod_shared import host_engines
 from terrapod_shared.errors import TerrapodError
 from terrapod_shared.files import write_private
+from terrapod_shared.host_engines import HostEngine
 
 log = logging.getLogger("terrapod")
 _PATIENCE_S = (10.0, 30.0, 5.0)
@@ -44,6 +46,8 @@ class Options:
     host: str | None = None
     port: int | None = None
     names: tuple[str, ...] = ()
+    engines: tuple[Path, ...] = ()
+    with_path_engines: bool = True
     plain_http: bool = False
     with_listener: bool = True
 
@@ -53,9 +57,18 @@ def run(options: Options) -> None:
     if options.plain_http and options.host and not is_loopback(options.host):
         message = f"--plain-http is for loopback only, and {options.host} is not"
         raise Refused(message)
+    if options.engines and not options.with_listener:
+        message = "--engine is for the listener of this host, and --no-listener starts none"
+        raise Refused(message)
     serving.log_as("warning")
     serving.allow_connections()
     config = prepare(options)
+    for file in options.engines:
+        try:
+            host_engines.ask(file)
+        except host_engines.Unfit as why:
+            message = f"--engine: {file} {why}"
+            raise Refused(message) from None
     uvloop.run(serving.until_signalled(lambda stop: _run(config, options, stop)))
 
 
@@ -141,9 +154,13 @@ async def _run(config: Config, options: Options, stop: asyncio.Event) -> None:
         await server
         return
     listener: asyncio.Task[None] | None = None
-    if options.with_listener:
-        listener = asyncio.create_task(_keep_listener(config, options, stop))
     _welcome(config, options)
+    if options.with_listener and importlib.util.find_spec("terrapod_listener") is None:
+        log.warning("the listener is not installed, so none is started")
+    elif options.with_listener:
+        engines, left_out = await asyncio.to_thread(_engines, options)
+        _show_engines(engines, left_out, options)
+        listener = asyncio.create_task(_keep_listener(config, options, stop, engines))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({server, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stop.set()
@@ -189,6 +206,27 @@ def _welcome(config: Config, options: Options) -> None:
     sys.stdout.flush()
 
 
+def _engines(options: Options) -> tuple[list[HostEngine], list[str]]:
+    """This host's own engines, and what was left out and why. Blocks until the programs have said what they are."""
+    search = os.environ.get("PATH", "") if options.with_path_engines else ""
+    return host_engines.choose((*options.engines, *host_engines.on_path(search)))
+
+
+def _show_engines(engines: list[HostEngine], left_out: list[str], options: Options) -> None:
+    if engines:
+        click.echo("Its listener brings these engines of this host; others are fetched from their publishers:\n")
+    else:
+        click.echo("No terraform or tofu of this host is used: engines are fetched from their publishers.")
+        click.echo("Without internet, give it one (up --engine PATH), or import a release's archive:\n")
+        click.echo(f"  terrapod-server binaries import terraform_VERSION_OS_ARCH.zip --data {options.data}")
+    for each in engines:
+        click.echo(f"  {each}")
+    for why in left_out:
+        click.echo(f"  not used: {why}")
+    click.echo()
+    sys.stdout.flush()
+
+
 class Child:
     """A program in a session of its own, which inherits no descriptor: uvloop's subprocesses inherit what is inheritable.
 
@@ -214,11 +252,9 @@ class Child:
         self._process.send_signal(number)
 
 
-async def _keep_listener(config: Config, options: Options, stop: asyncio.Event) -> None:
-    """A listener process that is started again when it ends; joined at its first start."""
-    if importlib.util.find_spec("terrapod_listener") is None:
-        log.warning("the listener is not installed, so none is started")
-        return
+async def _keep_listener(config: Config, options: Options, stop: asyncio.Event, engines: list[HostEngine]) -> None:
+    """A listener process that is started again when it ends; joined at its first start, for which `engines` are."""
+    is_first = True
     home = options.data / "listener"
     url = _url(config)
     trust = [] if options.plain_http else ["--ca", str(options.data / "ca.pem")]
@@ -250,6 +286,10 @@ async def _keep_listener(config: Config, options: Options, stop: asyncio.Event) 
                 continue
         run = [*command, "run", "--home", str(home), "--hide", str(options.data), "--parent", str(os.getpid())]
         run += ["--server", url, *trust]  # both may be others than at the last start
+        if not is_first:  # they may have been upgraded
+            engines, _ = await asyncio.to_thread(_engines, options)
+        is_first = False
+        run += [word for each in engines for word in ("--engine", str(each.path))]
         process = Child(run, environment)
         ended, stopping = process.ended, asyncio.ensure_future(stop.wait())
         either: set[asyncio.Future[Any]] = {ended, stopping}

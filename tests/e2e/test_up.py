@@ -9,7 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import terraform_shim
 
+from kit import scripted
 from kit.daemon import is_alive
 from kit.postgres import Postgres
 from kit.remote import Remote, wait_for
@@ -152,3 +154,41 @@ def test_on_postgres_too(postgres: Postgres, tmp_path: Path, terraform: Path) ->
     url = asyncio.run(postgres.fresh("killed"))
     with Site(tmp_path, terraform, TERRAPOD_DATABASE_URL=url) as started, started.api() as client:
         test_an_apply_outlives_a_server_that_is_killed_with_its_listener(started, client)
+
+
+class Bare(Site):
+    """A site whose listener has no engine in its settings."""
+
+    def listener_settings(self) -> str:
+        return f'writable = ["{self.shared}"]\n{terraform_shim.settings()}'
+
+
+@pytest.mark.slow
+def test_engines_of_the_path_need_no_internet(tmp_path: Path, terraform: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run is there before the listener: it waits for it. A version switcher's script stands in front."""
+    switcher, links = tmp_path / "switcher", tmp_path / "links"
+    switcher.mkdir()
+    (switcher / "terraform").write_text("#!/bin/sh\nexit 1\n")
+    (switcher / "terraform").chmod(0o755)
+    links.mkdir()
+    (links / "terraform").symlink_to(scripted.binary(tmp_path / "versions" / "terraform_1.6.1"))
+    monkeypatch.setenv("PATH", f"{switcher}:{links}:{os.defpath}")
+    nowhere = {f"TERRAPOD_ENGINES__{name}_URL": "http://127.0.0.1:9" for name in ("TERRAFORM", "TOFU", "TOFU_INDEX")}
+    named = scripted.binary(tmp_path / "named", "OpenTofu v1.12.1\n")
+    with Bare(tmp_path, terraform, options=("--engine", str(named)), **nowhere) as site, site.api() as api:
+        remote = Remote(api, **{"terraform-version": "latest"})
+        remote.upload()
+        remote.until(remote.begin(), "applied")
+        pool = api.get("organizations/default/agent-pools").json()["data"][0]["id"]
+        listener = api.get(f"agent-pools/{pool}/listeners").json()["data"][0]["attributes"]
+        offered = {(each["tool"], each["version"]) for each in listener["local-engines"]}
+        assert offered == {("terraform", scripted.VERSION), ("tofu", "1.12.1")}
+        assert f"  terraform {scripted.VERSION} ({tmp_path}/versions/terraform_1.6.1)\n" in site.log
+        assert f"  tofu 1.12.1 ({named})\n" in site.log
+        assert f"  not used: {switcher}/terraform: is a script" in site.log
+        site.move()
+        site.start()
+        with site.api() as moved:  # the listener joined at another port
+            again = Remote(moved)
+            again.upload()
+            again.until(again.begin(), "applied")

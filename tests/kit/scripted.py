@@ -5,8 +5,13 @@ terraform does, and prints its argv and folder. `init.sh`, `plan.sh` and
 `apply.sh` of the configuration run in it, with STATE naming the state file.
 """
 
+import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 #: Above the floor, and below the real one, so that `latest` is never this.
 VERSION = "1.6.1"
@@ -56,4 +61,31 @@ def program(folder: Path, name: str = "scripted") -> Path:
     path = folder / name
     path.write_text(_PROGRAM.replace("{python}", sys.executable))
     path.chmod(0o755)
+    return path
+
+
+#: A program of machine code, as a host's own terraform is one: it hands its words to the script, and says its version.
+_LAUNCHER = """
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    char *words[256] = {PYTHON, "-ISc", SCRIPT};
+    if (argc == 2 && !strcmp(argv[1], "version")) return WAITS ? pause() : puts(SAYS) < 0;
+    for (int i = 1; i < argc && i < 250; i++) words[i + 2] = argv[i];
+    execv(words[0], words);
+    return 127;
+}
+"""
+
+
+def binary(path: Path, says: str = f"Terraform v{VERSION}\non linux_amd64\n", *, waits: bool = False) -> Path:
+    """Compiles the program; one that `waits` never says its version. Skips the test where there is no compiler."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed, so there is no program of machine code")
+    script = _PROGRAM.partition("\n")[2]
+    values = {"PYTHON": sys.executable, "SCRIPT": script, "SAYS": says}
+    names = [f"-D{name}={json.dumps(value)}" for name, value in values.items()] + [f"-DWAITS={int(waits)}"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["gcc", *names, "-x", "c", "-o", path, "-"], input=_LAUNCHER, text=True, check=True)
     return path

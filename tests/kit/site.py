@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -62,9 +63,11 @@ class Done:
 class Site:
     """Server and listener on this host."""
 
-    def __init__(self, folder: Path, terraform: Path, **settings: str) -> None:
+    def __init__(
+        self, folder: Path, terraform: Path, *, options: Sequence[str] = ("--no-path-engines",), **settings: str
+    ) -> None:
         """`settings` go into the environment of the server, and so of its listener's start."""
-        self.folder, self.terraform, self.settings = folder, terraform, settings
+        self.folder, self.terraform, self.options, self.settings = folder, terraform, options, settings
         self.data = folder / "data"
         self.shared = folder / "shared"  #: what runs may change besides their own folder: isolation hides the rest
         self.shared.mkdir(parents=True)
@@ -77,22 +80,26 @@ class Site:
     def __enter__(self) -> Self:
         home = self.data / "listener"
         home.mkdir(parents=True, mode=0o700)
+        (home / "listener.toml").write_text(self.listener_settings())
+        self.start()
+        return self
+
+    def listener_settings(self) -> str:
+        """What stands in `listener.toml`."""
         files = f'["{self.terraform}", "{terraform_shim.library()}"]'
-        (home / "listener.toml").write_text(
+        return (
             f'capacity = 3\nwritable = ["{self.shared}"]\n{terraform_shim.settings()}[[engines]]\ntool = "terraform"\nversion = "{terraform_shim.VERSION}"\n'
             f'path = "{self.terraform}"\nfiles = {files}\n'
             f'[[engines]]\ntool = "terraform"\nversion = "{scripted.VERSION}"\n'
             f'path = "{scripted.program(self.folder / "bin")}"\n'
         )
-        self.start()
-        return self
 
     def start(self) -> None:
         """Returns once its listener has an engine to offer."""
         before = self._listener()
         with (self.folder / "up.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [BIN / "terrapod-server", "up", "--data", str(self.data), "--port", str(self.port)],
+                [BIN / "terrapod-server", "up", "--data", str(self.data), "--port", str(self.port), *self.options],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "AWS_SECRET_ACCESS_KEY": CANARY, "TERRAPOD_TOKEN": CANARY, **self.settings},
@@ -117,6 +124,14 @@ class Site:
         assert self._process
         self._process.kill()
         self._process.wait()
+
+    def move(self) -> None:
+        """Ends it well; the next start is at another port."""
+        assert self._process
+        self._process.terminate()
+        assert self._process.wait(60) == 0, self.log
+        self.port = free_port()
+        self.host = f"localhost:{self.port}"
 
     @property
     def pid(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 
+from kit import scripted
 from kit.release_site import release_zip
 from terrapod_listener import install
 from terrapod_listener.client import Server
@@ -238,3 +239,32 @@ async def test_a_program_of_this_platform_is_taken(tmp_path: Path) -> None:
 )
 def test_platforms_are_told_by_the_first_bytes(head: bytes, found: tuple[str, str] | None) -> None:
     assert programs.platform_of(head[: programs.HEAD]) == found
+
+
+async def test_what_a_program_says_of_itself_is_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An engine of the settings that its program contradicts is left out; of a script the settings are believed."""
+    real, other = scripted.binary(tmp_path / "real"), scripted.binary(tmp_path / "other", "Terraform v1.7.0\n")
+    script = scripted.program(tmp_path)
+    listed = [
+        LocalEngine(tool="terraform", version="1.9.9", path=str(real)),
+        LocalEngine(tool="terraform", version="1.5.7", path=str(script)),
+        LocalEngine(tool="terraform", version="1.7.0", path=str(other)),
+    ]
+    again = tmp_path / "again"
+    again.symlink_to(other)
+    found = await install.announced(listed, [real, again, script])
+    assert {version: engine.path for (_, version), (_, engine) in found.items()} == {
+        "1.5.7": str(script),
+        "1.7.0": str(other),
+        scripted.VERSION: str(real),
+    }
+    assert found["terraform", "1.7.0"][0].sha256 == install.local_digest(listed[2])
+    assert f"{real} is not offered: the settings say terraform 1.9.9, and it says terraform 1.6.1" in caplog.text
+    assert f"{script} is not offered: it is a script" in caplog.text
+
+
+async def test_an_engine_that_no_run_may_start_is_not_announced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await install.announced([], [scripted.binary(tmp_path / "real")], lambda _: False) == {}
+    assert "real is not offered: the users of runs may not start it" in caplog.text

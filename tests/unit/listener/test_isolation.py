@@ -302,6 +302,24 @@ def test_a_listener_that_is_no_root_has_its_box(home: Path, monkeypatch: pytest.
     assert (cell.folder / "kept").read_text() == "kept\n"
 
 
+def test_a_program_that_no_run_may_start_is_told(home: Path) -> None:
+    """A box opens the folders that it hides; a user of a run has but the rights of the host's files."""
+    if os.geteuid() != 0:
+        pytest.skip("only a root listener gives runs users")
+    program = home / "work" / "private" / "terraform"
+    program.parent.mkdir(mode=0o700)
+    program.write_bytes(b"")
+    program.chmod(0o755)
+    (home / "work").chmod(0o711)
+    home.chmod(0o711)
+    box, user = (isolation.Isolation(kind, home, Settings()) for kind in ("bubblewrap", "user"))
+    assert (box.can_start(program), user.can_start(program)) == (True, False)
+    program.parent.chmod(0o711)
+    assert user.can_start(program)
+    program.chmod(0o700)
+    assert (box.can_start(program), user.can_start(program)) == (False, False)
+
+
 def test_what_is_asked_for_and_not_there_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     with pytest.raises(isolation.Unavailable, match="bwrap is not installed"):

@@ -190,6 +190,7 @@ async def release(session: Session, run: str, yes: bool) -> None:
 @runs.command("start")
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path())
 @click.option("--workspace", "-w", "named", metavar="NAME", required=True, help="The workspace, by name or id.")
+@click.option("--create", is_flag=True, help="Make the workspace if it does not exist.")
 @click.option("--plan-only", is_flag=True, help="Plan, and never apply.")
 @click.option("--destroy", is_flag=True, help="Destroy everything that the workspace holds.")
 @click.option("--refresh-only", is_flag=True, help="Only bring the state up to date.")
@@ -208,6 +209,7 @@ async def start_(
     session: Session,
     folder: Path,
     named: str,
+    create: bool,
     plan_only: bool,
     destroy: bool,
     refresh_only: bool,
@@ -234,7 +236,7 @@ async def start_(
         "replace-addrs": list(replaced) or None,
     }
     wanted = Wanted(
-        workspace=named, plan_only=plan_only, auto_approve=auto_approve, wait=not no_wait, attributes=attributes,
+        workspace=named, create=create, plan_only=plan_only, auto_approve=auto_approve, wait=not no_wait, attributes=attributes,
         variables=variables, expressions=expressions,
     )  # fmt: skip
     return await start(session, folder, wanted)

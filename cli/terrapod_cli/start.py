@@ -11,12 +11,12 @@ from typing import Any
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from terrapod_cli import hcl
-from terrapod_cli.connected import Session, workspace
+from terrapod_cli.connected import ORG, Session, workspace
 from terrapod_cli.exits import Exit
 from terrapod_cli.following import ASKING, FINAL, Follower, outcome
 from terrapod_cli.output import Row, flat
 from terrapod_cli.pack import check_configuration, check_folder, packed, root_of
-from terrapod_shared import errors
+from terrapod_shared import errors, ids
 
 _CONFIGURATION_S = 60.0
 
@@ -26,6 +26,7 @@ class Wanted:
     """What was asked for on the command line."""
 
     workspace: str
+    create: bool = False  #: the workspace, where it is not there
     plan_only: bool = False
     auto_approve: bool = False
     wait: bool = True
@@ -36,8 +37,7 @@ class Wanted:
 
 async def start(session: Session, folder: Path, wanted: Wanted) -> int:
     """Begins the run and follows it; the exit code."""
-    found = flat(await workspace(session, wanted.workspace))
-    version = await _send(session, found, folder, wanted)
+    found, version = await _send(session, folder, wanted)
     variables = {name: hcl.quoted(text) for name, text in wanted.variables.items()} | wanted.expressions
     attributes: Row = {**wanted.attributes, "plan-only": wanted.plan_only, "auto-apply": wanted.auto_approve or None}
     attributes["variables"] = [{"key": name, "value": value} for name, value in variables.items()]
@@ -54,9 +54,39 @@ async def start(session: Session, folder: Path, wanted: Wanted) -> int:
     return await _Watch(session, run["id"]).to_the_end()
 
 
-async def _send(session: Session, found: Row, folder: Path, wanted: Wanted) -> str:
-    """Packs, looks whether there is anything to plan, and uploads; the id of the configuration version."""
-    working_directory = found.get("working-directory") or ""
+async def _workspace(session: Session, wanted: Wanted) -> Row | None:
+    """The workspace; None where it is to be made."""
+    try:
+        return flat(await workspace(session, wanted.workspace))
+    except errors.NotFound as error:
+        if ids.is_valid(wanted.workspace, "ws"):
+            raise
+        if wanted.create:
+            return None
+        message = f"{error.detail}; --create makes it"
+        raise errors.NotFound(message) from None
+
+
+async def _create(session: Session, name: str) -> Row:
+    """Makes the workspace, or takes the one that somebody else has made meanwhile."""
+    try:
+        made = flat(await session.client.send("POST", f"{ORG}/workspaces", "workspaces", {"name": name}))
+    except errors.Invalid as refused:
+        try:
+            return flat(await workspace(session, name))
+        except errors.NotFound:
+            raise refused from None
+    session.out.say(f"made workspace {made['name']} ({made['id']})", "dim")
+    return made
+
+
+async def _send(session: Session, folder: Path, wanted: Wanted) -> tuple[Row, str]:
+    """Packs, looks whether there is anything to plan, and uploads; workspace and id of the configuration version.
+
+    A workspace that is to be made is made last, so that a folder that is refused leaves none behind.
+    """
+    found = await _workspace(session, wanted)
+    working_directory = (found or {}).get("working-directory") or ""
     root = root_of(folder, working_directory)
     check_folder(root, working_directory)
     console = session.out.side
@@ -71,7 +101,9 @@ async def _send(session: Session, found: Row, folder: Path, wanted: Wanted) -> s
         made = packed(root, lambda entries: progress.update(task, description=f"packing {entries} entries"))
         archive = await asyncio.to_thread(stack.enter_context, made)
         if not wanted.attributes.get("is-destroy"):
-            check_configuration(root, working_directory, found["execution-backend"], archive)
+            engine = found["execution-backend"] if found else "terraform"
+            check_configuration(root, working_directory, engine, archive)
+        found = found or await _create(session, wanted.workspace)
         attributes = {"auto-queue-runs": False, "speculative": wanted.plan_only}
         path = f"workspaces/{found['id']}/configuration-versions"
         version = await session.client.send("POST", path, "configuration-versions", attributes)
@@ -85,7 +117,7 @@ async def _send(session: Session, found: Row, folder: Path, wanted: Wanted) -> s
             if facts["status"] == "errored":
                 raise errors.Invalid(f"the configuration was refused: {facts.get('error-message')}")
             await asyncio.sleep(0.2)
-    return version_id
+    return found, version_id
 
 
 class _Watch:

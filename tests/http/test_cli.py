@@ -183,6 +183,31 @@ async def test_a_folder_that_is_refused_begins_no_run(cli: Cli, server: Running,
     assert await cli.ok("runs", "list") == []
 
 
+async def test_a_workspace_is_made_for_a_run_where_that_is_asked_for(cli: Cli, server: Running, tmp_path: Path) -> None:
+    folder = tmp_path / "config"
+    folder.mkdir()
+    begin = ("runs", "start", str(folder), "--no-wait", "-w")
+    assert (await cli(*begin, "made", "--create")).code == 2, "there is no configuration"
+    (folder / "main.tf").write_text("# nothing\n")
+    said = await cli(*begin, "made")
+    assert (said.code, "--create makes it" in said.err) == (5, True), said
+    assert await cli.ok("workspaces", "list") == [], "nothing was made"
+    said = await cli(*begin, "made", "--create")
+    assert (said.code, "made workspace made (ws-" in said.err) == (0, True), said
+    assert await cli.ok(*begin, "made", "--create", "--message", "again")
+    [made] = await cli.ok("workspaces", "list")
+    assert len(await cli.ok("runs", "list", "-w", made["id"])) == 2
+    both = Cli(tmp_path, TERRAPOD_ADDRESS=server.url, TERRAPOD_TOKEN=server.token)
+    raced = await asyncio.gather(*(both(*begin, "raced", "--create", "--message", text) for text in ("one", "two")))
+    assert [said.code for said in raced] == [0, 0], raced
+    assert len(await cli.ok("runs", "list", "-w", "raced")) == 2
+    said = await cli(*begin, "no name", "--create")
+    assert (said.code, "name" in said.err) == (2, True), said
+    said = await cli(*begin, f"{made['id'][:-4]}zzzz", "--create")
+    assert said.code == 5, "an id is no name for a new one"
+    assert "--create" not in said.err
+
+
 async def test_whoami_and_signing_in_with_a_token(server: Running, tmp_path: Path) -> None:
     cli = Here(tmp_path)
     said = await cli("login", server.url, "--token-stdin", stdin=f"{server.token}\n")

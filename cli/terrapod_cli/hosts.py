@@ -81,7 +81,7 @@ class Credentials:
 
     def __init__(self, environ: Mapping[str, str] = os.environ, home: Path | None = None) -> None:
         self._environ = environ
-        self._home = home or Path.home()
+        self._home = home or _home()
         #: The file that `terraform login` writes.
         self.file = self._home / ".terraform.d" / "credentials.tfrc.json"
 
@@ -168,6 +168,13 @@ class Credentials:
             write_private(real_path(self.file), json.dumps(document, indent=2).encode() + b"\n")
         except OSError as error:
             raise click.ClickException(f"{self.file} cannot be written: {error.strerror or error}") from None
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise click.ClickException("this user has no home folder: set HOME to the folder of .terraform.d") from None
 
 
 def _json(file: Path) -> dict[str, Any]:

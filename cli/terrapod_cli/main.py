@@ -12,6 +12,7 @@ from terrapod_cli.states import states
 from terrapod_cli.tokens import tokens
 from terrapod_cli.users import users
 from terrapod_cli.workspaces import workspaces
+from terrapod_shared.operator_errors import Group
 
 COMMANDS: tuple[click.Command, ...] = (
     login,
@@ -29,6 +30,7 @@ COMMANDS: tuple[click.Command, ...] = (
 
 
 @click.group(
+    cls=Group,
     commands=list(COMMANDS),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=f"\b\nExit codes:\n{exits.table()}",

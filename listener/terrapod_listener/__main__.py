@@ -17,13 +17,13 @@ from terrapod_listener import config as settings
 from terrapod_listener import identity, joining, loop
 from terrapod_listener import rescue as rescue_
 from terrapod_listener.parent import Parent
-from terrapod_listener.service import SERVICE, install_service
-from terrapod_shared import services
+from terrapod_listener.service import install_service
+from terrapod_shared import operator_errors, services
 from terrapod_shared.errors import TerrapodError
 
 _HOME = click.option(
     "--home",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False, readable=False),
     envvar="TERRAPOD_LISTENER_HOME",
     default=Path("/var/lib/terrapod-listener"),
     show_default=True,
@@ -31,7 +31,9 @@ _HOME = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=operator_errors.Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="terrapod")
 def main() -> None:
     """A Terrapod listener: joins a pool, waits for runs, does the work, streams the logs back."""
@@ -77,8 +79,9 @@ def join(
     It makes the keys here, spends the token, and keeps the certificate. The token comes from exactly one of
     --token-file, --token-stdin and --token; an option wins over the variables.
     """
-    _check_owner(home.resolve())
+    services.check_owner(home.resolve())
     token = _join_token(context, token_file, token_stdin, token)
+    operator_errors.make_folder(home.resolve(), "the listener's home (--home)")  # before the token is spent
     try:
         joined = asyncio.run(joining.join(home.resolve(), server, token, name, ca))
     except TerrapodError as error:
@@ -110,14 +113,8 @@ def _join_token(context: click.Context, file: Path | None, from_stdin: bool, tex
         raise click.ClickException(message) from None
 
 
-def _check_owner(home: Path) -> None:
-    try:
-        services.check_owner(home, SERVICE.program)
-    except services.Refused as error:
-        raise click.ClickException(str(error)) from None
-
-
 def _opened(home: Path) -> identity.Identity:
+    services.check_owner(home)
     found = identity.load(home)
     if found is None:
         message = f"{home} has no identity: join a pool first"
@@ -161,7 +158,7 @@ def run(
     """
     watched = Parent(parent) if parent else None
     home = home.resolve()
-    _check_owner(home)
+    services.check_owner(home)
     try:
         config = settings.load(home, os.environ)
     except settings.Mistakes as error:
@@ -199,6 +196,7 @@ def drain(wait: bool, home: Path) -> None:
     It leaves when its runs are over.
     """
     home = home.resolve()
+    services.check_owner(home)
     if not rescue_.drain(home) and not wait:
         message = f"no listener runs with {home}"
         raise click.ClickException(message)
@@ -219,6 +217,7 @@ def rescue(run_id: str, output: Path | None, push: bool, drop: bool, yes: bool, 
     The newest whole one that this host has of RUN: in the spool, or in the work folder.
     """
     home = home.resolve()
+    services.check_owner(home)
     found = rescue_.find(home, run_id)
     if drop:
         _drop(home, run_id, found[2] if found and not yes else None)

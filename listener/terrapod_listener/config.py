@@ -14,6 +14,8 @@ from terrapod_listener.accept import Settings as Accept
 from terrapod_listener.accept import mistakes as mistakes_of_accept
 from terrapod_listener.hooks import Settings as Hooks
 from terrapod_listener.hooks import mistakes as mistakes_of_hooks
+from terrapod_shared import settings
+from terrapod_shared.operator_errors import explain_os_error
 
 FILE = "listener.toml"
 PREFIX = "TERRAPOD_LISTENER_"
@@ -69,7 +71,7 @@ class Mistakes(Exception):
         self.lines = lines
 
 
-def load(home: Path, environ: Mapping[str, str] = os.environ) -> Config:  # noqa: C901  all mistakes are told at once
+def load(home: Path, environ: Mapping[str, str] = os.environ) -> Config:
     """Raises Mistakes with all of them."""
     mistakes: list[str] = []
     table: dict[str, Any] = {}
@@ -77,7 +79,9 @@ def load(home: Path, environ: Mapping[str, str] = os.environ) -> Config:  # noqa
         table = tomllib.loads((home / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         pass
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        mistakes.append(explain_os_error(error))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         mistakes.append(f"{home / FILE}: {error}")
     fields = {field.name: field.type for field in msgspec.structs.fields(Config)}
     for name, text in environ.items():
@@ -87,31 +91,24 @@ def load(home: Path, environ: Mapping[str, str] = os.environ) -> Config:  # noqa
         if key in ("home", "server", "token", "token_file", "name", "ca"):  # options of the command line
             continue
         if key not in fields:
-            mistakes.append(f"{name}: there is no such setting")
+            mistakes.append(f"{name}: {settings.unknown(name, (PREFIX + each.upper() for each in fields))}")
             continue
         try:
             is_text = fields[key] is str or get_origin(fields[key]) is Literal
             table[key] = text if is_text else msgspec.json.decode(text.encode())
         except msgspec.DecodeError:
             mistakes.append(f"{name}: {text!r} is no JSON value")
-    known: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in fields:
-            mistakes.append(f"{key}: there is no such setting")
-            continue
-        try:
-            known[key] = msgspec.convert(value, fields[key])
-        except msgspec.ValidationError as error:
-            mistakes.append(f"{key}: {error}")
+    config = msgspec.convert(settings.checked(table, Config, "", mistakes), Config)
+    known = msgspec.structs.asdict(config)
     mistakes += _out_of_range(known)
     mistakes += _mistakes_of_health(known)
-    mistakes += [f"engines: {e.path} is not there" for e in known.get("engines", []) if not Path(e.path).is_file()]
+    mistakes += [f"engines: {e.path} is not there" for e in config.engines if not Path(e.path).is_file()]
     mistakes += _mistakes_of_providers(known)
-    mistakes += mistakes_of_accept(known.get("accept", Accept()))
-    mistakes += mistakes_of_hooks(known.get("hooks", Hooks()))
+    mistakes += mistakes_of_accept(config.accept)
+    mistakes += mistakes_of_hooks(config.hooks)
     if mistakes:
         raise Mistakes(mistakes)
-    return Config(**known)
+    return config
 
 
 def _out_of_range(known: Mapping[str, Any]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from terrapod_shared.files import write_private
+from terrapod_shared.operator_errors import OperatorError
 
 FILE = "identity.json"
 _RAW = (serialization.Encoding.Raw, serialization.PrivateFormat.Raw, serialization.NoEncryption())
@@ -72,10 +73,15 @@ class Identity:
 
 
 def load(home: Path) -> Identity | None:
+    """The identity of a home, None where it has not joined yet. Raises OperatorError for a file that is none."""
     try:
         return Identity(msgspec.json.decode((home / FILE).read_bytes(), type=Kept), home)
     except FileNotFoundError:
         return None
+    except msgspec.DecodeError as error:
+        raise OperatorError(
+            f"{home / FILE} is no identity of a listener ({error}): restore it, or remove it and join again"
+        ) from None
 
 
 def raw_private(key: Ed25519PrivateKey | X25519PrivateKey) -> str:

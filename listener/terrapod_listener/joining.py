@@ -20,6 +20,7 @@ from terrapod_listener.client import PASSING, Answer, Server, mismatch, pause_s,
 from terrapod_listener.identity import Identity, Kept, load, raw_private
 from terrapod_shared import answers, errors, signing, wire
 from terrapod_shared.client import is_mistrust
+from terrapod_shared.operator_errors import OperatorError
 
 log = logging.getLogger(__name__)
 #: A person waits for it.
@@ -56,7 +57,8 @@ async def join(home: Path, server: str, token: str, name: str, ca_file: Path | N
     """
     key, sealing = Ed25519PrivateKey.generate(), X25519PrivateKey.generate()
     name = name or socket.gethostname()
-    ca = await asyncio.to_thread(ca_file.read_text, encoding="ascii") if ca_file else ""
+    _check_address(server)
+    ca = await asyncio.to_thread(_authority, ca_file) if ca_file else ""
     message = wire.Join(
         join_token=token,
         name=name,
@@ -91,6 +93,28 @@ async def join(home: Path, server: str, token: str, name: str, ca_file: Path | N
     identity = Identity(kept, home)
     identity.save(kept)
     return identity
+
+
+def _check_address(server: str) -> None:
+    try:
+        url = httpx.URL(server)
+        is_good = url.scheme in ("https", "http") and bool(url.host)
+    except httpx.InvalidURL:
+        is_good = False
+    if not is_good:
+        raise OperatorError(f"{server!r} is no address of a server: name it as https://HOST or https://HOST:PORT")
+
+
+def _authority(file: Path) -> str:
+    """The PEM text of a file. Raises OperatorError where it holds no certificate."""
+    try:
+        text = file.read_text(encoding="ascii")
+        tls(text)
+    except (UnicodeDecodeError, ssl.SSLError):
+        raise OperatorError(
+            f"{file} holds no certificate in PEM form: name the file of the authority with --ca"
+        ) from None
+    return text
 
 
 async def _patiently(once: Callable[[], Awaitable[wire.Joined]]) -> wire.Joined:

@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import click
-from tortoise.exceptions import DBConnectionError
 
-from terrapod_server import app, auditing, engines, keyring, serving, up
 from terrapod_server import config as settings
-from terrapod_server.service import install_service
-from terrapod_shared import services
-from terrapod_shared.errors import TerrapodError
+from terrapod_shared import operator_errors, services
+
+try:
+    from terrapod_server import app, auditing, engines, keyring, serving, up
+    from terrapod_server.kit.database_errors import DatabaseError
+    from terrapod_server.service import install_service
+except ModuleNotFoundError as missing:
+    sys.exit(f"Error: {operator_errors.missing_extra('terrapod-server', 'server', missing)}")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=operator_errors.Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="terrapod")
 def main() -> None:
     """The Terrapod control server: remote runs and state for terraform and tofu."""
@@ -34,7 +39,9 @@ _CONFIG = click.option(
 
 
 _DATA = click.option(
-    "--data", type=click.Path(path_type=Path, file_okay=False), help="Data folder of `up`, without a file."
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False, readable=False),
+    help="Data folder of `up`, without a file.",
 )
 
 
@@ -52,10 +59,7 @@ def _load(file: Path | None, data: Path | None = None) -> settings.Config:
 
 def _owned(config: settings.Config) -> settings.Config:
     """What root would write into another user's data folder, that user's server could not read."""
-    try:
-        services.check_owner(config.folder, "terrapod")
-    except services.Refused as error:
-        raise click.ClickException(str(error)) from None
+    services.check_owner(config.folder)
     return config
 
 
@@ -66,10 +70,7 @@ def serve(file: Path | None) -> None:
 
     Settings come from a file and from the environment; docs/settings.md lists them. The first start makes the data folder with the keys; the database is brought to this release's schema.
     """
-    try:
-        serving.run(_owned(_load(file)))
-    except (serving.CannotListen, app.Unusable) as error:
-        raise click.ClickException(str(error)) from None
+    serving.run(_owned(_load(file)))
 
 
 @main.command()
@@ -87,18 +88,19 @@ def check(file: Path | None) -> None:
 def _check_keys(config: settings.Config) -> None:
     """Changes nothing, and looks at nothing that is not there yet."""
     try:
-        services.check_owner(config.folder, "terrapod")
+        services.check_owner(config.folder)
         asyncio.run(app.check_keys(config))
-    except services.Refused as error:
+    except (services.Refused, DatabaseError) as error:
         click.echo(f"warning: the keys are not checked: {error}", err=True)
-    except app.Unusable as error:
-        raise click.ClickException(str(error)) from None
-    except (OSError, DBConnectionError) as error:
-        click.echo(f"warning: the keys are not checked, since the database does not answer: {error}", err=True)
 
 
 @main.command(name="up")
-@click.option("--data", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of everything.")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False, readable=False),
+    help="Folder of everything.",
+)
 @click.option("--host", help="Address or name to listen on, such as 0.0.0.0 for all.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.  [default: 8443]")
 @click.option(
@@ -125,10 +127,11 @@ def start_all(no_path_engines: bool, no_listener: bool, data: Path, **more: Any)
     Other hosts reach it where --host is not loopback: its certificate names this host, its addresses, and each --name.
     SIGTERM or Ctrl-C stops it cleanly.
     """
+    services.check_owner(data.resolve())
     options = up.Options(data.resolve(), with_path_engines=not no_path_engines, with_listener=not no_listener, **more)
     try:
         up.run(options)
-    except (up.Refused, serving.CannotListen, app.Unusable) as error:
+    except up.Refused as error:
         raise click.ClickException(str(error)) from None
 
 
@@ -138,7 +141,9 @@ def users() -> None:
 
 
 _DATA = click.option(
-    "--data", type=click.Path(path_type=Path, file_okay=False), help="Data folder of `up`, without a file."
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False, readable=False),
+    help="Data folder of `up`, without a file.",
 )
 _STDIN = click.option("--password-stdin", is_flag=True, help="Read the password from standard input; else it is asked.")
 
@@ -167,12 +172,7 @@ def _in_app(config: settings.Config, work: Callable[[app.App], Awaitable[None]])
         async with app.opened(config) as made:
             await work(made)
 
-    try:
-        asyncio.run(run())
-    except TerrapodError as error:
-        raise click.ClickException(error.detail) from None
-    except app.Unusable as error:
-        raise click.ClickException(str(error)) from None
+    asyncio.run(run())
 
 
 @users.command()
@@ -291,10 +291,7 @@ def import_(
         message = "--unsigned goes with neither --sums nor --signature"
         raise click.UsageError(message)
     importing = engines.import_all(_owned(_load(file, data)), files, sums=sums, signature=signature, unsigned=unsigned)
-    try:
-        sys.exit(asyncio.run(importing))
-    except app.Unusable as error:
-        raise click.ClickException(str(error)) from None
+    sys.exit(asyncio.run(importing))
 
 
 @main.group()
@@ -307,10 +304,7 @@ def keys() -> None:
 @_DATA
 def list_(file: Path | None, data: Path | None) -> None:
     """Say which keys there are, by id: the first encrypts, all decrypt."""
-    try:
-        current, *older = keyring.opened(_load(file, data)).ids
-    except keyring.Unreadable as error:
-        raise click.ClickException(str(error)) from None
+    current, *older = keyring.opened(_load(file, data)).ids
     click.echo(f"{current}  encrypts")
     for each in older:
         click.echo(f"{each}  decrypts what it has encrypted")
@@ -326,10 +320,7 @@ def rotate(file: Path | None, data: Path | None) -> None:
     and keep a copy of the file: without it nothing at rest can be read.
     """
     config = _owned(_load(file, data))
-    try:
-        made = keyring.rotate(config)
-    except keyring.Unreadable as error:
-        raise click.ClickException(str(error)) from None
+    made = keyring.rotate(config)
     click.echo(f"{made} is the key that encrypts from the next start on: start every server process again.")
     click.echo(f"Keep a copy of {config.keys} apart from the database.")
 
@@ -345,10 +336,7 @@ def forget(yes: bool, file: Path | None, data: Path | None) -> None:
     them is left. What they encrypted (states, variables, logs, the listeners' authority) can never be read again.
     """
     config = _owned(_load(file, data))
-    try:
-        lost = asyncio.run(app.forget_keys(config, is_certain=yes))
-    except app.Unusable as error:
-        raise click.ClickException(str(error)) from None
+    lost = asyncio.run(app.forget_keys(config, is_certain=yes))
     for each in lost:
         click.echo(f"{each}  is in use, and {config.keys} lacks it")
     if yes:

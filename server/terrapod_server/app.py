@@ -40,7 +40,7 @@ from terrapod_server.identity import auth_api, oauth, passwords, rules, web
 from terrapod_server.identity import jobs as identity_jobs
 from terrapod_server.identity.model import ApiToken, User
 from terrapod_server.identity.signin import SignIn
-from terrapod_server.kit import brake, database, openapi, repeats
+from terrapod_server.kit import brake, database, database_errors, openapi, repeats
 from terrapod_server.kit.address import Addresses
 from terrapod_server.kit.budget import Budget
 from terrapod_server.kit.bus import Bus
@@ -79,6 +79,7 @@ from terrapod_server.workspaces import api as workspaces_api
 from terrapod_server.workspaces import organization
 from terrapod_shared import clock
 from terrapod_shared.errors import Conflict, Unavailable
+from terrapod_shared.operator_errors import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -271,10 +272,9 @@ class App:
 
 def build(config: Config) -> App:
     """Puts all parts together. Opens nothing but the key file; where there is none, a new key is in memory until the
-    database has shown that it is a new one too. Raises Unusable.
+    database has shown that it is a new one too. Raises OperatorError.
     """
-    folder = config.folder
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(config.folder, "the data folder (`data`)")
     keyring = known_keys.load(config.keys) or KeyRing.fresh()
     signer = Signer(*_signing_keys(keyring))
     dsn = database.postgres_dsn(config.database) if not config.database.startswith("sqlite:") else None
@@ -368,11 +368,12 @@ class _Life:
     async def start(self) -> None:
         await database.open_(self._config.database, MODELS, self._config.database_pool)
         try:
-            await database.migrate()
-            await _known_keys(self._config).settle(self._services.cipher)
-            await self._services.bus.start()
-            await agents.ensure_default_pool()
-            await queue.on_start()
+            with database_errors.explained(self._config.database):
+                await database.migrate()
+                await _known_keys(self._config).settle(self._services.cipher)
+                await self._services.bus.start()
+                await agents.ensure_default_pool()
+                await queue.on_start()
         except BaseException:
             await self.stop()
             raise
@@ -403,7 +404,7 @@ class _Life:
 
 @contextlib.asynccontextmanager
 async def opened(config: Config) -> AsyncIterator[App]:
-    """An app with its database open and migrated, for commands that serve nothing. Raises Unusable."""
+    """An app with its database open and migrated, for commands that serve nothing. Raises OperatorError."""
     app = build(config)
     try:
         async with _database_of(config):
@@ -419,7 +420,8 @@ async def opened(config: Config) -> AsyncIterator[App]:
 async def _database_of(config: Config) -> AsyncIterator[None]:
     await database.open_(config.database, MODELS, config.database_pool)
     try:
-        yield
+        with database_errors.explained(config.database):
+            yield
     finally:
         await database.close()
 

@@ -13,10 +13,13 @@ import ssl
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
+
+from terrapod_shared import settings
+from terrapod_shared.operator_errors import explain_os_error, install_line
 
 MIB = 1 << 20
 #: Less is no slow hash any more.
@@ -281,29 +284,6 @@ class Mistakes(Exception):
         self.lines = lines
 
 
-def _convert(text: str, kind: Any) -> Any:
-    if kind is bool:
-        lowered = text.lower()
-        if lowered in {"1", "true", "yes", "on"}:
-            return True
-        if lowered in {"0", "false", "no", "off"}:
-            return False
-        message = f"{text!r} is neither true nor false"
-        raise ValueError(message)
-    if kind in {int, float}:
-        return kind(text)
-    if get_origin(kind) is tuple:
-        return [part.strip() for part in text.split(",") if part.strip()]
-    if get_origin(kind) is Literal and text not in get_args(kind):
-        message = f"{text!r} is none of {', '.join(get_args(kind))}"
-        raise ValueError(message)
-    return text
-
-
-def _fields(struct: type[msgspec.Struct]) -> dict[str, Any]:
-    return {field.name: field.type for field in msgspec.structs.fields(struct)}
-
-
 def _from_environment(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, text in sorted(environ.items()):
@@ -314,15 +294,13 @@ def _from_environment(environ: Mapping[str, str], mistakes: list[str]) -> dict[s
         path = name.removeprefix("TERRAPOD_").lower().split("__")
         kind: Any = Config
         for part in path:
-            is_section = isinstance(kind, type) and issubclass(kind, msgspec.Struct)
-            kind = _fields(kind).get(part) if is_section else None
-            if kind is None:
-                break
-        if kind is None or (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
-            mistakes.append(f"{name}: there is no such setting")
+            kind = msgspec.structs.fields(kind) if settings.is_table(kind) else ()
+            kind = next((field.type for field in kind if field.name == part), None)
+        if kind is None or settings.is_table(kind):
+            mistakes.append(f"{name}: {settings.unknown(name, _variables(Config))}")
             continue
         try:
-            value = _convert(text, kind)
+            value = settings.from_text(text, kind)
         except ValueError as error:
             mistakes.append(f"{name}: {error}")
             continue
@@ -333,33 +311,22 @@ def _from_environment(environ: Mapping[str, str], mistakes: list[str]) -> dict[s
     return found
 
 
+def _variables(table: type[msgspec.Struct], at: str = "TERRAPOD_") -> Iterator[str]:
+    """The names of all variables that set something."""
+    for field in msgspec.structs.fields(table):
+        name = f"{at}{field.name.upper()}"
+        if settings.is_table(field.type):
+            yield from _variables(field.type, f"{name}__")
+        elif settings.table_of_list(field.type) is None:
+            yield name
+
+
 def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
         merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
     return merged
-
-
-def _unknown(table: Mapping[str, Any], struct: type[msgspec.Struct], at: str, mistakes: list[str]) -> dict[str, Any]:
-    """The known part of a table, each member checked by itself so that all mistakes are told."""
-    fields = _fields(struct)
-    kept: dict[str, Any] = {}
-    for key, value in table.items():
-        kind = fields.get(key)
-        if kind is None:
-            mistakes.append(f"{at}{key}: there is no such setting")
-        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            if isinstance(value, dict):
-                kept[key] = _unknown(value, kind, f"{at}{key}.", mistakes)
-            else:
-                mistakes.append(f"{at}{key}: must be a table")
-        else:
-            try:
-                kept[key] = msgspec.convert(value, kind)
-            except msgspec.ValidationError as error:
-                mistakes.append(f"{at}{key}: {error}")
-    return kept
 
 
 def load(
@@ -375,21 +342,16 @@ def load(
         try:
             table = tomllib.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            mistakes.append(f"{file}: {error.strerror}")
+            mistakes.append(explain_os_error(error))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             mistakes.append(f"{file}: {error}")
-    table = _unknown(table, Config, "", mistakes)
+    table = settings.checked(table, Config, "", mistakes)
     table = _merge(table, _from_environment(environ, mistakes))
-    table = _merge(table, over)
-    config: Config | None = None
-    try:
-        config = msgspec.convert(table, Config)
-    except msgspec.ValidationError as error:
-        mistakes.append(str(error))
-    if config is not None:
-        mistakes += [] if makes_certificate else _tls(config)
-        mistakes += _contradictions(config)
-    if mistakes or config is None:
+    table = _merge(table, settings.checked(over, Config, "", mistakes))
+    config = msgspec.convert(table, Config)
+    mistakes += [] if makes_certificate else _tls(config)
+    mistakes += _contradictions(config)
+    if mistakes:
         raise Mistakes(mistakes)
     return config
 
@@ -469,17 +431,35 @@ def _contradictions(config: Config) -> list[str]:
         wrong.append(f"listeners.forget_after: must be between 0 and {_DAYS_MOST} days")
     if config.storage.kind == "s3" and not config.storage.bucket:
         wrong.append("storage.bucket: needed when storage.kind is s3")
+    if config.storage.kind == "s3" and importlib.util.find_spec("aioboto3") is None:
+        wrong.append(f"storage.kind: s3 needs an extra: {install_line('s3')}")
     if not 0 <= config.port <= 65535:  # noqa: PLR2004
         wrong.append("port: must be between 0 and 65535")
     wrong += _auth_mistakes(config.auth)
     wrong += _limit_mistakes(config.limits)
-    if config.public_url and not config.public_url.startswith(("https://", "http://")):
-        wrong.append("public_url: must begin with https:// or http://")
-    if config.database_url and not config.database_url.startswith(
-        ("postgres://", "postgresql://", "asyncpg://", "sqlite://")
-    ):
-        wrong.append("database_url: must begin with postgres:// or sqlite://")
-    return wrong
+    return [*wrong, *_url_mistakes(config)]
+
+
+def _url_mistakes(config: Config) -> Iterator[str]:
+    if (url := config.public_url) and not _is_url(url, "https", "http"):
+        yield f"public_url: must be https://NAME or https://NAME:PORT, and is {url!r}"
+    if (url := config.storage.endpoint) and not _is_url(url, "https", "http"):
+        yield f"storage.endpoint: must be an https:// or http:// URL, and is {url!r}"
+    url = config.database_url
+    if url.startswith("sqlite://") and not Path(url.removeprefix("sqlite://")).name:
+        yield "database_url: names no file, as sqlite:///FOLDER/FILE does"
+    elif url and not url.startswith("sqlite://") and not _is_url(url, "postgres", "postgresql", "asyncpg"):
+        # never the URL itself: it may hold a password
+        yield "database_url: must be postgres://ROLE:PASSWORD@HOST:PORT/DATABASE (a / or @ in the password as %2F, %40), or sqlite:///FILE"
+
+
+def _is_url(text: str, *schemes: str) -> bool:
+    """Whether it is a URL of one of the schemes, with a host or, in its query, a way to one."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in schemes and bool(parts.hostname or parts.query) and (parts.port or 0) >= 0
+    except ValueError:
+        return False
 
 
 def _limit_mistakes(limits: Limits) -> list[str]:
@@ -507,7 +487,7 @@ def _auth_mistakes(auth: Auth) -> list[str]:
     if auth.login_token_days < 0:
         wrong.append("auth.login_token_days: must not be negative")
     if auth.saml and importlib.util.find_spec("signxml") is None:
-        wrong.append("auth.saml: needs the extra terrapod[saml]")
+        wrong.append(f"auth.saml: SAML needs an extra: {install_line('saml')}")
     providers: list[Oidc | Saml] = [*auth.oidc, *auth.saml]
     names = [provider.name for provider in providers]
     for provider in providers:

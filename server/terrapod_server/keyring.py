@@ -2,9 +2,10 @@
 
 from terrapod_server.config import Config
 from terrapod_server.store.cipher import KeyRing
+from terrapod_shared.operator_errors import OperatorError
 
 
-class Unreadable(Exception):
+class Unreadable(OperatorError):
     """There is no key file, or it holds something else; the text is for the operator."""
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -20,6 +21,7 @@ from terrapod_server.config import Config
 from terrapod_server.kit import memory
 from terrapod_server.kit.connections import Connections, Terms
 from terrapod_shared.notify import Manager
+from terrapod_shared.operator_errors import OperatorError
 
 log = logging.getLogger("terrapod")
 #: After so many turns of the younger generations the garbage collector looks through all that is there.
@@ -27,7 +29,7 @@ _OLDEST_TURNS = 200
 _BACKLOG = 100
 
 
-class CannotListen(Exception):
+class CannotListen(OperatorError):
     """The address or the port is not to be had; the text is for the user."""
 
 
@@ -141,8 +143,19 @@ def bound(host: str, port: int) -> socket.socket:
         found.bind(address)
     except OSError as error:
         found.close()
-        raise CannotListen(f"{host} port {port} cannot be listened on: {error.strerror or error}") from None
+        why = f"{host} port {port} cannot be listened on: {error.strerror or error}"
+        raise CannotListen(f"{why}: {_advice(error)}") from None
     return found
+
+
+def _advice(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "no such name is known: set `host` to an address of this host"
+    return {
+        errno.EADDRINUSE: "end the program that has it, or choose another `port`",
+        errno.EADDRNOTAVAIL: "no interface has this address: set `host` to one of this host",
+        errno.EACCES: "set a `port` from 1024 on, or let a proxy have this one",
+    }.get(error.errno or 0, "set another `host` or `port`")
 
 
 def _settle_memory() -> None:

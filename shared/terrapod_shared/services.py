@@ -14,13 +14,15 @@ from pathlib import Path
 
 import click
 
+from terrapod_shared.operator_errors import OperatorError, user_name
+
 _MARK = "# Written by `{program} install-service`, and again by its next call: put changes into a drop-in (systemctl edit).\n"
 _HIDDEN = ("/home", "/root", "/run", "/tmp", "/var/tmp")  # noqa: S108  the unit has none of the host's
 #: What a unit's line holds without being quoted.
 _PLAIN = re.compile(r"/[A-Za-z0-9._/@+-]+")
 
 
-class Refused(Exception):
+class Refused(OperatorError):
     """Why nothing is written; the text is for the user."""
 
 
@@ -141,12 +143,18 @@ def install(service: Service, wish: Wish) -> None:
         raise Refused(message) from None
 
 
-def check_owner(home: Path, user: str) -> None:
+def check_owner(home: Path) -> None:
     """Raises Refused where a folder belongs to somebody else: what we wrote there could not be read by its owner."""
     try:
         owner = home.stat().st_uid
     except OSError:
         return
-    if owner != os.geteuid():
-        message = f"{home} belongs to another user: call this as that one, such as `runuser -u {user} -- …`"
-        raise Refused(message)
+    if owner == os.geteuid():
+        return
+    name = user_name(owner)
+    if os.geteuid() == 0:
+        advice = f"call this as that user (`runuser -u {name} -- …`)"
+    else:
+        advice = f"call this as that user, or give the folder to {user_name(os.geteuid())} (chown -R)"
+    message = f"{home} belongs to {name}: {advice}"
+    raise Refused(message)

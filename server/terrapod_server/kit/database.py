@@ -1,9 +1,11 @@
 """Opening, migrating and asking the database: SQLite in WAL mode, or PostgreSQL."""
 
+import asyncio
 import contextlib
 import functools
 import hashlib
 import re
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
@@ -17,7 +19,7 @@ from tortoise.context import TortoiseContext
 from tortoise.migrations.executor import MigrationExecutor, MigrationTarget
 from tortoise.transactions import in_transaction as begun
 
-from terrapod_server.kit import generations
+from terrapod_server.kit import database_errors, generations
 from terrapod_server.kit.sqlite import Readers
 
 __all__ = [
@@ -48,6 +50,8 @@ _contexts: list[TortoiseContext] = []
 #: PostgreSQL ends a transaction whose process has said nothing for so long: one that is paused would keep its rows
 #: locked, and with them whoever sweeps its leases. No transaction here waits for more than the database and the store.
 _IDLE_MS = 15_000
+#: A database that has not answered after so long is not there.
+_CONNECT_S = 10.0
 #: SQLite knows one writer; a second process waits so long for it.
 _BUSY_MS = 10_000
 
@@ -113,9 +117,29 @@ def postgres_dsn(url: str) -> str:
 
 
 async def open_(url: str, modules: Sequence[str], pool: int = 10) -> None:
+    """Raises database_errors.DatabaseError where it cannot be used."""
+    with database_errors.explained(url, is_connecting=True):
+        await _try_connection(url)
     _opened.update(dsn=postgres_dsn(url), dialect="sqlite" if url.startswith("sqlite:") else "postgres")
     _opened["file"] = url.removeprefix("sqlite://")
     _contexts.append(await Tortoise.init(config=settings(url, modules, pool), _enable_global_fallback=True))
+
+
+async def _try_connection(url: str) -> None:
+    """Connects once, past the ORM: it hides why a connection failed, and on SQLite waits for ever after that."""
+    if url.startswith("sqlite:"):
+        await asyncio.to_thread(_try_sqlite, url.removeprefix("sqlite://"))
+        return
+    import asyncpg  # noqa: PLC0415  3 MiB that a server on SQLite does without
+
+    connection = await asyncpg.connect(postgres_dsn(url), timeout=_CONNECT_S)
+    await connection.close()
+
+
+def _try_sqlite(path: str) -> None:
+    with contextlib.closing(sqlite3.connect(path, timeout=_BUSY_MS / 1000, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
 
 def drop_descriptions() -> None:

@@ -29,6 +29,7 @@ from terrapod_server.store.port import (
 )
 from terrapod_server.store.threads import Threads
 from terrapod_shared.errors import NotFound, Unavailable
+from terrapod_shared.operator_errors import make_folder
 
 #: Bytes that go to a thread at once. Measured: 1 and 4 MiB are no faster, the digests take the time.
 _BATCH = CHUNK
@@ -51,9 +52,9 @@ class FileStore(Store):
         self._root = root
         self._parts = root / ".parts"
         self._threads = Threads("store", _THREADS)
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(root, "the folder of the store (`storage.path`)")
         root.chmod(0o700)
-        self._parts.mkdir(exist_ok=True, mode=0o700)
+        make_folder(self._parts, "a folder of the store")
         self._tidy()
 
     def _tidy(self) -> None:

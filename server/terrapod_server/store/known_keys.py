@@ -20,6 +20,7 @@ from terrapod_server.store.model import EncryptionKey
 from terrapod_server.store.sealed import SealedColumn, SealedObjects
 from terrapod_shared import clock
 from terrapod_shared.errors import NotFound
+from terrapod_shared.operator_errors import OperatorError
 
 _TABLE = "encryption_key"
 #: So many objects of one table are looked at, spread over all of its rows: keys rotate with time.
@@ -27,7 +28,7 @@ _OBJECTS = 32
 _AT_ONCE = 8
 
 
-class Unusable(Exception):
+class Unusable(OperatorError):
     """The key file cannot be worked with; the text is for the operator."""
 
 

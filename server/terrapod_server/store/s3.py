@@ -73,7 +73,8 @@ class S3Store(Store):
                         s3={"addressing_style": "path" if self._storage.endpoint else "auto"},
                     ),
                 )
-                self._client = await self._stack.enter_async_context(made)
+                with _translated():
+                    self._client = await self._stack.enter_async_context(made)
         return self._client
 
     async def close(self) -> None:

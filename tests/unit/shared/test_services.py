@@ -134,7 +134,7 @@ def test_a_home_of_another_user_is_not_written_to(tmp_path: Path, call: list[str
     os.chown(tmp_path, 65534, 65534)
     refused = CliRunner().invoke(listener, [*call, "--home", str(tmp_path)])
     assert refused.exit_code == 1
-    assert "belongs to another user: call this as that one, such as `runuser -u terrapod-listener" in refused.output
+    assert f"{tmp_path} belongs to nobody: call this as that user (`runuser -u nobody -- …`)" in refused.output
     assert list(tmp_path.iterdir()) == []
 
 
@@ -149,5 +149,5 @@ def test_data_of_another_user_is_not_written_to(
     monkeypatch.setenv("TERRAPOD_DATA", str(tmp_path))
     refused = CliRunner().invoke(server, call, input="a good password 123\n")
     assert refused.exit_code == 1, refused.output
-    assert f"{tmp_path} belongs to another user: call this as that one, such as `runuser -u terrapod " in refused.output
+    assert f"{tmp_path} belongs to nobody: call this as that user (`runuser -u nobody -- …`)" in refused.output
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,141 @@
+"""What a database may refuse, as one line for the operator: which database, what it said, and what to do."""
+
+import contextlib
+import errno
+import os
+import socket
+import sqlite3
+import ssl
+from collections.abc import Iterator
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from tortoise.exceptions import BaseORMException
+
+from terrapod_shared.operator_errors import OperatorError
+
+
+class DatabaseError(OperatorError):
+    """The database cannot be worked with."""
+
+
+def place_of(url: str) -> str:
+    """The database as a person may read it: never with the password."""
+    if url.startswith("sqlite:"):
+        return f"the database {url.removeprefix('sqlite://')}"
+    parts = urlsplit(url)
+    more = dict(parse_qsl(parts.query))
+    host = more.get("host") or parts.hostname or "localhost"
+    port = parts.port or more.get("port", "5432")
+    return f"the database {_name_of(url)!r} at {host}:{port}"
+
+
+def role_of(url: str) -> str:
+    return unquote(urlsplit(url).username or "")
+
+
+@contextlib.contextmanager
+def explained(url: str, *, is_connecting: bool = False) -> Iterator[None]:
+    """Raises DatabaseError for what the operator can mend; what is a fault of a statement goes on as it is.
+
+    `is_connecting`: nothing but the database is talked to, so that errors of the network are about it.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = explain(error, url, is_connecting=is_connecting)
+        if text is None:
+            raise
+        raise DatabaseError(text) from None
+
+
+def explain(error: BaseException, url: str, *, is_connecting: bool = False) -> str | None:
+    """The line for an error of the driver, or of the ORM around it; None where it is not the operator's to mend."""
+    cause = error
+    while isinstance(cause, BaseORMException) and isinstance(found := _inner(cause), BaseException):
+        cause = found
+    if url.startswith("sqlite:"):
+        return _of_sqlite(cause, url)
+    return _of_postgres(cause, url) or (_of_network(cause, url) if is_connecting else None)
+
+
+def _inner(error: BaseORMException) -> object:
+    return error.args[0] if error.args and isinstance(error.args[0], BaseException) else error.__cause__
+
+
+_SQLITE = {
+    "unable to open": "let the server's user make and write files in its folder (`data` or `database_url`)",
+    "readonly": "let the server's user write to it and to its folder",
+    "locked": "another program holds it: end that one",
+    "full": "free some space",
+    "not a database": "this file is something else: name another one, or restore a copy",
+    "malformed": "restore a copy",
+    "disk i/o": "look at the disk, and restore a copy where it is damaged",
+}
+
+
+def _of_sqlite(error: BaseException, url: str) -> str | None:
+    if not isinstance(error, sqlite3.Error):
+        return None
+    said = str(error)
+    advice = next((advice for words, advice in _SQLITE.items() if words in said.lower()), None)
+    return None if advice is None else f"cannot use {place_of(url)}: {said}: {advice}"
+
+
+def _of_postgres(error: BaseException, url: str) -> str | None:
+    import asyncpg  # noqa: PLC0415  3 MiB that a server on SQLite does without
+
+    role, name = role_of(url), _name_of(url)
+    # in this order: some are kinds of others
+    known: tuple[tuple[type[Exception], str], ...] = (
+        (asyncpg.InvalidPasswordError, "correct the password in database_url"),
+        (
+            asyncpg.InvalidAuthorizationSpecificationError,
+            f"make the role (CREATE ROLE {role} LOGIN), let pg_hba.conf admit it, or correct database_url",
+        ),
+        (asyncpg.InvalidCatalogNameError, f"make it (CREATE DATABASE {name} OWNER {role}), or correct database_url"),
+        (
+            asyncpg.InsufficientPrivilegeError,
+            f"let the role own the database and all in it (ALTER DATABASE {name} OWNER TO {role})",
+        ),
+        (
+            asyncpg.InvalidSchemaNameError,
+            f"let the role create in a schema of its search_path (GRANT ALL ON SCHEMA public TO {role})",
+        ),
+        (asyncpg.ReadOnlySQLTransactionError, "name the primary in database_url: this one takes no writes"),
+        (asyncpg.TooManyConnectionsError, "raise its max_connections, or lower database_pool"),
+        (asyncpg.CannotConnectNowError, "wait until it is up"),
+        (asyncpg.OperatorInterventionError, "look into its log"),
+        (asyncpg.PostgresConnectionError, "look into its log"),
+        (asyncpg.InsufficientResourcesError, "look at its disk and memory"),
+        (asyncpg.ClientConfigurationError, "correct database_url"),
+    )
+    advice = next((advice for kind, advice in known if isinstance(error, kind)), None)
+    return None if advice is None else f"cannot use {place_of(url)}: {_in_one_line(error)}: {advice}"
+
+
+def _of_network(error: BaseException, url: str) -> str | None:
+    where = place_of(url)
+    if isinstance(error, ssl.SSLError) or "SSL upgrade" in str(error):
+        return f"cannot use {where}: {_in_one_line(error)}: correct sslmode in database_url, or the server's TLS"
+    if isinstance(error, TimeoutError):
+        return f"cannot reach {where}: it does not answer: start it, or correct database_url"
+    if isinstance(error, OSError):
+        return f"cannot reach {where}: {_reason(error)}: start it, or correct database_url"
+    if isinstance(error, ValueError):
+        return f"cannot use {where}: {_in_one_line(error)}: correct database_url"
+    return None
+
+
+def _reason(error: OSError) -> str:
+    """What the system said, without the addresses that an event loop writes before it."""
+    if error.errno is not None and error.errno in errno.errorcode and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)
+    return _in_one_line(error.strerror or error)
+
+
+def _in_one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def _name_of(url: str) -> str:
+    return unquote(urlsplit(url).path.lstrip("/"))

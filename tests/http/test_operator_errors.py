@@ -1,0 +1,169 @@
+"""What an operator can mend ends a program with one line that says what, where and what to do, never with a stack trace."""
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import click
+import pytest
+from click.testing import CliRunner
+
+from kit.postgres import Postgres, free_port
+from kit.site import BIN
+from terrapod_cli.main import main as terrapod
+from terrapod_listener.__main__ import main as listener
+from terrapod_server.__main__ import main as server
+
+#: Takes a package away from a program, as where the extra that brings it is not installed.
+WITHOUT = "import sys\nfor name in {names!r}:\n    sys.modules[name] = None\n"
+NOBODY = 65534
+
+
+def one_line(program: click.Group, *argv: str, code: int = 1, **environment: str) -> str:
+    """The line by which a command ends."""
+    done = CliRunner(env=environment).invoke(program, argv)
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert (done.exit_code, len(done.stderr.splitlines())) == (code, 1), done.stderr
+    return done.stderr.strip()
+
+
+def process(*argv: str, **environment: str) -> tuple[int, str]:
+    """Exit code and standard error of `terrapod-server` as a program."""
+    done = subprocess.run(
+        [BIN / "terrapod-server", *argv], env={"PATH": os.environ["PATH"], **environment}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+async def _of_somebody_else(postgres: Postgres) -> None:
+    owner = await asyncpg.connect(await postgres.fresh("not_ours"))
+    try:
+        await owner.execute("DROP ROLE IF EXISTS guest")
+        await owner.execute("CREATE ROLE guest LOGIN; REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    finally:
+        await owner.close()
+
+
+def test_a_database_that_cannot_be_used(postgres: Postgres, tmp_path: Path) -> None:
+    at = postgres.base.partition("@")[2]
+    asyncio.run(_of_somebody_else(postgres))
+    (tmp_path / "text").write_text("no database")
+    closed = free_port()
+    said = {
+        f"postgres://ann:s3cret@127.0.0.1:{closed}/x": (
+            f"cannot reach the database 'x' at 127.0.0.1:{closed}: Connection refused: start it"
+        ),
+        f"postgres://ann:s3cret@{at}/x": f"the database 'x' at {at}: role \"ann\" does not exist: make the role (CREATE ROLE",
+        f"postgres://postgres@{at}/absent": 'database "absent" does not exist: make it (CREATE DATABASE absent OWNER postgres)',
+        f"postgres://guest@{at}/not_ours": f"cannot use the database 'not_ours' at {at}: ",
+        f"postgres://postgres@{at}/postgres?sslmode=require": "correct sslmode in database_url",
+        "sqlite:///nowhere/at/all.sqlite3": "unable to open database file: let the server's user make and write files",
+        f"sqlite://{tmp_path}/text": "file is not a database",
+    }
+    settings: dict[str, Any] = {"TERRAPOD_DATA": f"{tmp_path}/data", "TERRAPOD_PORT": str(free_port())}
+    found = [one_line(server, "serve", **settings, TERRAPOD_DATABASE_URL=url) for url in said]
+    for line, wanted in zip(found, said.values(), strict=True):
+        assert line.startswith("Error: cannot "), line
+        assert wanted in line
+        assert "s3cret" not in line
+    code, line = process("serve", **settings, TERRAPOD_DATABASE_URL=next(iter(said)))
+    assert (code, line.strip()) == (1, found[0])
+    assert "let the role own the database and all in it (ALTER DATABASE not_ours OWNER TO guest)" in found[3]
+
+
+def test_folders_and_ports_that_cannot_be_had(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        said = [
+            ({"TERRAPOD_DATA": f"{tmp_path}/file"}, f"cannot make the data folder (`data`): {tmp_path}/file: File exists"),
+            ({"TERRAPOD_DATA": f"{tmp_path}/file/x"}, "Not a directory: a part of this path is a file: correct the path"),
+            ({"TERRAPOD_DATA": "/proc/terrapod"}, "/proc/terrapod: No such file or directory: make it, or correct its path"),
+            (
+                {"TERRAPOD_DATA": f"{tmp_path}/a", "TERRAPOD_STORAGE__PATH": f"{tmp_path}/file"},
+                f"cannot make the folder of the store (`storage.path`): {tmp_path}/file",
+            ),
+            ({"TERRAPOD_DATA": f"{tmp_path}/b", "TERRAPOD_KEY_FILE": str(tmp_path)}, f"the key file {tmp_path} cannot be read"),
+            (
+                {"TERRAPOD_DATA": f"{tmp_path}/c", "TERRAPOD_PORT": str(number)},
+                f"127.0.0.1 port {number} cannot be listened on: Address already in use: end the program that has it",
+            ),
+        ]  # fmt: skip
+        free: dict[str, Any] = {"TERRAPOD_PORT": str(free_port())}
+        found = [one_line(server, "serve", **free | settings) for settings, _ in said]
+    for line, (_, wanted) in zip(found, said, strict=True):
+        assert wanted in line
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may be somebody else")
+def test_a_home_of_another_user_is_named_with_its_owner(tmp_path: Path) -> None:
+    for program, argv in (
+        (server, ("up", "--data")),
+        (listener, ("run", "--home")),
+        (listener, ("status", "--home")),
+        (listener, ("drain", "--home")),
+        (listener, ("rescue", "run-x", "--home")),
+    ):
+        folder = tmp_path / argv[0]
+        folder.mkdir(mode=0o700)
+        os.chown(folder, NOBODY, NOBODY)
+        line = one_line(program, *argv, str(folder))
+        assert line == f"Error: {folder} belongs to nobody: call this as that user (`runuser -u nobody -- …`)"
+        assert list(folder.iterdir()) == []
+
+
+def test_packages_that_are_not_installed_are_named_with_their_pip_line(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT.format(names=["tortoise", "aioboto3", "signxml"]))
+    code, line = process("serve", PYTHONPATH=str(tmp_path))
+    assert (code, len(line.splitlines())) == (1, 1), line
+    assert "terrapod-server lacks the package tortoise: " in line
+    assert line.strip().endswith("-m pip install 'terrapod[server]'")
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT.format(names=["aioboto3", "signxml"]))
+    file = tmp_path / "server.toml"
+    file.write_text(
+        '[storage]\nkind = "s3"\nbucket = "b"\n[[auth.saml]]\nname = "a"\nissuer = "i"\n'
+        f'sign_on_url = "https://a"\ncertificate = "{file}"\n'
+    )
+    code, said = process("serve", "--config", str(file), PYTHONPATH=str(tmp_path))
+    assert code == 2
+    assert "storage.kind: s3 needs an extra: " in said
+    assert "-m pip install 'terrapod[s3]'" in said
+    assert "-m pip install 'terrapod[saml]'" in said
+    assert "Traceback" not in said
+
+
+def test_files_that_are_something_else(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "broken.toml").write_text("port = \n")
+    line = one_line(server, "serve", "--config", str(tmp_path / "broken.toml"), code=2)
+    assert line == f"error: {tmp_path}/broken.toml: Invalid value (at line 1, column 8)"
+    (home / "listener.toml").write_text("capacity = \n")
+    line = one_line(listener, "run", "--home", str(home), code=2)
+    assert line == f"error: {home}/listener.toml: Invalid value (at line 1, column 12)"
+    (home / "identity.json").write_text("{")
+    line = one_line(listener, "status", "--home", str(home))
+    assert f"{home}/identity.json is no identity of a listener" in line
+    join = ("join", "--token", "t", "--home", str(home))
+    line = one_line(listener, *join, "--server", "https://x", "--ca", str(tmp_path / "broken.toml"))
+    assert f"{tmp_path}/broken.toml holds no certificate" in line
+    line = one_line(listener, *join, "--server", "x:8443")
+    assert "'x:8443' is no address of a server: name it as https://HOST" in line
+    shutil.rmtree(home)
+    home.write_text("a file")
+    line = one_line(listener, "join", "--token", "t", "--server", "https://x", "--home", f"{home}/x")
+    assert f"cannot make the listener's home (--home): {home}/x: Not a directory" in line
+
+
+def test_what_the_command_line_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / ".terraformrc").mkdir()
+    (tmp_path / ".terraform.d").mkdir()
+    (tmp_path / ".terraform.d" / "credentials.tfrc.json").write_text("{")
+    line = one_line(terrapod, "whoami", "--host", "localhost:1", HOME=str(tmp_path), TF_CLI_CONFIG_FILE="")
+    assert f"{tmp_path}/.terraform.d/credentials.tfrc.json cannot be read" in line

@@ -12,6 +12,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from kit.remote import wait_for
 from kit.site import Site, both
 
 ONE = """
@@ -294,8 +295,7 @@ def test_interrupt_during_apply_cancels_and_keeps_the_state(site: Site) -> None:
 
 
 def _until_final(site: Site, workspace: str) -> None:
-    while runs(site, workspace)[0]["status"] not in ("canceled", "errored", "applied"):
-        pass
+    wait_for(lambda: runs(site, workspace)[0]["status"] in ("canceled", "errored", "applied"))
 
 
 @both
@@ -308,8 +308,8 @@ def test_two_applies_at_once_take_turns(site: Site) -> None:
     site.ok(second, "init")
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         one = pool.submit(site.run, first, "apply", "-auto-approve")
-        while not any(run["status"] == "applying" for run in runs(site, workspace)):
-            assert not one.done(), one.result().out
+        wait_for(lambda: one.done() or any(run["status"] == "applying" for run in runs(site, workspace)))
+        assert not one.done(), one.result().out
         two = pool.submit(site.run, second, "apply", "-auto-approve").result(90)
     assert one.result().code == 0, one.result().out
     assert two.code == 0, two.out

@@ -7,6 +7,8 @@ from urllib.parse import urljoin
 
 import httpx
 
+from kit.serving import PLAIN
+
 
 @dataclass
 class Form:
@@ -51,7 +53,9 @@ class Browser:
 
     def __init__(self, origin: str, **client: Any) -> None:
         self.origin = origin
-        self.client = httpx.AsyncClient(timeout=30, headers={"User-Agent": "Test browser"}, **client)
+        self.client = httpx.AsyncClient(
+            timeout=30, headers={"User-Agent": "Test browser"}, **{"verify": PLAIN} | client
+        )
         self.page: httpx.Response = httpx.Response(204)
         self.left_to = ""
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from kit import scripted
-from kit.serving import tar
+from kit.serving import pause_s, tar
 
 DATA = dict[str, Any]
 WAIT_S = 60.0
@@ -72,8 +72,9 @@ class Remote:
 
 def wait_for(ask: Callable[[], Any]) -> Any:
     """What `ask` answers once it is true."""
-    end = time.monotonic() + WAIT_S
+    begun = time.monotonic()
     while not (found := ask()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.02)
+        waited = time.monotonic() - begun
+        assert waited < WAIT_S, "it did not come"
+        time.sleep(pause_s(waited))
     return found

@@ -189,9 +189,7 @@ class Config(Section, frozen=True, kw_only=True):
     host: str = "127.0.0.1"  #: address to listen on; another than loopback needs TLS
     port: int = 8443  #: to listen on
     public_url: str = ""  #: as clients see it; default: made from host and port
-    names: tuple[
-        str, ...
-    ] = ()  #: more names and addresses by which clients reach it; `up` puts them into its certificate
+    names: tuple[str, ...] = ()  #: more names and addresses that clients use; `up` puts them into its certificate
     database_url: str = ""  #: `postgres://…`; default: SQLite below the data folder
     database_pool: int = 10  #: greatest number of PostgreSQL connections
     key_file: str = ""  #: of the keys that encrypt at rest; default `DATA/keys`

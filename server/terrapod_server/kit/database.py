@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import re
@@ -19,7 +20,7 @@ from tortoise.context import TortoiseContext
 from tortoise.migrations.executor import MigrationExecutor, MigrationTarget
 from tortoise.transactions import in_transaction as begun
 
-from terrapod_server.kit import database_errors, generations
+from terrapod_server.kit import database_errors, generations, schema_version
 from terrapod_server.kit.sqlite import Readers
 
 __all__ = [
@@ -32,10 +33,12 @@ __all__ = [
     "migrate",
     "one_at_a_time",
     "open_",
+    "place",
     "query",
     "rows",
     "shifted",
     "tables",
+    "version",
 ]
 
 _MARK = re.compile(r"\$(\d+)")
@@ -159,12 +162,18 @@ def drop_descriptions() -> None:
 async def migrate(last: str = LATEST) -> None:
     """Brings the schema to this release's, or up to a migration; forward only, one process at a time on PostgreSQL.
 
-    Raises what the database raises. Each migration is one transaction, so
-    none is half done.
+    A schema of a later release is left as it is. Raises DatabaseError where
+    this program is too old for it, and what the database raises. Each
+    migration is one transaction, so none is half done.
     """
     client = connections.get("default")
     executor = MigrationExecutor(client, {"terrapod": {"migrations": MIGRATIONS, "models": []}})
     async with one_at_a_time("migrate"):
+        found = await version()
+        if found is not None and last == LATEST:
+            found.check(place())
+            if found.is_newer:
+                return
         is_new = last == LATEST and not await executor.recorder.applied_migrations()
         if is_new:
             await _create()
@@ -173,6 +182,28 @@ async def migrate(last: str = LATEST) -> None:
         if last == LATEST:
             async with in_transaction() as connection:
                 await generations.install(connection, apps.get_models_iterable() if apps else ())
+                await _note_version(found)
+
+
+async def version() -> schema_version.SchemaVersion | None:
+    """What the database says of its schema; None for one that is new, or of a release that wrote nothing down."""
+    if schema_version.TABLE not in await tables():
+        return None
+    found = await rows(schema_version.READ)
+    return schema_version.SchemaVersion(*found[0]) if found else None
+
+
+async def _note_version(found: schema_version.SchemaVersion | None) -> None:
+    """`oldest` never falls: what was removed for it does not come back."""
+    own = schema_version.own()
+    oldest = max(own.oldest, found.oldest if found else 0)
+    if found != (now := dataclasses.replace(own, oldest=oldest)):
+        await query(schema_version.WRITE, dataclasses.astuple(now))
+
+
+def place() -> str:
+    """The open database, as a message names it."""
+    return database_errors.place_of(_opened["dsn"] if is_postgres() else f"sqlite://{_opened['file']}")
 
 
 async def _create() -> None:

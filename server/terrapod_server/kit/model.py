@@ -27,6 +27,18 @@ class Generation(Model):
         table = "generation"
 
 
+class SchemaVersion(Model):
+    """The one row that says which schema this is, and which programs may use it; see `schema_version`."""
+
+    id = fields.IntField(primary_key=True)
+    number = fields.IntField()
+    oldest = fields.IntField()  #: number of the oldest program that may use it
+    program = fields.CharField(max_length=64)  #: the release that brought it to this number
+
+    class Meta:
+        table = "schema_version"
+
+
 class Brake(Model):
     """How much of its tries something has used up: all of them are back at `full_at`.
 

@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -192,18 +194,27 @@ def _welcome(config: Config, options: Options) -> None:
     click.echo('      workspaces { name = "my-workspace" }\n    }\n  }\n')
     click.echo("In your shell:\n")
     if not options.plain_http:
-        click.echo(f"  export SSL_CERT_FILE={data / 'ca.pem'}")
+        click.echo(f"  export SSL_CERT_FILE={quote(str(data / 'ca.pem'))}")
     # a TF_TOKEN_ variable cannot name a port, so terraform gets a file
     credentials, token = data / "terraform.rc", (data / "admin-token").read_text().strip()
     hosts = dict.fromkeys(each for each in (name, *config.hosts, *elsewhere) if "[" not in each)
     write_private(
         credentials, "".join(f'credentials "{each}" {{\n  token = "{token}"\n}}\n' for each in hosts).encode()
     )
-    click.echo(f"  export TF_CLI_CONFIG_FILE={credentials}")
-    click.echo(f'  export TERRAPOD_TOKEN="$(cat {data / "admin-token"})"      # for curl and scripts\n')
+    click.echo(f"  export TF_CLI_CONFIG_FILE={quote(str(credentials))}")
+    click.echo(f'  export TERRAPOD_TOKEN="$(cat {quote(str(data / "admin-token"))})"      # for curl and scripts\n')
     click.echo("To sign in by browser and `terraform login`, make yourself an account:\n")
-    click.echo(f"  terrapod-server users create --admin --email you@example.org --data {data}\n")
+    click.echo(f"  {_program()} users create --admin --email you@example.org --data {quote(str(data))}\n")
+    click.echo("`terraform login` wants TF_CLI_CONFIG_FILE unset: terraform takes no second token for a host.\n")
     sys.stdout.flush()
+
+
+def _program() -> str:
+    """How a shell calls this program from any folder."""
+    found, own = shutil.which("terrapod-server"), Path(sys.executable).with_name("terrapod-server")
+    if not own.exists() or (found and os.path.realpath(found) == os.path.realpath(own)):
+        return "terrapod-server"
+    return quote(str(own))
 
 
 def _engines(options: Options) -> tuple[list[HostEngine], list[str]]:
@@ -218,7 +229,7 @@ def _show_engines(engines: list[HostEngine], left_out: list[str], options: Optio
     else:
         click.echo("No terraform or tofu of this host is used: engines are fetched from their publishers.")
         click.echo("Without internet, give it one (up --engine PATH), or import a release's archive:\n")
-        click.echo(f"  terrapod-server binaries import terraform_VERSION_OS_ARCH.zip --data {options.data}")
+        click.echo(f"  {_program()} binaries import terraform_VERSION_OS_ARCH.zip --data {quote(str(options.data))}")
     for each in engines:
         click.echo(f"  {each}")
     for why in left_out:

@@ -317,7 +317,7 @@ def test_two_applies_at_once_take_turns(site: Site) -> None:
     assert sorted(run["status"] for run in runs(site, workspace)) == ["applied", "planned_and_finished"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_large_log_arrives_whole_and_in_order(site: Site) -> None:
     workspace = name()
     lines = 200_000
@@ -463,7 +463,7 @@ def test_backend_remote_flows(site: Site) -> None:
     assert plain(site.ok(folder, "state", "list")).strip() == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_line_of_100_mb_passes(site: Site) -> None:
     body = """
 resource "terraform_data" "a" {

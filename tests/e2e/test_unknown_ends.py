@@ -129,6 +129,7 @@ def refused(host: Host, *argv: str) -> str:
     return done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("script", "said"),
     [
@@ -166,7 +167,7 @@ def late_states(remote: Remote) -> list[DATA]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("verb", ["adopt", "drop"])
 def test_what_is_left_goes_when_its_late_state_is_settled(host: Host, verb: str) -> None:
     """The supervisor has copied a whole state, and the newer one is empty: the copy comes late."""

@@ -172,7 +172,7 @@ def _upgrade(host: Host) -> None:
     host.start()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_new_release_takes_over_and_nothing_is_lost(
     site: Site, request: pytest.FixtureRequest, empty_url: str
 ) -> None:

@@ -606,7 +606,7 @@ async def test_guessing_is_slowed_down_and_the_owner_still_gets_in(server: Runni
     assert (await browser.sign_in(ANN, PASSWORD)).url.path == "/account", "the owner, in a browser that is known"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_thousand_addresses_on_one_account_and_the_owner_still_gets_in(
     database_url: str, tmp_path: Any
 ) -> None:

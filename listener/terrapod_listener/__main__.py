@@ -20,6 +20,7 @@ from terrapod_listener.parent import Parent
 from terrapod_listener.service import install_service
 from terrapod_shared import operator_errors, services
 from terrapod_shared.errors import TerrapodError
+from terrapod_shared.files import real_path
 
 _HOME = click.option(
     "--home",
@@ -79,11 +80,11 @@ def join(
     It makes the keys here, spends the token, and keeps the certificate. The token comes from exactly one of
     --token-file, --token-stdin and --token; an option wins over the variables.
     """
-    services.check_owner(home.resolve())
+    services.check_owner(real_path(home))
     token = _join_token(context, token_file, token_stdin, token)
-    operator_errors.make_folder(home.resolve(), "the listener's home (--home)")  # before the token is spent
+    operator_errors.make_folder(real_path(home), "the listener's home (--home)")  # before the token is spent
     try:
-        joined = asyncio.run(joining.join(home.resolve(), server, token, name, ca))
+        joined = asyncio.run(joining.join(real_path(home), server, token, name, ca))
     except TerrapodError as error:
         raise click.ClickException(error.detail) from None
     me = joined.kept
@@ -157,7 +158,7 @@ def run(
     The first SIGTERM drains: no new work, running work finishes. A second interrupts terraform, a third kills it.
     """
     watched = Parent(parent) if parent else None
-    home = home.resolve()
+    home = real_path(home)
     services.check_owner(home)
     try:
         config = settings.load(home, os.environ)
@@ -165,7 +166,7 @@ def run(
         for line in error.lines:
             click.echo(f"error: {line}", err=True)
         raise SystemExit(2) from None
-    config = msgspec.structs.replace(config, hide=[*config.hide, *(str(path.resolve()) for path in hide)])
+    config = msgspec.structs.replace(config, hide=[*config.hide, *(str(real_path(path)) for path in hide)])
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.umask(0o077)
@@ -182,7 +183,7 @@ def run(
 @_HOME
 def status(home: Path) -> None:
     """Say who this listener is, and what waits here."""
-    home = home.resolve()
+    home = real_path(home)
     for line in rescue_.lines(home, _opened(home)):
         click.echo(line)
 
@@ -195,7 +196,7 @@ def drain(wait: bool, home: Path) -> None:
 
     It leaves when its runs are over.
     """
-    home = home.resolve()
+    home = real_path(home)
     services.check_owner(home)
     if not rescue_.drain(home) and not wait:
         message = f"no listener runs with {home}"
@@ -216,7 +217,7 @@ def rescue(run_id: str, output: Path | None, push: bool, drop: bool, yes: bool, 
 
     The newest whole one that this host has of RUN: in the spool, or in the work folder.
     """
-    home = home.resolve()
+    home = real_path(home)
     services.check_owner(home)
     found = rescue_.find(home, run_id)
     if drop:

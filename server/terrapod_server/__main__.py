@@ -12,6 +12,7 @@ import click
 
 from terrapod_server import config as settings
 from terrapod_shared import operator_errors, services
+from terrapod_shared.files import real_path
 
 try:
     from terrapod_server import app, auditing, engines, keyring, serving, up
@@ -46,7 +47,7 @@ _DATA = click.option(
 
 
 def _load(file: Path | None, data: Path | None = None) -> settings.Config:
-    over: dict[str, Any] = {"data": str(data.resolve())} if data else {}
+    over: dict[str, Any] = {"data": str(real_path(data))} if data else {}
     if data and file is None and (data / "server.toml").exists():  # as `up` does
         file = data / "server.toml"
     try:
@@ -127,8 +128,8 @@ def start_all(no_path_engines: bool, no_listener: bool, data: Path, **more: Any)
     Other hosts reach it where --host is not loopback: its certificate names this host, its addresses, and each --name.
     SIGTERM or Ctrl-C stops it cleanly.
     """
-    services.check_owner(data.resolve())
-    options = up.Options(data.resolve(), with_path_engines=not no_path_engines, with_listener=not no_listener, **more)
+    services.check_owner(real_path(data))
+    options = up.Options(real_path(data), with_path_engines=not no_path_engines, with_listener=not no_listener, **more)
     try:
         up.run(options)
     except up.Refused as error:
@@ -160,7 +161,7 @@ def _config_of(file: Path | None, data: Path | None) -> settings.Config:
         return _load(file)
     own = data / "server.toml"
     try:
-        return settings.load(up.own_variables(), file or (own if own.exists() else None), data=str(data.resolve()))
+        return settings.load(up.own_variables(), file or (own if own.exists() else None), data=str(real_path(data)))
     except settings.Mistakes as error:
         raise click.ClickException(str(error)) from None
 

@@ -16,7 +16,7 @@ def real_path(path: Path) -> Path:
         real.stat()
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise OSError(error.errno, "it is a link that leads to itself", str(path)) from None
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
     return real
 
 

@@ -101,6 +101,18 @@ def test_folders_and_ports_that_cannot_be_had(tmp_path: Path) -> None:
         assert wanted in line
 
 
+def test_a_folder_that_is_a_link_to_itself(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(link)
+    for program, *argv in (
+        (server, "up", "--data"), (server, "users", "create", "--email", "a@example.org", "--password-stdin", "--data"),
+        (server, "keys", "list", "--data"), (listener, "run", "--home"), (listener, "status", "--home"),
+        (listener, "drain", "--home"), (listener, "join", "--server", "http://x", "--token", "t", "--home"),
+    ):  # fmt: skip
+        said = one_line(program, *argv, str(link))
+        assert f"{link}: Too many levels of symbolic links: links lead in a circle" in said
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may be somebody else")
 def test_a_home_of_another_user_is_named_with_its_owner(tmp_path: Path) -> None:
     for program, argv in (

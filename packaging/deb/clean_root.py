@@ -31,10 +31,8 @@ from pathlib import Path
 TREE = Path(__file__).parents[2]
 #: What README.md asks for, and what any host with HTTPS has.
 PACKAGES = "make,python3,python3-venv,ca-certificates"
-NEEDED = {
-    "debootstrap": "debootstrap", "unshare": "util-linux", "setpriv": "util-linux", "pivot_root": "util-linux",
-    "mount": "mount", "umount": "mount", "tar": "tar", "git": "git",
-}  # fmt: skip
+TO_ENTER = {"unshare": "util-linux", "setpriv": "util-linux", "pivot_root": "util-linux", "mount": "mount"}
+TO_MAKE = {"debootstrap": "debootstrap", "tar": "tar", "git": "git"}
 CLONE = "root/terrapod"
 PREFIX = "terrapod-clean-root-"
 KEPT = ".kept"
@@ -386,7 +384,8 @@ def main() -> int:
         if os.geteuid() != 0:
             message = "only root can make and enter a root: sudo make clean-root"
             raise Failed(message)
-        missing = sorted({package for tool, package in NEEDED.items() if not shutil.which(tool)})
+        needed = TO_ENTER if options.root else TO_ENTER | TO_MAKE
+        missing = sorted({package for tool, package in needed.items() if not shutil.which(tool)})
         if missing:
             message = f"apt-get install {' '.join(missing)}"
             raise Failed(message)

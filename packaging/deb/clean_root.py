@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 TREE = Path(__file__).parents[2]
 #: What README.md asks for, and what any host with HTTPS has.
@@ -63,10 +64,24 @@ def call(*argv: str, **options: str) -> str:
     return done.stdout
 
 
-def namespaces(*more: str) -> list[str]:
-    """The start of a command in mount and process namespaces of its own, which end with this process."""
+def call_in_namespaces(argv: Sequence[str], output: IO[str] | None = None) -> int:
+    """Runs a command in mount and process namespaces of its own; the exit code. All of them are gone when this returns.
+
+    Nobody is left behind even where this process is killed: the first program inside ends with it, and all others with that.
+    """
     own = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--ipc", "--fork", "--kill-child=KILL"]
-    return [*own, "--propagation", "private", *more]
+    process = subprocess.Popen(
+        [*own, "--propagation", "private", *argv], stdout=output, stderr=output and subprocess.STDOUT
+    )
+    try:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            # unshare ends when the first program of the namespaces does, and that one when all others have ended
+            children = Path("/proc", str(process.pid), "task", str(process.pid), "children").read_text().split()
+            for child in children or [str(process.pid)]:
+                os.kill(int(child), signal.SIGKILL)
+            process.wait()
 
 
 # -- the host: its sources of packages, and how its pip is set up
@@ -154,7 +169,12 @@ def base_archive(release: str, *, is_fresh: bool) -> Path:
             # the first address is the archive, others are updates; debootstrap knows one itself
             address = [address for address, suite in sources(release) if suite == release][:1]
             own = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", release, str(root), *address]
-            call(*namespaces(), *own)
+            log = root.parent / "log"
+            with log.open("w") as output:
+                code = call_in_namespaces(own, output)
+            if code:
+                message = f"debootstrap ended with {code}:\n{log.read_text()[-2000:]}"
+                raise Failed(message)
             root.chmod(0o755)
             part = archive.with_suffix(".part")
             call("tar", "-C", str(root), "--xattrs", "-cf", str(part), ".")
@@ -333,17 +353,7 @@ def script_of(options: argparse.Namespace, release: str) -> str:
 
 def run_in_root(root: Path, release: str, script: str) -> int:
     """The exit code of the script; everything that it started has ended."""
-    own = [*namespaces(), sys.executable, __file__, release, "--inside", str(root), "--shell", script]
-    process = subprocess.Popen(own)
-    try:
-        return process.wait()
-    finally:
-        if process.poll() is None:
-            # unshare ends when the first process of the namespaces does, and that one when all others have ended
-            children = Path("/proc", str(process.pid), "task", str(process.pid), "children").read_text().split()
-            for child in children or [str(process.pid)]:
-                os.kill(int(child), signal.SIGKILL)
-            process.wait()
+    return call_in_namespaces([sys.executable, __file__, release, "--inside", str(root), "--shell", script])
 
 
 def play(options: argparse.Namespace, release: str) -> int:

@@ -6,9 +6,10 @@ import platform
 from starlette.responses import Response
 
 from terrapod_server.agents import depth, late
-from terrapod_server.agents.model import LateState, Pool
+from terrapod_server.agents.model import Authority, LateState, Pool
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Call
+from terrapod_server.kit.certificates import end_of
 from terrapod_server.kit.jsonapi import Access, Endpoint, Raw
 from terrapod_server.runs import states
 from terrapod_shared.prometheus import MEDIA, Sample, family, process
@@ -20,7 +21,7 @@ _OTHERS = "(others)"
 
 async def show(call: Call) -> Response:
     """Figures in Prometheus' text format; a bearer token of an admin or auditor is needed."""
-    lines = [*_build(), *await _runs(), *await _leases(), *await _pools(), *await _late()]
+    lines = [*_build(), *await _runs(), *await _leases(), *await _pools(), *await _late(), *await _certificates(call)]
     writer = call.services.audit
     if writer is not None:
         about = "Audit entries that are in memory alone."
@@ -91,6 +92,21 @@ _FIGURES = (
 async def _late() -> list[str]:
     count = await LateState.filter(status=late.WAITING).count()
     return list(family("terrapod_late_states", "gauge", "Late states that wait for an admin's word.", [({}, count)]))
+
+
+async def _certificates(call: Call) -> list[str]:
+    certificate = call.services.certificate
+    ends: list[Sample] = [({"certificate": "server"}, certificate.ends_at)] if certificate else []
+    ends += [({"certificate": "listeners"}, end_of(row.certificate.encode())) for row in await Authority.all()]
+    name, about = (
+        "terrapod_certificate_expiry_timestamp_seconds",
+        "Ends of the server's and of the listeners' authority.",
+    )
+    lines = list(family(name, "gauge", about, ends))
+    if certificate:
+        about = "1 while the certificate's files cannot be used, so that the earlier one stays."
+        lines += family("terrapod_certificate_refused", "gauge", about, [({}, certificate.is_refused)])
+    return lines
 
 
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (Raw("GET", "/metrics", show, Access.AUDIT),)

@@ -19,6 +19,7 @@ from hypercorn.utils import LifespanFailureError, wrap_app
 from terrapod_server import app
 from terrapod_server.config import Config
 from terrapod_server.kit import memory
+from terrapod_server.kit.certificates import Certificate
 from terrapod_server.kit.connections import Connections, Terms
 from terrapod_shared.notify import Manager
 from terrapod_shared.operator_errors import OperatorError
@@ -34,10 +35,10 @@ class CannotListen(OperatorError):
 
 
 def run(config: Config) -> None:
-    """Serves until SIGTERM or SIGINT."""
+    """Serves until SIGTERM or SIGINT; SIGHUP loads the certificate again."""
     log_as(config.log_level)
     allow_connections()
-    uvloop.run(until_signalled(lambda stop: serve_until(config, stop)))
+    uvloop.run(until_signalled(lambda stop: serve_until(config, stop, hangup=_on_hangup())))
 
 
 def allow_connections() -> None:
@@ -52,6 +53,13 @@ def log_as(level: str) -> None:
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("hpack", "httpcore", "httpx", "tortoise", "aiosqlite", "botocore", "aiobotocore"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _on_hangup() -> asyncio.Event:
+    """An event that SIGHUP sets, which then ends the program no more."""
+    event = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, event.set)
+    return event
 
 
 async def until_signalled(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
@@ -69,21 +77,27 @@ async def serve_until(
     ready: asyncio.Event | None = None,
     made: list[app.App] | None = None,
     before: Callable[[app.App], Awaitable[None]] | None = None,
+    hangup: asyncio.Event | None = None,
 ) -> None:
     """Serves until `stop` is set; then requests under way finish, and long polls end with nothing.
 
-    `before` is done once the database is open and nobody is served yet; `ready` is set once it serves; the app is put into `made`. systemd is told, where it asks. Raises CannotListen, app.Unusable, and what else a start raises.
+    `before` is done once the database is open and nobody is served yet; `ready` is set once it serves; the app is put into `made`. The certificate is loaded again when its files change, and when `hangup` is set. systemd is told, where it asks. Raises CannotListen, app.Unusable, and what else a start raises.
     """
     with bound(config.host, config.port) as listening:
         built = app.build(config)
         if made is not None:
             made.append(built)
         built.asgi.before_serving += [partial(before, built)] if before else []
-        await _serve(config, built, listening, stop, ready)
+        await _serve(config, built, listening, stop, ready, hangup)
 
 
 async def _serve(
-    config: Config, built: app.App, listening: socket.socket, stop: asyncio.Event, ready: asyncio.Event | None
+    config: Config,
+    built: app.App,
+    listening: socket.socket,
+    stop: asyncio.Event,
+    ready: asyncio.Event | None,
+    hangup: asyncio.Event | None,
 ) -> None:
     manager = Manager.of(os.environ)
     hypercorn = Hypercorn()
@@ -96,6 +110,7 @@ async def _serve(
     hypercorn.include_server_header = False
     if config.tls.certificate:
         hypercorn.certfile, hypercorn.keyfile = config.tls.certificate, config.tls.key
+        hypercorn.keyfile_password = ""  # a key with a passphrase is refused: nobody is there to be asked
 
     async def stopping() -> None:
         await stop.wait()
@@ -112,6 +127,8 @@ async def _serve(
     built.asgi.on_started += [serving, _settle_memory]
     alive = asyncio.create_task(manager.keep_alive())
     connections = Connections(wrap_app(built.asgi, 0, "asgi"), hypercorn, _terms(config, built))  # type: ignore[arg-type]
+    built.services.certificate = connections.certificate
+    reloading = asyncio.create_task(_reload(connections.certificate, hangup)) if hangup else None
     try:
         await connections.serve(listening, stopping)
     except LifespanFailureError:
@@ -120,6 +137,19 @@ async def _serve(
         raise built.asgi.failure from None
     finally:
         alive.cancel()
+        if reloading:
+            reloading.cancel()
+
+
+async def _reload(certificate: Certificate | None, hangup: asyncio.Event) -> None:
+    """Loads the certificate again each time that `hangup` is set."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        if certificate is None:
+            log.info("SIGHUP: there is no certificate to load again")
+        else:
+            await certificate.reload()
 
 
 def _terms(config: Config, built: app.App) -> Terms:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from terrapod_server.kit.address import Addresses
     from terrapod_server.kit.budget import Budget
     from terrapod_server.kit.bus import Bus, Subscription
+    from terrapod_server.kit.certificates import Certificate
     from terrapod_server.kit.guard import Guard
     from terrapod_server.kit.limits import Limiter
     from terrapod_server.kit.signed import Signer
@@ -119,6 +120,7 @@ class Services:
     run_has_status: Callable[..., Any] = _nothing  #: a condition in SQL: `(column, statuses)`
     #: What this process counts for Prometheus.
     measured: Measured = field(default_factory=Measured)
+    certificate: "Certificate | None" = None  #: of TLS; None where it is served without
     #: What rooms remember for as long as the server runs.
     remembered: dict[str, Any] = field(default_factory=dict)
     #: Told of every request that is over: `(request, endpoint, status, request_id, took_s)`.

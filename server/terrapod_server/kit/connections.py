@@ -18,6 +18,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hypercorn.asyncio.lifespan import Lifespan
@@ -31,6 +32,7 @@ from hypercorn.typing import AppWrapper
 
 from terrapod_server.kit import memory
 from terrapod_server.kit.address import group
+from terrapod_server.kit.certificates import Certificate
 from terrapod_server.kit.departure import Departure
 
 log = logging.getLogger(__name__)
@@ -254,7 +256,7 @@ class Connections:
         self.room = Room(terms)
         self.context = WorkerContext(None)
         self.loop = asyncio.get_running_loop()
-        self._tls: ssl.SSLContext | None = None
+        self.certificate = _certificate(config)  #: None without TLS
         self._tasks: set[asyncio.Task[None]] = set()
         self._greeting: set[asyncio.Task[None]] = set()  #: those whose handshake is not over
         self._ended = 0  #: since memory was given back
@@ -266,12 +268,17 @@ class Connections:
         await lifespan.wait_for_startup()
         if living.done():
             living.result()
-        self._tls = self.config.create_ssl_context()
+        watching: asyncio.Task[None] | None = None
+        if self.certificate is not None:
+            await self.certificate.load()
+            watching = self.loop.create_task(self.certificate.watch())
         listening.setblocking(False)
         self.loop.add_reader(listening.fileno(), self._accept, listening)
         try:
             await stopped()
         finally:
+            if watching is not None:
+                watching.cancel()
             self.loop.remove_reader(listening.fileno())
             listening.close()
             await self.context.terminated.set()
@@ -339,6 +346,8 @@ class Connections:
             if streams is not None:
                 place.close = partial(_close, streams[1].transport)
                 await Exchange(self, place, *streams)
+        except TimeoutError as error:  # as that of a client which leaves without the end of TLS
+            log.debug("a connection did not end in time: %s", error)
         except Exception:  # one of the edges: of one connection, never of the server
             log.warning("a connection broke off", exc_info=True)
         finally:
@@ -350,9 +359,9 @@ class Connections:
         reader = asyncio.StreamReader(_READ_AHEAD, self.loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=self.loop)
         tls: dict[str, Any] = {}
-        if self._tls is not None:
+        if self.certificate is not None:
             tls = {
-                "ssl": self._tls,
+                "ssl": self.certificate.context,
                 "ssl_handshake_timeout": self.terms.handshake_s,
                 "ssl_shutdown_timeout": _GOODBYE_S,
             }
@@ -366,6 +375,19 @@ class Connections:
             accepted.close()
             raise
         return reader, asyncio.StreamWriter(transport, protocol, reader, self.loop)
+
+
+def _certificate(config: Config) -> Certificate | None:
+    """The certificate of Hypercorn's settings, in a context as Hypercorn makes it."""
+    if config.certfile is None or config.keyfile is None:
+        return None
+
+    def make() -> ssl.SSLContext:
+        made = config.create_ssl_context()
+        assert made is not None  # noqa: S101  both files are named
+        return made
+
+    return Certificate(Path(config.certfile), Path(config.keyfile), make)
 
 
 def _close(transport: asyncio.WriteTransport) -> None:

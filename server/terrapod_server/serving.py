@@ -18,7 +18,7 @@ from hypercorn.utils import LifespanFailureError, wrap_app
 
 from terrapod_server import app
 from terrapod_server.config import Config
-from terrapod_server.kit import memory
+from terrapod_server.kit import database, filelock, memory
 from terrapod_server.kit.certificates import Certificate
 from terrapod_server.kit.connections import Connections, Terms
 from terrapod_shared.notify import Manager
@@ -83,8 +83,15 @@ async def serve_until(
 
     `before` is done once the database is open and nobody is served yet; `ready` is set once it serves; the app is put into `made`. The certificate is loaded again when its files change, and when `hangup` is set. systemd is told, where it asks. Raises CannotListen, app.Unusable, and what else a start raises.
     """
-    with bound(config.host, config.port) as listening:
+    with bound(config.host, config.port) as listening, contextlib.ExitStack() as stack:
         built = app.build(config)
+        try:
+            stack.enter_context(database.only_server(config.database))
+        except filelock.Held as other:
+            file = config.database.removeprefix("sqlite://")
+            who = f"another server (process {other.pid})" if other.pid else "another server"
+            message = f"{who} uses {file}: SQLite takes one server, PostgreSQL several"
+            raise app.Unusable(message) from None
         if made is not None:
             made.append(built)
         built.asgi.before_serving += [partial(before, built)] if before else []

@@ -103,6 +103,39 @@ def test_up_listens_on_all_addresses_by_the_names_that_are_given(tmp_path: Path)
         assert (done.returncode, why in done.stderr, done.stderr.count("\n")) == (1, True, 1), done.stderr
 
 
+def test_two_servers_at_once_on_one_new_folder(tmp_path: Path) -> None:
+    """SQLite takes one of them, and the other says so; the folder serves the next one that comes."""
+    data, ports = tmp_path / "data", (free_port(), free_port())
+    both = {
+        port: subprocess.Popen(
+            [BIN / "terrapod-server", "up", "--data", data, "--port", str(port), "--no-listener"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for port in ports
+    }  # fmt: skip
+    until = time.monotonic() + 30
+    while all(each.poll() is None for each in both.values()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    (refused,) = [port for port, each in both.items() if each.poll() is not None]
+    (port,) = [each for each in ports if each != refused]
+    try:
+        ready(f"https://localhost:{port}", both[port], data / "ca.pem")
+    finally:
+        both[port].send_signal(signal.SIGKILL)
+        both[port].communicate(timeout=20)
+    said = both[refused].communicate(timeout=20)[1]
+    assert f"Error: another server (process {both[port].pid}) uses {data}/terrapod.sqlite3" in said
+    assert (both[refused].returncode, said.count("\n")) == (1, 1), said
+    argv = [str(BIN / "terrapod-server"), "up", "--data", str(data), "--port", str(port), "--no-listener"]
+    again = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+    try:
+        ready(f"https://localhost:{port}", again, data / "ca.pem")
+    finally:
+        again.terminate()
+        assert again.wait(20) == 0
+
+
 def test_first_and_later_starts(tmp_path: Path) -> None:
     data, port = tmp_path / "data", free_port()
     tokens = []

@@ -8,8 +8,9 @@ import hashlib
 import re
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -20,7 +21,7 @@ from tortoise.context import TortoiseContext
 from tortoise.migrations.executor import MigrationExecutor, MigrationTarget
 from tortoise.transactions import in_transaction as begun
 
-from terrapod_server.kit import database_errors, generations, schema_version
+from terrapod_server.kit import database_errors, filelock, generations, schema_version
 from terrapod_server.kit.sqlite import Readers
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "leadership",
     "migrate",
     "one_at_a_time",
+    "only_server",
     "open_",
     "place",
     "query",
@@ -124,7 +126,7 @@ async def open_(url: str, modules: Sequence[str], pool: int = 10) -> None:
     with database_errors.explained(url, is_connecting=True):
         await _try_connection(url)
     _opened.update(dsn=postgres_dsn(url), dialect="sqlite" if url.startswith("sqlite:") else "postgres")
-    _opened["file"] = url.removeprefix("sqlite://")
+    _opened["file"] = _file(url)
     _contexts.append(await Tortoise.init(config=settings(url, modules, pool), _enable_global_fallback=True))
 
 
@@ -218,9 +220,10 @@ async def _create() -> None:
 
 @contextlib.asynccontextmanager
 async def one_at_a_time(name: str) -> AsyncIterator[None]:
-    """Holds the database's lock of that name on a connection of its own; SQLite has one process."""
+    """Holds the database's lock of that name: PostgreSQL's on a connection of its own, or a file beside SQLite's."""
     if not is_postgres():
-        yield
+        async with filelock.waited_for(Path(f"{_opened['file']}-lock")):
+            yield
         return
     import asyncpg  # noqa: PLC0415  3 MiB that a server on SQLite does without
 
@@ -230,6 +233,23 @@ async def one_at_a_time(name: str) -> AsyncIterator[None]:
         yield
     finally:
         await connection.close()
+
+
+@contextlib.contextmanager
+def only_server(url: str) -> Iterator[None]:
+    """Keeps all other servers from the SQLite file of the URL: wake-ups and leases are inside of one. PostgreSQL takes many.
+
+    Raises filelock.Held. Where no lock can be made nothing is raised: to open the database says better why.
+    """
+    with contextlib.ExitStack() as stack:
+        if url.startswith("sqlite:"):
+            with contextlib.suppress(OSError):
+                stack.enter_context(filelock.held(Path(f"{_file(url)}-server")))
+        yield
+
+
+def _file(url: str) -> str:
+    return url.removeprefix("sqlite://")
 
 
 async def close() -> None:

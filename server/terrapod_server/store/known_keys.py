@@ -29,7 +29,7 @@ _AT_ONCE = 8
 
 
 class Unusable(OperatorError):
-    """The key file cannot be worked with; the text is for the operator."""
+    """The key file or the database cannot be worked with; the text is for the operator."""
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,17 @@
 import click
 
 from terrapod_cli.connected import LIMIT, Session, connected
-from terrapod_cli.output import Columns, flat
+from terrapod_cli.output import Column, Columns, Keep, Named, flat
 
 COLUMNS: Columns = (
-    ("TIME", "timestamp"),
-    ("ACTOR", "actor-email"),
-    ("FROM", "actor-ip"),
-    ("ACTION", "action"),
-    ("TYPE", "resource-type"),
-    ("ID", "resource-id"),
-    ("STATUS", "status-code"),
-    ("REQUEST", "request-id"),
+    Column("TIME", "timestamp"),
+    Column("ACTOR", "actor-email", Keep.LONG),
+    Column("FROM", "actor-ip"),
+    Column("ACTION", "action"),
+    Column("TYPE", "resource-type"),
+    Column("ID", Named("resource-id")),
+    Column("STATUS", "status-code"),
+    Column("REQUEST", "request-id", Keep.ALL, only_ids=True),
 )
 
 

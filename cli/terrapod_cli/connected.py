@@ -1,11 +1,12 @@
 """What every command that calls the server has in common: its options, its client, its exit code."""
 
 import asyncio
+import contextlib
 import functools
 import importlib.metadata
 import ssl
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ import click
 
 from terrapod_cli.exits import Exit, code_of
 from terrapod_cli.hosts import Credentials, Host, Token
-from terrapod_cli.output import Output
+from terrapod_cli.output import Output, Row, flat
 from terrapod_shared import errors, ids
 from terrapod_shared.client import Client, Resource
 
@@ -48,6 +49,7 @@ _CA = click.option(
     help="PEM file of the authority to trust; default: SSL_CERT_FILE, or the system's.",
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for programs.")
+_IDS = click.option("--ids", is_flag=True, help="Show ids too, or in the place of names.")
 _COLOUR = click.option("--no-color", is_flag=True, help="No colours.")
 
 
@@ -82,9 +84,10 @@ def connected(do: Command) -> Callable[..., None]:
     """A command whose first argument is a Session with a token."""
 
     @common
+    @_IDS
     @functools.wraps(do)
-    def command(*, host: str | None, ca: Path | None, as_json: bool, no_color: bool, **more: Any) -> None:
-        out = Output(as_json=as_json, colour=not no_color)
+    def command(*, host: str | None, ca: Path | None, as_json: bool, no_color: bool, ids: bool, **more: Any) -> None:
+        out = Output(as_json=as_json, colour=not no_color, ids=ids)
         credentials = Credentials()
         chosen = credentials.choose(host)
 
@@ -110,11 +113,70 @@ def part(text: str) -> str:
     return quote(text, safe="")
 
 
-async def workspace(session: Session, named: str) -> Resource:
-    """A workspace by id or by name."""
-    if ids.is_valid(named, "ws"):
-        return await session.client.get(f"workspaces/{named}")
-    return await session.client.get(f"{ORG}/workspaces/{part(named)}")
+def missing(session: Session, what: str) -> errors.NotFound:
+    """The error for a thing that the server does not show; it does not say whether there is one."""
+    return errors.NotFound(f"{what} not found on {session.host.name}, or you lack access")
+
+
+@contextlib.contextmanager
+def finding(session: Session, kind: str, named: str) -> Iterator[None]:
+    """Where the server finds nothing within, the error names what was looked for: the server's own does not."""
+    try:
+        yield
+    except errors.NotFound:
+        raise missing(session, f'{kind} "{named}"') from None
+
+
+async def workspace(session: Session, named: str, include: str | None = None) -> Resource:
+    """A workspace by id or by name; with the names of what `include` names. Raises NotFound."""
+    path = f"workspaces/{named}" if ids.is_valid(named, "ws") else f"{ORG}/workspaces/{part(named)}"
+    with finding(session, "workspace", named):
+        document = await session.client.call("GET", path, params={"include": include})
+    found: Resource = document["data"]
+    found["attributes"] |= names_of(found, included_in(document))
+    return found
+
+
+async def pool(session: Session, named: str) -> Resource:
+    """A pool by id or by name. Raises NotFound."""
+    with finding(session, "pool", named):
+        if ids.is_valid(named, "apool"):
+            return await session.client.get(f"agent-pools/{named}")
+        found = await session.client.listing(f"{ORG}/agent-pools", q=named)
+        for each in found.rows:
+            if each["attributes"]["name"] == named:
+                return each
+        raise errors.NotFound
+
+
+Included = Mapping[tuple[str, str], Resource]
+
+
+def included_in(document: Mapping[str, Any]) -> Included:
+    """What came with a document, by type and id."""
+    return {(item["type"], item["id"]): item for item in document.get("included", ())}
+
+
+def names_of(resource: Resource, included: Included) -> Row:
+    """For each relation the name, or names, at its other side, as `<relation>-name`, where they came along."""
+    found: Row = {}
+    for relation, other in resource.get("relationships", {}).items():
+        data = other.get("data")
+        linked = data if isinstance(data, list) else [data] if data else []
+        names = [_name_of(included.get((each["type"], each["id"]))) for each in linked]
+        if names and all(names):
+            found[f"{relation}-name"] = names if isinstance(data, list) else names[0]
+    return found
+
+
+def _name_of(resource: Resource | None) -> str:
+    attributes = resource["attributes"] if resource else {}
+    return attributes.get("email") or attributes.get("name") or ""
+
+
+def with_names(resource: Resource, included: Included) -> Row:
+    """A flat row with the names of what came along."""
+    return flat(resource) | names_of(resource, included)
 
 
 def agreed(question: str, *, yes: bool) -> None:

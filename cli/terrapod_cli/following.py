@@ -5,7 +5,7 @@ import sys
 from collections.abc import Awaitable, Callable
 
 from terrapod_cli import logs
-from terrapod_cli.connected import Session
+from terrapod_cli.connected import Session, finding
 from terrapod_cli.exits import Exit
 from terrapod_cli.output import Row, flat
 from terrapod_shared.client import Resource
@@ -33,7 +33,7 @@ class Follower:
     """Follows one run. `to_stderr` keeps stdout free for the command's own answer."""
 
     def __init__(self, session: Session, run_id: str, *, raw: bool = False, to_stderr: bool = False) -> None:
-        self._client, self._out = session.client, session.out
+        self._session, self._client, self._out = session, session.client, session.out
         self._id, self._raw, self._to_stderr = run_id, raw, to_stderr
         self._said = ""
         session.client.patience_s = PATIENCE_S
@@ -45,7 +45,8 @@ class Follower:
             self._out.say(text, "dim")
 
     async def run(self) -> Row:
-        return flat(await self._client.get(f"runs/{self._id}"))
+        with finding(self._session, "run", self._id):
+            return flat(await self._client.get(f"runs/{self._id}"))
 
     async def until(self, is_so: Callable[[Row], bool]) -> Row:
         """Waits until it is so of the run, and says why it waits."""
@@ -74,6 +75,7 @@ class Follower:
         printer = logs.Printer(kind, to, colour=self._out.colour, as_json=as_json, raw=self._raw)
         try:
             async for piece in logs.pieces(self._client, phase, follow=follow):
+                await self._out.free()
                 printer.feed(piece)
         finally:
             printer.end()

@@ -10,10 +10,10 @@ import click
 from terrapod_cli import loopback
 from terrapod_cli.connected import Session, client_for, common, connected, run
 from terrapod_cli.hosts import Credentials, Host, is_token, parse
-from terrapod_cli.output import Columns, Output, flat
+from terrapod_cli.output import Fields, Output, flat
 from terrapod_shared import errors
 
-FIELDS: Columns = (
+FIELDS: Fields = (
     ("Signed in as", "email"),
     ("Name", "display-name"),
     ("Id", "id"),

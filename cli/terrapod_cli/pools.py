@@ -4,23 +4,33 @@ from typing import Any
 
 import click
 
-from terrapod_cli.connected import LIMIT, ORG, YES, Session, agreed, connected, part
-from terrapod_cli.output import Columns, flat
+from terrapod_cli.connected import (
+    LIMIT,
+    ORG,
+    YES,
+    Session,
+    agreed,
+    connected,
+    finding,
+    included_in,
+    missing,
+    part,
+    with_names,
+)
+from terrapod_cli.connected import pool as find
+from terrapod_cli.output import Column, Columns, Fields, Keep, Named, Row, flat
 from terrapod_cli.times import EXPIRES
-from terrapod_shared import ids
-from terrapod_shared.client import Resource
-from terrapod_shared.errors import NotFound
 
 COLUMNS: Columns = (
-    ("NAME", "name"),
-    ("ID", "id"),
-    ("LISTENERS", "agent-count"),
-    ("FREE", lambda row: f"{row['free-slots']}/{row['slots']}"),
-    ("WAITING", "queue-depth"),
-    ("ALL WORKSPACES", "organization-scoped"),
-    ("DESCRIPTION", "description"),
+    Column("NAME", "name", Keep.LONG),
+    Column("ID", "id", Keep.ALL, only_ids=True),
+    Column("LISTENERS", "agent-count"),
+    Column("FREE", lambda row: f"{row['free-slots']}/{row['slots']}"),
+    Column("WAITING", "queue-depth"),
+    Column("FOR ALL", "organization-scoped"),
+    Column("DESCRIPTION", "description"),
 )
-FIELDS: Columns = (
+FIELDS: Fields = (
     ("Name", "name"),
     ("Id", "id"),
     ("Description", "description"),
@@ -32,39 +42,28 @@ FIELDS: Columns = (
     ("Running", "running"),
     ("Held", "held"),
     ("For all workspaces", "organization-scoped"),
-    ("Allowed workspaces", "allowed-workspaces"),
+    ("Allowed workspaces", Named("allowed-workspaces")),
     ("Labels", "labels"),
     ("Made", "created-at"),
 )
 LISTENERS: Columns = (
-    ("NAME", "name"),
-    ("ID", "id"),
-    ("STATUS", "status"),
-    ("FREE", lambda row: f"{row['free-slots']}/{row['capacity']}"),
-    ("RUNNING", "running"),
-    ("PLATFORM", lambda row: f"{row['os']}/{row['arch']}"),
-    ("VERSION", "version"),
-    ("LAST SEEN", "last-seen-at"),
+    Column("NAME", "name", Keep.LONG),
+    Column("ID", "id", Keep.ALL, only_ids=True),
+    Column("STATUS", "status"),
+    Column("FREE", lambda row: f"{row['free-slots']}/{row['capacity']}"),
+    Column("RUNNING", "running"),
+    Column("PLATFORM", lambda row: f"{row['os']}/{row['arch']}"),
+    Column("VERSION", "version"),
+    Column("LAST SEEN", "last-seen-at"),
 )
 TOKENS: Columns = (
-    ("ID", "id"),
-    ("DESCRIPTION", "description"),
-    ("USED", lambda row: f"{row['use-count']} of {row['max-uses'] or 'any'}"),
-    ("EXPIRES", "expires-at"),
-    ("REVOKED", "is-revoked"),
-    ("LAST USED", "last-used-at"),
+    Column("TOKEN", "id", Keep.ALL),
+    Column("DESCRIPTION", "description"),
+    Column("USED", lambda row: f"{row['use-count']} of {row['max-uses'] or 'any'}"),
+    Column("EXPIRES", "expires-at"),
+    Column("REVOKED", "is-revoked"),
+    Column("LAST USED", "last-used-at"),
 )
-
-
-async def find(session: Session, named: str) -> Resource:
-    """A pool by id or by name."""
-    if ids.is_valid(named, "apool"):
-        return await session.client.get(f"agent-pools/{named}")
-    found = await session.client.listing(f"{ORG}/agent-pools", q=named)
-    for pool in found.rows:
-        if pool["attributes"]["name"] == named:
-            return pool
-    raise NotFound(f"there is no pool {named}")
 
 
 @click.group()
@@ -86,7 +85,9 @@ async def list_(session: Session, limit: int) -> None:
 @connected
 async def show(session: Session, pool: str) -> None:
     """Show a pool, by name or id."""
-    session.out.row(flat(await find(session, pool)), FIELDS)
+    path = f"agent-pools/{(await find(session, pool))['id']}"
+    document = await session.client.call("GET", path, params={"include": "allowed-workspaces"})
+    session.out.row(with_names(document["data"], included_in(document)), FIELDS)
 
 
 @pools.command()
@@ -113,14 +114,71 @@ async def delete(session: Session, pool: str, yes: bool) -> None:
     session.out.done({"id": found["id"], "deleted": True}, f"deleted pool {found['name']}")
 
 
-@pools.command()
+class _Listeners(click.Group):
+    """`pools listeners POOL` lists, as `pools listeners list POOL` does."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+@pools.group(cls=_Listeners)
+def listeners() -> None:
+    """A pool's listeners: list, remove, allow-rejoin. `pools listeners POOL` lists them."""
+
+
+@listeners.command("list")
 @click.argument("pool")
 @LIMIT
 @connected
-async def listeners(session: Session, pool: str, limit: int) -> None:
+async def list_listeners(session: Session, pool: str, limit: int) -> None:
     """List a pool's listeners."""
     found = await session.client.listing(f"agent-pools/{(await find(session, pool))['id']}/listeners", limit)
     session.out.rows([flat(row) for row in found.rows], LISTENERS, found.total)
+
+
+async def _listener(session: Session, pool: str, named: str) -> Row:
+    """A pool's listener, by name or id. Raises NotFound."""
+    found = await session.client.listing(f"agent-pools/{(await find(session, pool))['id']}/listeners")
+    for row in found.rows:
+        if named in (row["id"], row["attributes"]["name"]):
+            return flat(row)
+    raise missing(session, f'listener "{named}" of pool "{pool}"')
+
+
+@listeners.command("remove")
+@click.argument("pool")
+@click.argument("listener")
+@YES
+@connected
+async def remove_listener(session: Session, pool: str, listener: str, yes: bool) -> None:
+    """Remove a listener, by name or id, whose host does not come back: its key is good for nothing from then on.
+
+    A state that only this listener has cannot be delivered any more. To let the host come back under its name, use
+    allow-rejoin.
+    """
+    row = await _listener(session, pool, listener)
+    has = [f"{row['running']} runs"] if row["running"] else []
+    has += [f"{len(row['spooled-states'])} states that are not delivered"] if row["spooled-states"] else []
+    lost = f" It still has {' and '.join(has)}, which it cannot deliver then." if has else ""
+    agreed(f"Remove listener {row['name']} from pool {pool}?{lost}", yes=yes)
+    await session.client.call("DELETE", f"listeners/{row['id']}")
+    session.out.done({"id": row["id"], "deleted": True}, f"removed listener {row['name']}")
+
+
+@listeners.command()
+@click.argument("pool")
+@click.argument("listener")
+@connected
+async def allow_rejoin(session: Session, pool: str, listener: str) -> None:
+    """Let a host that has lost its key join once more under the listener's name, with a join token of the pool.
+
+    It stays the same listener: what is held for it is its own again.
+    """
+    row = await _listener(session, pool, listener)
+    answer = await session.client.call("POST", f"listeners/{row['id']}/actions/allow-rejoin")
+    session.out.done(flat(answer["data"]), f"the next join to pool {pool} as {row['name']} is let in, once")
 
 
 @pools.command()
@@ -130,12 +188,9 @@ async def listeners(session: Session, pool: str, limit: int) -> None:
 @connected
 async def drain(session: Session, pool: str, listener: str, undo: bool) -> None:
     """Ask a pool's listener, by name or id, to take no more work."""
-    found = await session.client.listing(f"agent-pools/{(await find(session, pool))['id']}/listeners")
-    row = next((row for row in found.rows if listener in (row["id"], row["attributes"]["name"])), None)
-    if row is None:
-        raise NotFound(f"pool {pool} has no listener {listener}")
+    row = await _listener(session, pool, listener)
     answer = await session.client.call("POST", f"listeners/{row['id']}/actions/{'undrain' if undo else 'drain'}")
-    name = row["attributes"]["name"]
+    name = row["name"]
     session.out.done(flat(answer["data"]), f"{name} takes work again" if undo else f"{name} takes no more work")
 
 
@@ -180,5 +235,6 @@ async def create_token(session: Session, pool: str, expires: str | None, **given
 @connected
 async def revoke(session: Session, token_id: str) -> None:
     """Revoke a join token: nobody can join with it any more."""
-    await session.client.call("DELETE", f"authentication-tokens/{part(token_id)}")
+    with finding(session, "join token", token_id):
+        await session.client.call("DELETE", f"authentication-tokens/{part(token_id)}")
     session.out.done({"id": token_id, "deleted": True}, f"revoked token {token_id}")

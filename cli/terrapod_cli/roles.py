@@ -4,19 +4,19 @@ from typing import Any
 
 import click
 
-from terrapod_cli.connected import LIMIT, YES, Session, agreed, connected, part
-from terrapod_cli.output import Columns, Row, flat
+from terrapod_cli.connected import LIMIT, YES, Session, agreed, connected, finding, part
+from terrapod_cli.output import Column, Columns, Fields, Keep, Row, flat
 from terrapod_cli.users import FORCE
 from terrapod_shared.client import Resource
 
 COLUMNS: Columns = (
-    ("NAME", "name"),
-    ("LEVEL", "workspace-permission"),
-    ("ALLOWS", lambda row: allows(row, "allow")),
-    ("DENIES", lambda row: allows(row, "deny")),
-    ("DESCRIPTION", "description"),
+    Column("NAME", "name", Keep.LONG),
+    Column("LEVEL", "workspace-permission"),
+    Column("ALLOWS", lambda row: allows(row, "allow")),
+    Column("DENIES", lambda row: allows(row, "deny")),
+    Column("DESCRIPTION", "description"),
 )
-FIELDS: Columns = (
+FIELDS: Fields = (
     ("Name", "name"),
     ("Description", "description"),
     ("Level", "workspace-permission"),
@@ -29,10 +29,10 @@ FIELDS: Columns = (
     ("Changed", "updated-at"),
 )
 ASSIGNMENTS: Columns = (
-    ("EMAIL", "email"),
-    ("PROVIDER", "provider-name"),
-    ("ROLE", "role-name"),
-    ("SINCE", "created-at"),
+    Column("EMAIL", "email", Keep.LONG),
+    Column("PROVIDER", "provider-name"),
+    Column("ROLE", "role-name", Keep.LONG),
+    Column("SINCE", "created-at"),
 )
 _PATH = "role-assignments"
 
@@ -98,7 +98,9 @@ async def list_(session: Session, limit: int) -> None:
 @connected
 async def show(session: Session, name: str) -> None:
     """Show a role."""
-    session.out.row(flat(await session.client.get(f"roles/{part(name)}")), FIELDS)
+    with finding(session, "role", name):
+        row = flat(await session.client.get(f"roles/{part(name)}"))
+    session.out.row(row, FIELDS)
 
 
 @roles.command()
@@ -128,7 +130,8 @@ async def update(session: Session, name: str, clear: tuple[str, ...], **given: A
     attributes: Row = {word: {} if word.endswith("labels") else [] for word in clear} | _attributes(given)
     if not attributes:
         raise click.UsageError("nothing to change was given")
-    row = flat(await session.client.send("PATCH", f"roles/{part(name)}", "roles", attributes))
+    with finding(session, "role", name):
+        row = flat(await session.client.send("PATCH", f"roles/{part(name)}", "roles", attributes))
     session.out.done(row, f"changed role {row['name']}")
 
 
@@ -139,7 +142,8 @@ async def update(session: Session, name: str, clear: tuple[str, ...], **given: A
 async def delete(session: Session, name: str, yes: bool) -> None:
     """Delete a role and take it from everybody."""
     agreed(f"Delete role {name} and take it from everybody?", yes=yes)
-    await session.client.call("DELETE", f"roles/{part(name)}")
+    with finding(session, "role", name):
+        await session.client.call("DELETE", f"roles/{part(name)}")
     session.out.done({"id": name, "deleted": True}, f"deleted role {name}")
 
 
@@ -183,7 +187,8 @@ async def assign(session: Session, email: str, names: tuple[str, ...], only: boo
 async def unassign(session: Session, email: str, name: str, provider: str, force: bool) -> None:
     """Take a role from a person."""
     path = f"{_PATH}/{part(provider)}/{part(email)}/{part(name)}"
-    await session.client.call("DELETE", path, params={"force": "true" if force else None})
+    with finding(session, f"role assignment of {email}", name):
+        await session.client.call("DELETE", path, params={"force": "true" if force else None})
     session.out.done({"id": f"{provider}:{email}:{name}", "deleted": True}, f"took {name} from {email}")
 
 

@@ -4,12 +4,24 @@ from pathlib import Path
 
 import click
 
-from terrapod_cli.connected import LIMIT, ORG, YES, Session, agreed, connected, pairs, part, workspace
+from terrapod_cli.connected import (
+    LIMIT,
+    ORG,
+    YES,
+    Session,
+    agreed,
+    connected,
+    finding,
+    included_in,
+    pairs,
+    part,
+    with_names,
+    workspace,
+)
 from terrapod_cli.exits import Exit
 from terrapod_cli.following import Follower, outcome
-from terrapod_cli.output import Columns, Row, flat
+from terrapod_cli.output import Column, Columns, Fields, Keep, Named, Row, Time, flat
 from terrapod_cli.start import Wanted, start
-from terrapod_shared.client import Resource
 
 
 def kind(row: Row) -> str:
@@ -29,22 +41,27 @@ def changes(row: Row) -> str:
     return ", ".join(f"{row[name]} {words}" for name, words in names.items() if row.get(name) is not None)
 
 
+def _waits_since(row: Row) -> Time | None:
+    since = (row.get("waits-for") or {}).get("since")
+    return Time(since) if since else None
+
+
 COLUMNS: Columns = (
-    ("ID", "id"),
-    ("WORKSPACE", lambda row: row.get("workspace-name") or row.get("workspace")),
-    ("STATUS", "status"),
-    ("WAITS FOR", lambda row: (row.get("waits-for") or {}).get("kind")),
-    ("KIND", kind),
-    ("CHANGES", "has-changes"),
-    ("MESSAGE", "message"),
-    ("MADE", "created-at"),
+    Column("RUN", "id", Keep.ALL),
+    Column("WORKSPACE", Named("workspace"), Keep.LONG),
+    Column("STATUS", "status"),
+    Column("WAITS FOR", lambda row: (row.get("waits-for") or {}).get("kind"), Keep.EXTRA),
+    Column("KIND", kind, Keep.EXTRA),
+    Column("CHANGES", "has-changes", Keep.EXTRA),
+    Column("MESSAGE", "message"),
+    Column("MADE", "created-at"),
 )
-FIELDS: Columns = (
+FIELDS: Fields = (
     ("Id", "id"),
-    ("Workspace", lambda row: row.get("workspace-name") or row.get("workspace")),
+    ("Workspace", Named("workspace")),
     ("Status", "status"),
     ("Why it waits", lambda row: (row.get("waits-for") or {}).get("text")),
-    ("Waits since", lambda row: (row.get("waits-for") or {}).get("since")),
+    ("Waits since", _waits_since),
     ("Listeners said", "status-message"),
     ("Before it", "position-in-queue"),
     ("Error", "error-message"),
@@ -55,17 +72,16 @@ FIELDS: Columns = (
     ("Applies by itself", "auto-apply"),
     ("Targets", "target-addrs"),
     ("May be", lambda row: [name.removeprefix("is-") for name, is_so in row.get("actions", {}).items() if is_so]),
-    ("Begun by", "created-by"),
-    ("Approved by", "confirmed-by"),
+    ("Begun by", Named("created-by")),
+    ("Approved by", Named("confirmed-by")),
     ("Made", "created-at"),
 )
 
 
-def _with_names(row: Resource, included: dict[tuple[str, str], Resource]) -> Row:
-    found = flat(row)
-    if related := included.get(("workspaces", str(found.get("workspace")))):
-        found["workspace-name"] = related["attributes"]["name"]
-    return found
+async def _find(session: Session, run: str) -> Row:
+    """A run as it is now. Raises NotFound."""
+    with finding(session, "run", run):
+        return flat(await session.client.get(f"runs/{part(run)}"))
 
 
 @click.group()
@@ -82,7 +98,7 @@ async def list_(session: Session, named: str | None, status: str | None, limit: 
     """List runs, newest first."""
     path = f"workspaces/{(await workspace(session, named))['id']}/runs" if named else f"{ORG}/runs"
     found = await session.client.listing(path, limit, include="workspace", **{"filter[status]": status})
-    session.out.rows([_with_names(row, found.included) for row in found.rows], COLUMNS, found.total)
+    session.out.rows([with_names(row, found.included) for row in found.rows], COLUMNS, found.total)
 
 
 @runs.command()
@@ -90,9 +106,11 @@ async def list_(session: Session, named: str | None, status: str | None, limit: 
 @connected
 async def show(session: Session, run: str) -> None:
     """Show a run."""
-    document = await session.client.call("GET", f"runs/{part(run)}", params={"include": "workspace,plan"})
-    included = {(item["type"], item["id"]): item for item in document.get("included", ())}
-    row = _with_names(document["data"], included)
+    with finding(session, "run", run):
+        params = {"include": "workspace,plan,created-by,confirmed-by"}
+        document = await session.client.call("GET", f"runs/{part(run)}", params=params)
+    included = included_in(document)
+    row = with_names(document["data"], included)
     plan = flat(included.get(("plans", str(row.get("plan"))), {"id": ""}))
     row |= {name: value for name, value in plan.items() if name.startswith("resource-")}
     session.out.row(row, FIELDS)
@@ -128,8 +146,9 @@ async def logs(session: Session, run: str, follow: bool, only: str | None, raw: 
 
 
 async def _act(session: Session, run: str, verb: str, comment: str, sentence: str) -> None:
-    await session.client.call("POST", f"runs/{part(run)}/actions/{verb}", {"comment": comment} if comment else {})
-    row = flat(await session.client.get(f"runs/{part(run)}"))
+    with finding(session, "run", run):
+        await session.client.call("POST", f"runs/{part(run)}/actions/{verb}", {"comment": comment} if comment else {})
+    row = await _find(session, run)
     session.out.done(row, f"{sentence} {row['id']}; it is {row['status'].replace('_', ' ')}")
 
 
@@ -176,7 +195,7 @@ async def release(session: Session, run: str, yes: bool) -> None:
     somebody has looked at the state and says `terrapod workspaces unlock --force`. If the listener comes back, its
     state is kept aside: see `terrapod states late`.
     """
-    row = flat(await session.client.get(f"runs/{part(run)}"))
+    row = await _find(session, run)
     session.out.say(
         f"The listener of {row['id']} may still be applying, and may hold the only copy of the state. After a release "
         "nothing waits for it: compare the state that is here with what is really there, and then let the next run go "

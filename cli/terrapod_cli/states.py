@@ -4,17 +4,28 @@ from pathlib import Path
 
 import click
 
-from terrapod_cli.connected import LIMIT, YES, Session, agreed, connected, part, workspace
-from terrapod_cli.output import Columns, flat
+from terrapod_cli.connected import (
+    LIMIT,
+    YES,
+    Session,
+    agreed,
+    connected,
+    finding,
+    included_in,
+    part,
+    with_names,
+    workspace,
+)
+from terrapod_cli.output import Column, Columns, Keep, Named, Row, flat
 
 COLUMNS: Columns = (
-    ("ID", "id"),
-    ("STATUS", "status"),
-    ("SERIAL", "serial"),
-    ("LINEAGE", "lineage"),
-    ("SIZE", "size"),
-    ("RUN", "run"),
-    ("CAME", "created-at"),
+    Column("LATE STATE", "id", Keep.ALL),
+    Column("STATUS", "status"),
+    Column("SERIAL", "serial"),
+    Column("LINEAGE", "lineage"),
+    Column("SIZE", "size"),
+    Column("RUN", Named("run"), Keep.LONG),
+    Column("CAME", "created-at"),
 )
 
 
@@ -35,6 +46,13 @@ async def late(session: Session, name: str, is_all: bool, limit: int) -> None:
     session.out.rows([flat(row) for row in found.rows], COLUMNS, found.total)
 
 
+async def _find(session: Session, late_state: str) -> Row:
+    """A late state by id. Raises NotFound."""
+    with finding(session, "late state", late_state):
+        document = await session.client.call("GET", f"late-states/{part(late_state)}", params={"include": "workspace"})
+    return with_names(document["data"], included_in(document))
+
+
 @states.command()
 @click.argument("late_state", metavar="LATE-STATE")
 @click.option("--confirm-serial", is_flag=True, help="Though its serial is not higher than the current one.")
@@ -42,8 +60,11 @@ async def late(session: Session, name: str, is_all: bool, limit: int) -> None:
 @connected
 async def adopt(session: Session, late_state: str, confirm_serial: bool, yes: bool) -> None:
     """Make a late state the workspace's current one; needs admin, and no run may be active."""
-    row = flat(await session.client.get(f"late-states/{part(late_state)}"))
-    agreed(f"Make {row['id']} (serial {row['serial']}) the current state of {row['workspace']}?", yes=yes)
+    row = await _find(session, late_state)
+    agreed(
+        f"Make {row['id']} (serial {row['serial']}) the current state of {row.get('workspace-name') or row['workspace']}?",
+        yes=yes,
+    )
     attributes = {"confirm-serial": True} if confirm_serial else {}
     path = f"late-states/{part(late_state)}/actions/adopt"
     done = flat(await session.client.send("POST", path, "late-states", attributes))
@@ -56,8 +77,10 @@ async def adopt(session: Session, late_state: str, confirm_serial: bool, yes: bo
 @connected
 async def drop(session: Session, late_state: str, yes: bool) -> None:
     """Throw a late state away for good; needs admin."""
-    row = flat(await session.client.get(f"late-states/{part(late_state)}"))
-    agreed(f"Throw {row['id']} (serial {row['serial']} of {row['workspace']}) away?", yes=yes)
+    row = await _find(session, late_state)
+    agreed(
+        f"Throw {row['id']} (serial {row['serial']} of {row.get('workspace-name') or row['workspace']}) away?", yes=yes
+    )
     answer = await session.client.call("POST", f"late-states/{part(late_state)}/actions/drop")
     session.out.done(flat(answer["data"]), f"dropped {row['id']}")
 
@@ -68,5 +91,6 @@ async def drop(session: Session, late_state: str, yes: bool) -> None:
 @connected
 async def pull(session: Session, late_state: str, file: Path) -> None:
     """Write a late state's bytes into FILE, which only you can read."""
-    size = await session.client.download(f"late-states/{part(late_state)}/download", file)
+    with finding(session, "late state", late_state):
+        size = await session.client.download(f"late-states/{part(late_state)}/download", file)
     session.out.done({"id": late_state, "file": str(file), "size": size}, f"wrote {size} bytes to {file}")

@@ -2,18 +2,19 @@
 
 import click
 
-from terrapod_cli.connected import LIMIT, Session, connected, part, workspace
-from terrapod_cli.output import Columns, Row, flat
+from terrapod_cli.connected import LIMIT, Session, connected, finding, part, workspace
+from terrapod_cli.output import Column, Columns, Keep, Named, Row, flat
 from terrapod_cli.times import EXPIRES
+from terrapod_shared.errors import NotFound
 
 COLUMNS: Columns = (
-    ("ID", "id"),
-    ("DESCRIPTION", "description"),
-    ("READ ONLY", "read-only"),
-    ("WORKSPACE", "workspace-id"),
-    ("EXPIRES", "expired-at"),
-    ("LAST USED", "last-used-at"),
-    ("MADE", "created-at"),
+    Column("TOKEN", "id", Keep.ALL),
+    Column("DESCRIPTION", "description"),
+    Column("ACCESS", lambda row: "read" if row["read-only"] else "full"),
+    Column("WORKSPACE", Named("workspace-id")),
+    Column("EXPIRES", "expired-at"),
+    Column("LAST USED", "last-used-at"),
+    Column("MADE", "created-at", Keep.EXTRA),
 )
 
 
@@ -34,8 +35,23 @@ def tokens() -> None:
 async def list_(session: Session, user: str | None, limit: int) -> None:
     """List tokens; what a token is can be read at its creation only."""
     path = f"users/{part(user or await _own_id(session))}/authentication-tokens"
-    found = await session.client.listing(path, limit)
-    session.out.rows([flat(row) for row in found.rows], COLUMNS, found.total)
+    with finding(session, "user", user or "yourself"):
+        found = await session.client.listing(path, limit)
+    rows = [flat(row) for row in found.rows]
+    for workspace_id in {row["workspace-id"] for row in rows} - {None, ""}:
+        name = await _name(session, workspace_id)
+        for row in rows:
+            if row["workspace-id"] == workspace_id:
+                row["workspace-id-name"] = name
+    session.out.rows(rows, COLUMNS, found.total)
+
+
+async def _name(session: Session, workspace_id: str) -> str | None:
+    """A workspace's name; None where it was deleted meanwhile, or may not be read."""
+    try:
+        return str((await workspace(session, workspace_id))["attributes"]["name"])
+    except NotFound:
+        return None
 
 
 @tokens.command()
@@ -61,5 +77,6 @@ async def create(session: Session, description: str, expires: str | None, read_o
 @connected
 async def delete(session: Session, token_id: str) -> None:
     """Delete a token: it is no longer good at once."""
-    await session.client.call("DELETE", f"authentication-tokens/{part(token_id)}")
+    with finding(session, "token", token_id):
+        await session.client.call("DELETE", f"authentication-tokens/{part(token_id)}")
     session.out.done({"id": token_id, "deleted": True}, f"deleted token {token_id}")

@@ -4,18 +4,18 @@ import sys
 
 import click
 
-from terrapod_cli.connected import LIMIT, ORG, YES, Session, agreed, connected, part
-from terrapod_cli.output import Columns, Row, flat
+from terrapod_cli.connected import LIMIT, ORG, YES, Session, agreed, connected, finding, part
+from terrapod_cli.output import Column, Columns, Fields, Keep, Row, flat
 
 COLUMNS: Columns = (
-    ("EMAIL", "email"),
-    ("ID", "id"),
-    ("NAME", "display-name"),
-    ("ACTIVE", "is-active"),
-    ("ADMIN", "is-admin"),
-    ("MADE", "created-at"),
+    Column("EMAIL", "email", Keep.LONG),
+    Column("ID", "id", Keep.ALL, only_ids=True),
+    Column("NAME", "display-name"),
+    Column("ACTIVE", "is-active"),
+    Column("ADMIN", "is-admin"),
+    Column("MADE", "created-at"),
 )
-FIELDS: Columns = (
+FIELDS: Fields = (
     ("Email", "email"),
     ("Id", "id"),
     ("Name", "display-name"),
@@ -43,12 +43,18 @@ async def list_(session: Session, search: str | None, limit: int) -> None:
     session.out.rows([flat(row) for row in found.rows], COLUMNS, found.total)
 
 
+async def _find(session: Session, user: str) -> Row:
+    """A user, by address or id. Raises NotFound."""
+    with finding(session, "user", user):
+        return flat(await session.client.get(f"users/{part(user)}"))
+
+
 @users.command()
 @click.argument("user", metavar="EMAIL")
 @connected
 async def show(session: Session, user: str) -> None:
     """Show a user, by address or id."""
-    session.out.row(flat(await session.client.get(f"users/{part(user)}")), FIELDS)
+    session.out.row(await _find(session, user), FIELDS)
 
 
 @users.command()
@@ -69,7 +75,8 @@ async def create(session: Session, email: str, name: str | None, password_stdin:
 
 async def _set(session: Session, user: str, *, active: bool, force: bool, sentence: str) -> None:
     attributes: Row = {"is-active": active} | ({"force": True} if force else {})
-    row = flat(await session.client.send("PATCH", f"users/{part(user)}", "users", attributes))
+    with finding(session, "user", user):
+        row = flat(await session.client.send("PATCH", f"users/{part(user)}", "users", attributes))
     session.out.done(row, f"{sentence} {row['email']}")
 
 
@@ -97,7 +104,7 @@ async def activate(session: Session, user: str) -> None:
 @connected
 async def delete(session: Session, user: str, force: bool, yes: bool) -> None:
     """Delete a user with all tokens, sessions and roles."""
-    found = flat(await session.client.get(f"users/{part(user)}"))
+    found = await _find(session, user)
     agreed(f"Delete user {found['email']}?", yes=yes)
     await session.client.call("DELETE", f"users/{found['id']}", params={"force": "true" if force else None})
     session.out.done({"id": found["id"], "deleted": True}, f"deleted user {found['email']}")

@@ -4,19 +4,19 @@ from typing import Any
 
 import click
 
-from terrapod_cli.connected import LIMIT, ORG, YES, Session, agreed, connected, pairs, workspace
-from terrapod_cli.output import Columns, Row, flat
+from terrapod_cli.connected import LIMIT, ORG, YES, Session, agreed, connected, pairs, pool, workspace
+from terrapod_cli.output import Column, Columns, Fields, Keep, Named, Row, flat
 
 COLUMNS: Columns = (
-    ("NAME", "name"),
-    ("ID", "id"),
-    ("MODE", "execution-mode"),
-    ("VERSION", "terraform-version"),
-    ("RESOURCES", "resource-count"),
-    ("LOCKED", "locked"),
-    ("LABELS", "labels"),
+    Column("NAME", "name", Keep.LONG),
+    Column("ID", "id", Keep.ALL, only_ids=True),
+    Column("MODE", "execution-mode"),
+    Column("VERSION", "terraform-version"),
+    Column("RESOURCES", "resource-count"),
+    Column("LOCKED", "locked"),
+    Column("LABELS", "labels"),
 )
-FIELDS: Columns = (
+FIELDS: Fields = (
     ("Name", "name"),
     ("Id", "id"),
     ("Description", "description"),
@@ -24,11 +24,18 @@ FIELDS: Columns = (
     ("Engine", lambda row: f"{row.get('execution-backend')} {row.get('terraform-version')}"),
     ("Working directory", "working-directory"),
     ("Applies by itself", "auto-apply"),
-    ("Pool", "agent-pool"),
+    ("Pool", Named("agent-pool")),
     ("Owner", "owner-email"),
     ("Labels", "labels"),
     ("Resources", "resource-count"),
-    ("Locked", lambda row: (row.get("lock-reason") or f"by {row.get('locked-by')}") if row.get("locked") else False),
+    (
+        "Locked",
+        lambda row: (
+            (row.get("lock-reason") or f"by {row.get('locked-by-name') or row.get('locked-by')}")
+            if row.get("locked")
+            else False
+        ),
+    ),
     ("Late states", "late-states"),
     ("Current run", "current-run"),
     ("Made", "created-at"),
@@ -58,26 +65,27 @@ async def list_(session: Session, search: str | None, label: str | None, limit: 
 @connected
 async def show(session: Session, name: str) -> None:
     """Show a workspace, by name or id."""
-    session.out.row(flat(await workspace(session, name)), FIELDS)
+    session.out.row(flat(await workspace(session, name, "agent-pool,locked-by")), FIELDS)
 
 
 @workspaces.command()
 @click.argument("name")
 @click.option("--description", help="What it is for.")
 @click.option("--execution-mode", type=click.Choice(["remote", "agent", "local"]), help="Where runs happen.")
-@click.option("--pool", metavar="ID", help="The pool of execution mode agent.")
+@click.option("--pool", "in_pool", metavar="NAME", help="The pool of execution mode agent, by name or id.")
 @click.option("--terraform-version", metavar="VERSION", help="Such as 1.11.4, 1.11 or latest.")
 @click.option("--engine", "execution_backend", type=click.Choice(["terraform", "tofu"]), help="Which engine runs.")
 @click.option("--working-directory", metavar="FOLDER", help="Folder of the root module.")
 @click.option("--auto-apply", is_flag=True, default=None, help="The server approves runs by itself.")
 @click.option("--label", "labels", multiple=True, callback=pairs, metavar="KEY=VALUE", help="Repeatable.")
 @connected
-async def create(session: Session, name: str, pool: str | None, labels: dict[str, str], **settings: Any) -> None:
+async def create(session: Session, name: str, in_pool: str | None, labels: dict[str, str], **settings: Any) -> None:
     """Make a workspace; you become its owner."""
     attributes: Row = {key.replace("_", "-"): value for key, value in settings.items() if value is not None}
     attributes |= {"name": name} | ({"labels": labels} if labels else {})
-    if pool:
-        attributes |= {"agent-pool-id": pool, "execution-mode": settings["execution_mode"] or "agent"}
+    if in_pool:
+        pool_id = (await pool(session, in_pool))["id"]
+        attributes |= {"agent-pool-id": pool_id, "execution-mode": settings["execution_mode"] or "agent"}
     made = flat(await session.client.send("POST", f"{ORG}/workspaces", "workspaces", attributes))
     session.out.done(made, f"made workspace {made['name']} ({made['id']})")
 

@@ -37,7 +37,9 @@ async def test_workspaces(cli: Cli) -> None:
     assert (await cli.ok("workspaces", "show", "prod"))["id"] == made["id"]
     assert (await cli.ok("workspaces", "show", made["id"]))["name"] == "prod"
     table = await cli("workspaces", "list")
-    assert re.search(r"^prod +ws-\w+ +remote +1\.15\.5 +0 +no +env=prod, team=core", table.out, re.MULTILINE), table.out
+    assert re.search(r"^prod +remote +1\.15\.5 +0 +no +env=prod, team=core", table.out, re.MULTILINE), table.out
+    assert "ws-" not in table.out
+    assert re.search(rf"^prod +{made['id']} +remote ", (await cli("workspaces", "list", "--ids")).out, re.MULTILINE)
     assert "\x1b" not in table.out
 
     assert (await cli.ok("workspaces", "lock", "prod", "--reason", "audit"))["locked"] is True
@@ -101,12 +103,52 @@ async def test_pools_tokens_and_listeners(cli: Cli, server: Running, tmp_path: P
     assert (await cli.ok("pools", "drain", "dmz", "one"))["status"] == "draining"
     assert (await cli.ok("pools", "drain", "dmz", rows[0]["id"], "--undo"))["status"] == "online"
     assert (await cli("pools", "drain", "dmz", "two")).code == 5
-    table = await cli("pools", "listeners", "dmz")
+    table = await cli("pools", "listeners", "dmz", "--ids")
     assert re.search(r"^one +listener-\w+ +online +5/5 ", table.out, re.MULTILINE), table.out
+    assert (await cli.ok("pools", "listeners", "allow-rejoin", "dmz", "one"))["id"] == rows[0]["id"]
+    again = await server.listener(tmp_path / "again", "one", pool_id=pool["id"])
+    assert again.identity.kept.listener_id == rows[0]["id"], "the same listener, by another key"
+    asked = await cli("pools", "listeners", "remove", "dmz", "one")
+    assert (asked.code, "--yes" in asked.err) == (2, True)
+    nobody = await cli("pools", "listeners", "remove", "dmz", "two", "--yes")
+    host = server.url.removeprefix("http://")
+    assert nobody.err == f'error: listener "two" of pool "dmz" not found on {host}, or you lack access\n'
+    for argv in (["pools", "listeners", "dmz"], ["pools", "listeners", "list", "dmz"]):
+        assert re.search(r"^one +online +5/5 ", (await cli(*argv)).out, re.MULTILINE)
+    assert (await cli.ok("pools", "listeners", "--json", "dmz"))[0]["name"] == "one"
+    gone = {"id": rows[0]["id"], "deleted": True}
+    assert await cli.ok("pools", "listeners", "remove", "dmz", "one", "--yes") == gone
+    assert await cli.ok("pools", "listeners", "dmz") == []
+    await again.close()
     await listener.close()
     empty = await cli.ok("pools", "create", "empty")
     await cli.ok("pools", "delete", "empty", "--yes")
     assert (await cli("pools", "show", empty["id"])).code == 5
+
+
+async def test_what_is_not_found_is_named(cli: Cli, server: Running, tmp_path: Path) -> None:
+    """In one form, whether it is not there or may not be seen."""
+    host = server.url.removeprefix("http://")
+    await cli.ok("workspaces", "create", "hidden")
+    stranger = of_server(server, tmp_path, token=await server.person("eve@example.com"))
+    for who, kind, name, argv in (
+        (stranger, "workspace", "hidden", ("workspaces", "show", "hidden")),
+        (stranger, "workspace", "hidden", ("runs", "list", "-w", "hidden")),
+        (cli, "workspace", "x", ("workspaces", "delete", "x", "--yes")),
+        (cli, "run", "run-x", ("runs", "show", "run-x")),
+        (cli, "run", "run-x", ("runs", "approve", "run-x")),
+        (cli, "run", "run-x", ("runs", "logs", "run-x")),
+        (cli, "pool", "x", ("pools", "show", "x")),
+        (cli, "pool", "apool-00000000000000000000000000", ("pools", "show", "apool-00000000000000000000000000")),
+        (cli, "pool", "x", ("workspaces", "create", "new", "--pool", "x")),
+        (cli, "token", "at-x", ("tokens", "delete", "at-x")),
+        (cli, "join token", "at-x", ("pools", "tokens", "revoke", "at-x")),
+        (cli, "user", "x@example.com", ("users", "show", "x@example.com")),
+        (cli, "role", "x", ("roles", "show", "x")),
+        (cli, "late state", "late-x", ("states", "pull", "late-x", str(tmp_path / "file"))),
+    ):
+        said = await who(*argv)
+        assert (said.code, said.err) == (5, f'error: {kind} "{name}" not found on {host}, or you lack access\n'), argv
 
 
 async def test_runs_that_wait(cli: Cli, server: Running, tmp_path: Path) -> None:

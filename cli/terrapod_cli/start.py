@@ -159,16 +159,26 @@ class _Watch:
             self._main.cancel()
 
     async def _stop(self) -> None:
-        if sys.stdin.isatty():
-            answer = await _ask(self._out, "\nCancel the run? Only yes cancels it; Ctrl-C again leaves it running: ")
-            if answer != "yes":
+        with self._out.question() if sys.stdin.isatty() else contextlib.nullcontext():
+            if sys.stdin.isatty() and not await self._is_to_be_canceled():
                 self._stopping = None
                 return
+            try:
+                await self._client.call("POST", f"runs/{self._id}/actions/cancel", {})
+                self._out.say("asked the run to stop; Ctrl-C again leaves it alone")
+            except errors.TerrapodError as error:
+                self._out.say(f"not canceled: {error.detail}", "red")
+
+    async def _is_to_be_canceled(self) -> bool:
+        """Asks; a run that ends meanwhile answers the question."""
+        question = "\nCancel the run? Only yes cancels it; Ctrl-C again leaves it running: "
+        asking = asyncio.ensure_future(_ask(self._out, question))
+        over = asyncio.ensure_future(self._follower.until(lambda run: run["status"] in FINAL))
         try:
-            await self._client.call("POST", f"runs/{self._id}/actions/cancel", {})
-            self._out.say("asked the run to stop; Ctrl-C again leaves it alone")
-        except errors.TerrapodError as error:
-            self._out.say(f"not canceled: {error.detail}", "red")
+            await asyncio.wait({asking, over}, return_when=asyncio.FIRST_COMPLETED)
+            return asking.done() and asking.result() == "yes"
+        finally:
+            await _ended(asking, over)
 
     async def _asked(self, run: Row) -> Row:
         """The run behind a person's answer; as it is, if there is nobody to ask."""
@@ -177,23 +187,23 @@ class _Watch:
         if not run["permissions"].get("can-apply") or not sys.stdin.isatty():
             self._out.say(f"it waits for approval: terrapod runs approve {self._id}")
             return run
-        question = asyncio.ensure_future(self._question())
-        elsewhere = asyncio.ensure_future(self._follower.answered())
-        self._is_asking = True
-        try:
-            await asyncio.wait({question, elsewhere}, return_when=asyncio.FIRST_COMPLETED)
-            if not question.done():
-                self._out.say("\nanswered elsewhere")
-                return await elsewhere
-            return await self._acted(question.result())
-        finally:
-            self._is_asking = False
-            question.cancel()
-            elsewhere.cancel()
-
-    async def _question(self) -> str:
+        await self._out.free()  # the other question, whether to cancel, may be open
         self._out.say("\nApply this plan? yes applies it, no discards it, anything else leaves it waiting.")
-        return await _ask(self._out, "> ")
+        self._is_asking = True
+        with self._out.question():
+            question = asyncio.ensure_future(_ask(self._out, "> "))
+            elsewhere = asyncio.ensure_future(self._follower.answered())
+            try:
+                await asyncio.wait({question, elsewhere}, return_when=asyncio.FIRST_COMPLETED)
+                answer = question.result() if question.done() else None
+                found = elsewhere.result() if answer is None else run
+            finally:
+                self._is_asking = False
+                await _ended(question, elsewhere)
+        if answer is None:
+            self._out.say("answered elsewhere")
+            return found
+        return await self._acted(answer)
 
     async def _acted(self, answer: str) -> Row:
         verb = {"yes": "confirm", "no": "discard"}.get(answer)
@@ -218,11 +228,26 @@ async def _ask(out: Any, question: str) -> str:
 
     def ready() -> None:
         line = sys.stdin.readline()
+        if not line.endswith("\n"):
+            out.side.print()
         if not answer.done():
             answer.set_result(line.strip())
 
     loop.add_reader(sys.stdin.fileno(), ready)
     try:
         return await answer
+    except asyncio.CancelledError:  # nobody has answered, and the cursor still stands behind the question
+        out.side.print()
+        raise
     finally:
         loop.remove_reader(sys.stdin.fileno())
+
+
+async def _ended(*tasks: asyncio.Future[Any]) -> None:
+    """Cancels what is not done, and waits until it is: what its end prints comes first."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()

@@ -32,6 +32,11 @@ resource "terraform_data" "slow" {
   provisioner "local-exec" { command = "echo begun; sleep 60; echo ended" }
 }
 """
+TALKING = """
+resource "terraform_data" "talking" {
+  provisioner "local-exec" { command = "for i in $(seq 30); do echo tick $i.; sleep 0.2; done" }
+}
+"""
 HOSTILE = """
 resource "terraform_data" "a" {
   provisioner "local-exec" { command = "printf 'before\\\\033]0;title\\\\007\\\\033[2Jafter\\\\n'" }
@@ -187,6 +192,40 @@ async def test_ctrl_c_offers_to_cancel(cli: Cli, tmp_path: Path) -> None:
 
     await asyncio.to_thread(talk)
     assert session.exitstatus == 1
+
+
+@pytest.mark.slow
+async def test_nothing_is_written_over_a_question(cli: Cli, tmp_path: Path) -> None:
+    name, folder = await made(cli, tmp_path, TALKING)
+    session = interactive(cli, "runs", "start", str(folder), "-w", name, "--auto-approve")
+
+    async def logged(text: str) -> None:
+        """The server has it, and whoever followed the log would have shown it."""
+        run = (await cli.ok("runs", "list", "-w", name))[0]["id"]
+        while text not in (await cli("runs", "logs", run, "--apply")).out:
+            pass
+
+    def ask() -> None:
+        session.sendintr()
+        session.expect("Cancel the run.*leaves it running: ")
+
+    await asyncio.to_thread(session.expect, "tick 1[.]")
+    await asyncio.to_thread(ask)
+    await logged("tick 9.")
+    assert session.expect([pexpect.TIMEOUT, "tick"], timeout=0) == 0, session.before
+    await asyncio.to_thread(session.sendline, "no")
+    await asyncio.to_thread(session.expect, "tick 9[.]")
+    await asyncio.to_thread(ask)
+    await logged("tick 30.")
+
+    def end() -> None:
+        session.expect("tick 30[.]")  # the run is over, and so is the question
+        session.expect("is applied")
+        session.expect(pexpect.EOF)
+        session.close()
+
+    await asyncio.to_thread(end)
+    assert session.exitstatus == 0
 
 
 async def test_cancel_and_a_second_ctrl_c(cli: Cli, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -98,6 +99,8 @@ async def test_a_run_before_any_listener_was_seen_waits_and_says_why(
         else f"no terraform is known that fits {wanted}"
     )
     assert why in found["waits-for"]["text"]
+    words = found["waits-for"]["text"].split("listener.toml (")[1].split(") and restart")[0]
+    assert tomllib.loads(words)["engines"][0]["path"] == "/usr/local/bin/terraform", "to be typed as it is"
     await announce(listener, "1.9.1", "1.15.5")
     work = await take(listener)
     assert (work.run_id, work.engine.version) == (run, "1.15.5")
@@ -204,7 +207,11 @@ async def test_a_site_that_answers_says_what_there_is_not(cached: tuple[Running,
     assert "there is no terraform that fits '9.9.9'" in found["waits-for"]["text"], "a listener may come that has it"
     listener = await server.listener(tmp_path / "home", engine="1.15.5")
     answer = await server.run(await ready(server, "9.9.9"))
-    assert (answer.status_code, "there is no terraform that fits '9.9.9'" in answer.text) == (422, True)
+    assert answer.status_code == 422
+    why = answer.json()["errors"][0]["detail"]
+    assert why.startswith(
+        "there is no terraform that fits '9.9.9': import it at the server (terrapod-server binaries import"
+    )
     answer = await server.run(await ready(server, "1.4"))
     assert (answer.status_code, "CVE-2023-4782" in answer.text) == (422, True), "all that fit have a known hole"
     assert (await shown(server, await begin(server, "1.11")))["terraform-version"] == "1.11.4"

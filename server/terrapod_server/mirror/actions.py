@@ -79,7 +79,7 @@ async def settle(
         why = _why_not(engines, tool, newest)
     message = f"there is no {tool} that fits {wanted[:40]!r}{f': {why}' if why else ''}"
     if released and (newest or not may_come):
-        raise _invalid(message)
+        raise _invalid(message if newest else f"{message}: {rules.ways_out(tool, named, programs.here())}")
     return Settled(named, is_local=True, why=why or message)
 
 

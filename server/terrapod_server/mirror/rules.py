@@ -36,3 +36,13 @@ def from_filename(name: str) -> tuple[str, str, str, str] | None:
     if not found or found[3] not in SYSTEMS or found[4] not in ARCHES:
         return None
     return found[1], found[2], found[3], found[4]
+
+
+def ways_out(tool: str, version: str, platform: tuple[str, str]) -> str:
+    """What to type where nobody has an engine: at the server, or at a listener. `version` may be empty."""
+    name = filename(tool, version or "VERSION", *platform)
+    entry = f'{{ tool = "{tool}", version = "{version or "VERSION"}", path = "/usr/local/bin/{tool}" }}'
+    return (
+        f"import it at the server (terrapod-server binaries import {name} --data DIR, or --config FILE), or name a program "
+        f"of a listener's host at the top of its listener.toml (engines = [{entry}]) and restart the listener"
+    )

@@ -12,9 +12,11 @@ from typing import Any, Final
 from terrapod_server.kit import database
 from terrapod_server.kit.call import Services
 from terrapod_server.mirror import actions as mirror
+from terrapod_server.mirror import rules
 from terrapod_server.mirror.actions import Settled
 from terrapod_server.runs.model import Run, RunEvent
 from terrapod_server.runs.states import Status
+from terrapod_shared import programs
 from terrapod_shared.errors import TerrapodError
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,12 @@ async def settle(services: Services, pool_id: str, tool: str, wanted: str, patie
 
 
 async def note_waiting(run: Run, why: str) -> None:
-    """Notes why a run that was just made, or that a listener has given back, waits for its engine."""
+    """Notes why a run that was just made, or that a listener has given back, waits for its engine.
+
+    The log says it too: where `up` runs, that is before the eyes of whoever can mend it.
+    """
+    ways = rules.ways_out(run.engine_tool, run.engine_version, programs.here())
+    log.warning("%s waits for %s %s: %s. To go on, %s", run.id, run.engine_tool, run.engine_wanted, why, ways)
     await RunEvent.create(
         run_id=run.id, workspace_id=run.workspace_id, event=EVENT, status=run.status.value, description=why[:500]
     )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from terrapod_server.mirror import rules
 from terrapod_server.runs.states import Status
 
 #: Where something other than the run itself says why it waits.
@@ -75,7 +76,14 @@ def _for_a_listener(facts: Facts, refused: str) -> tuple[str, str]:
     if refused:
         kind = "refused" if kind == "listener" else kind
         text += f"; last: {refused}"
+    if kind == "engine" and facts["lease_state"] != "offered":
+        text += f". To go on, {_ways_out(facts)}"
     return kind, f"waits for a listener: {text}"
+
+
+def _ways_out(facts: Facts) -> str:
+    system, _, arch = (facts["platform"] or "OS_ARCH").partition("_")
+    return rules.ways_out(facts["engine_tool"], facts["engine_version"], (system, arch))
 
 
 def _pool(facts: Facts) -> tuple[str, str]:

@@ -79,7 +79,7 @@ async def facts(run_ids: Sequence[str], principal: Principal) -> dict[str, dict[
             WHERE r.id IN ({marks})
         ), pools AS (SELECT DISTINCT pool_id FROM own
         ), there AS (
-            SELECT l.pool_id, max(l.last_seen_at) AS last_seen,
+            SELECT l.pool_id, max(l.last_seen_at) AS last_seen, max(l.os || '_' || l.arch) AS platform,
                 sum(CASE WHEN {is_there} 1 ELSE 0 END) AS online,
                 sum(CASE WHEN NOT l.draining AND NOT l.drain_requested AND {is_there} 1 ELSE 0 END) AS taking,
                 sum(CASE WHEN NOT l.draining AND NOT l.drain_requested AND {is_there} l.capacity ELSE 0 END) AS slots
@@ -106,7 +106,7 @@ async def facts(run_ids: Sequence[str], principal: Principal) -> dict[str, dict[
             c.status AS configuration, h.name AS listener, h.last_seen_at AS listener_seen,
             coalesce(line.places, 0) AS places, f.id AS first_id, f.status AS first_status,
             coalesce(there.online, 0) AS online, coalesce(there.taking, 0) AS taking,
-            coalesce(there.slots, 0) AS slots, there.last_seen AS last_seen,
+            coalesce(there.slots, 0) AS slots, there.last_seen AS last_seen, there.platform,
             coalesce(busy.leases, 0) AS leases, holders.names AS holders,
             {accepting.open_to("a", "own.workspace_id")} AS is_open,
             CASE WHEN own.lease_state = 'offered' OR NOT own.engine_is_local THEN (

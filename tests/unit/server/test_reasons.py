@@ -14,8 +14,16 @@ FACTS: dict[str, Any] = {
     "workspace": "prod", "locked": False, "lock_reason": "", "locked_by_name": "", "pool": "dmz",
     "configuration": "uploaded", "listener": None, "listener_seen": None, "places": 0, "first_id": None,
     "first_status": None, "online": 1, "taking": 1, "slots": 2, "last_seen": None, "leases": 0, "holders": None,
-    "is_open": True, "has_engine": True, "run_lock_reason": "",
+    "platform": "linux_arm64", "is_open": True, "has_engine": True, "run_lock_reason": "",
 }  # fmt: skip
+
+
+def ways(version: str) -> str:
+    return (
+        f". To go on, import it at the server (terrapod-server binaries import terraform_{version}_linux_arm64.zip --data DIR, "
+        "or --config FILE), or name a program of a listener's host at the top of its listener.toml "
+        f'(engines = [{{ tool = "terraform", version = "{version}", path = "/usr/local/bin/terraform" }}]) and restart the listener'
+    )
 
 
 @pytest.mark.parametrize(
@@ -23,9 +31,9 @@ FACTS: dict[str, Any] = {
     [
         (Status.PLAN_QUEUED, {"online": 0}, "no-listener", "waits for a listener: pool dmz has none"),
         (Status.PLAN_QUEUED, {"leases": 2, "holders": "run-7"}, "busy", "waits for a listener: 2 of 2 slots of pool dmz are in use, by run-7 and 1 more"),
-        (Status.APPLY_QUEUED, {"has_engine": False}, "engine", "waits for a listener: none of pool dmz has terraform 1.11.4, and no release site can give it"),
-        (Status.PLAN_QUEUED, {"has_engine": False, "engine_at": "eu"}, "engine", "waits for a listener: none of pool dmz but eu, which is not there, has terraform 1.11.4, and no release site can give it"),
-        (Status.PLAN_QUEUED, {"engine_version": ""}, "engine", "waits for a listener: no terraform is known that fits ~> 1.11"),
+        (Status.APPLY_QUEUED, {"has_engine": False}, "engine", "waits for a listener: none of pool dmz has terraform 1.11.4, and no release site can give it" + ways("1.11.4")),
+        (Status.PLAN_QUEUED, {"has_engine": False, "engine_at": "eu"}, "engine", "waits for a listener: none of pool dmz but eu, which is not there, has terraform 1.11.4, and no release site can give it" + ways("1.11.4")),
+        (Status.PLAN_QUEUED, {"engine_version": ""}, "engine", "waits for a listener: no terraform is known that fits ~> 1.11" + ways("VERSION")),
         (Status.PLAN_QUEUED, {"lease_state": "offered", "listener": "eu", "has_engine": False}, "engine", "waits for a listener: eu is to take it once terraform 1.11.4 has been fetched"),
         (Status.PENDING, {"places": 1, "first_id": "run-0", "first_status": "applying"}, "queue", "waits for 1 run before it; next is run-0, which is applying"),
         (Status.CONFIRMED, {"locked": True, "locked_by_name": "ann"}, "lock", "waits until the workspace is unlocked (locked by ann)"),

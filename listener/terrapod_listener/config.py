@@ -58,7 +58,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     keep_work: bool = False  #: leave the folders of runs that are over, to look into them
     poll_s: float = 30.0
     health_host: str = "127.0.0.1"  #: address of the port for health and metrics
-    health_port: int = 9846  #: 0: there is none
+    health_port: int | None = None  #: 0: there is none; not set: 9846, or the next one that is free
     health_public: bool = False  #: whether `health_host` may be another than loopback; whoever reaches it may read
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -137,7 +137,7 @@ def _mistakes_of_providers(known: Mapping[str, Any]) -> list[str]:
 
 def _mistakes_of_health(known: Mapping[str, Any]) -> Iterator[str]:
     host = known.get("health_host", "")
-    if not 0 <= known.get("health_port", 0) <= 65535:  # noqa: PLR2004
+    if not 0 <= (known.get("health_port") or 0) <= 65535:  # noqa: PLR2004
         yield "health_port: must be between 0 and 65535"
     if not host or host == "localhost":
         return

@@ -178,7 +178,8 @@ class Daemon:
     def _say(self, *, draining: bool) -> None:
         """What `status` is to say."""
         limited = "by systemd" if self._config.run_limits else "none"
-        kept.tell(self._home, draining=draining, isolation=self._isolation.name, limits=limited)
+        health = self._observer.address or "none"
+        kept.tell(self._home, draining=draining, isolation=self._isolation.name, limits=limited, health=health)
 
     def drain(self) -> None:
         """Takes no more work; however often it is called."""

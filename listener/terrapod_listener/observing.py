@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import platform
@@ -22,6 +23,9 @@ from terrapod_shared.prometheus import MEDIA, Sample, family, process
 
 log = logging.getLogger(__name__)
 _JSON = "application/json"
+#: Of health and metrics, where the settings name none; so many are tried from there on.
+PORT = 9846
+_PORTS = 100
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Observer:
     def __init__(self, home: Path, config: Config, ask: Callable[[], Facts]) -> None:
         self._home, self._config, self._ask = home, config, ask
         self._manager = Manager.of(os.environ)
+        self.address = ""  #: at which it answers, while it runs
         #: An idle listener's long poll is its heartbeat, so the silence of one is no sign yet.
         self._patience_s = max(float(wire.LEASE_S), config.poll_s + wire.BEAT_S)
 
@@ -56,23 +61,41 @@ class Observer:
 
     @contextlib.asynccontextmanager
     async def _listening(self) -> AsyncIterator[None]:
-        """A port that is not to be had costs only what is seen by it: the work goes on."""
-        config = self._config
-        try:
-            server = (
-                await port.serve(config.health_host, config.health_port, self.answer) if config.health_port else None
-            )
-        except OSError as error:
-            log.warning(
-                "no health and no metrics: %s port %d cannot be listened on: %s (health_port of listener.toml, 0 for none)",
-                config.health_host, config.health_port, error.strerror or error,
-            )  # fmt: skip
-            server = None
+        server = await self._server() if self._config.health_port != 0 else None
+        if server:
+            host, number = server.sockets[0].getsockname()[:2]
+            self.address = f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
         try:
             yield
         finally:
             if server:
                 server.close()
+
+    async def _server(self) -> asyncio.Server | None:
+        """Listens on the port of the settings, else on the default one or the next that is free.
+
+        Raises SystemExit where a port that the settings name cannot be listened on. Without one it costs only what is
+        seen by it: the work goes on.
+        """
+        host, chosen = self._config.health_host, self._config.health_port
+        ports = [chosen] if chosen else range(PORT, PORT + _PORTS)
+        why = ""
+        for number in ports:
+            try:
+                server = await port.serve(host, number, self.answer)
+            except OSError as error:
+                why = f"cannot listen on {host} port {number}: {os.strerror(error.errno or errno.EIO)}"
+                if chosen or error.errno != errno.EADDRINUSE:
+                    break
+                continue
+            if number != ports[0]:
+                log.warning("health and metrics are on %s port %d: port %d is taken", host, number, PORT)
+            return server
+        if chosen:
+            message = f"health_port: {why}; end the program that has it, or set another port (0: none) in listener.toml"
+            raise SystemExit(message)
+        log.warning("no health and no metrics: %s (health_port of listener.toml, 0 for none)", why)
+        return None
 
     def tell(self) -> None:
         """Ready once the server has been asked: a server that is away is waited for, and not a failed start."""

@@ -160,6 +160,8 @@ def lines(home: Path, who: Identity) -> Iterator[str]:
     yield f"process:     {pid}{', draining' * bool(about.get('draining'))}" if pid else "process:     none"
     if about.get("isolation"):
         yield f"isolation:   {about['isolation']}; limits of a run: {about.get('limits', 'none')}"
+    if about.get("health"):
+        yield f"health:      {about['health']}"
     sizes = [path.stat().st_size for path in (home / "engines").glob("*/*") if path.is_file()]
     yield f"engines:     {sum(sizes) / 1e6:.1f} MB"
     records = journal.records(home)

@@ -19,6 +19,7 @@ from kit.postgres import free_port
 from kit.serving import Running, running, tar, until
 from kit.site import BIN
 from terrapod_listener import kept
+from terrapod_listener.observing import PORT
 from terrapod_server.runs.model import Run
 
 NOWHERE = "http://127.0.0.1:9/"
@@ -184,13 +185,41 @@ async def test_a_server_that_is_away_makes_a_listener_not_ready_and_no_failed_st
                 assert await asyncio.wait_for(listener.wait(), 20) == 0
 
 
-async def test_a_taken_port_costs_only_what_is_seen_by_it(pg_server: Running, tmp_path: Path) -> None:
+async def test_a_port_of_the_settings_that_is_taken_is_an_error(pg_server: Running, tmp_path: Path) -> None:
     home = tmp_path / "home"
-    with socket.create_server(("127.0.0.1", 0)) as taken, Notified(tmp_path / "notify") as systemd:
-        await joined(pg_server, home, f"health_port = {taken.getsockname()[1]}\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        await joined(pg_server, home, f"health_port = {number}\n")
+        async with process(home / "log", "terrapod-listener", "run", "--home", str(home)) as listener:
+            assert await asyncio.wait_for(listener.wait(), 20) == 1
+        said = (home / "log").read_text()
+        assert f"health_port: cannot listen on 127.0.0.1 port {number}: Address already in use; end the program" in said
+        assert "Traceback" not in said
+
+
+async def test_a_taken_default_port_costs_another(pg_server: Running, tmp_path: Path) -> None:
+    """Whoever has it: this test, or another listener of the host."""
+    home = tmp_path / "home"
+    with contextlib.ExitStack() as stack, Notified(tmp_path / "notify") as systemd:
+        with contextlib.suppress(OSError):
+            stack.enter_context(socket.create_server(("127.0.0.1", PORT)))
+        await joined(pg_server, home)
         told = {"NOTIFY_SOCKET": systemd.address}
         async with process(home / "log", "terrapod-listener", "run", "--home", str(home), **told) as listener:
             await systemd.hears("STATUS=0 of 2 runs")
-            assert "no health and no metrics: 127.0.0.1 port" in (home / "log").read_text()
+            said = re.search(rf"health and metrics are on 127\.0\.0\.1 port (\d+): port {PORT} is taken", log(home))
+            assert said, log(home)
+            found = await answer(int(said[1]), "/ready")
+            assert found is not None
+            assert found.status_code == 200
+            status = await asyncio.create_subprocess_exec(
+                str(BIN / "terrapod-listener"), "status", "--home", str(home), stdout=asyncio.subprocess.PIPE
+            )
+            out, _ = await status.communicate()
+            assert f"health:      127.0.0.1:{said[1]}\n" in out.decode()
             listener.terminate()
             assert await asyncio.wait_for(listener.wait(), 20) == 0
+
+
+def log(home: Path) -> str:
+    return (home / "log").read_text()

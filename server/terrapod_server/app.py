@@ -446,9 +446,9 @@ async def forget_keys(config: Config, *, is_certain: bool) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def _recording(made: App) -> AsyncIterator[None]:
-    """The audit log of an app that serves nothing, open for deeds. Raises Unavailable where they cannot be kept."""
+    """The audit log, open for deeds: that of an app that serves already is. Raises Unavailable where they cannot be kept."""
     audit = made.services.audit
-    if audit is None:
+    if audit is None or audit.is_running:
         yield
         return
     message = f"the audit log cannot be written below {audit.folder}"

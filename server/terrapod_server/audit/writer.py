@@ -152,6 +152,10 @@ class Writer:
             await asyncio.to_thread(self.ledger.trim, before)
         self._task = asyncio.create_task(self._work(), name="audit")
 
+    @property
+    def is_running(self) -> bool:
+        return self._task is not None and not self._stopping.is_set()
+
     async def stop(self) -> None:
         """Keeps all that is in memory, and writes a last checkpoint."""
         if self._task is None:

@@ -1,7 +1,7 @@
 """Blocks of the project's documents, and a terminal in which a test does what they say."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -59,11 +59,14 @@ def blocks(document: str) -> list[Block]:
 class Shell:
     """bash on a terminal of its own, with a person who answers."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], place: Mapping[str, str]) -> None:
-        """`place`: what stands for the documents' names of hosts, ports and folders here."""
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], place: Mapping[str, str], inside: Sequence[str] = ()
+    ) -> None:
+        """`place`: what stands for the documents' names of hosts, ports and folders here. `inside`: what starts the shell."""
         self._scripts, self._place, self._number = folder, dict(place), 0
+        program, *words = [*inside, "bash", "--norc", "--noprofile"]
         self.terminal: pexpect.spawn[str] = pexpect.spawn(
-            "bash", ["--norc", "--noprofile"], env={**environment, "PS1": "", "PS2": "", "TERM": "dumb"}, cwd=str(folder),
+            program, words, env={**environment, "PS1": "", "PS2": "", "TERM": "dumb"}, cwd=str(folder),
             timeout=90, encoding="utf-8", echo=False, dimensions=(50, 300),
         )  # fmt: skip
         self.terminal.sendline(

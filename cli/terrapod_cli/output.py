@@ -83,6 +83,8 @@ _SECRET = frozenset(
 _PIPE_WIDTH = 10_000
 #: What is said while a question is open: so many texts are kept for later.
 _HELD_MOST = 20
+#: The clocks of server and client may differ by so much.
+_NOW_S = 10
 #: Spans of time: up to so many seconds, counted in so many, and their letter.
 _SPANS = ((60, 1, "s"), (3600, 60, "m"), (48 * 3600, 3600, "h"), (100 * 86400, 86400, "d"))
 _FRACTION = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.\d+Z")
@@ -123,12 +125,14 @@ def words(value: Any) -> str:
 
 
 def relative(text: str, now: datetime) -> str:
-    """`5m ago`, `in 3h`; the day of what is months away. Text that is no time stays as it is."""
+    """`now`, `5m ago`, `in 3h`; the day of what is months away. Text that is no time stays as it is."""
     try:
         at = datetime.fromisoformat(text)
         day, seconds = at.astimezone(UTC).date().isoformat(), (now - at).total_seconds()
     except (ValueError, TypeError, OverflowError):
         return text
+    if abs(seconds) < _NOW_S:
+        return "now"
     for most, unit, letter in _SPANS:
         if abs(seconds) < most:
             count = int(abs(seconds) // unit)

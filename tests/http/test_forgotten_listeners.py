@@ -55,6 +55,9 @@ async def test_who_is_offline_for_long_is_forgotten(server: Running, tmp_path: P
     await Listener.filter(name="asleep").update(last_seen_at=clock.now() - timedelta(days=29))
     await server.listener(tmp_path / "here", "here")
     listener_id = gone.identity.kept.listener_id
+    await jobs.forget_listeners(server.services)
+    assert await names() == {"gone", "asleep", "here"}, "a server that has just begun has heard nobody yet"
+    server.services.remembered["listeners are heard since"] -= 3601
     both = (jobs.forget_listeners(server.services), jobs.forget_listeners(server.services))
     await asyncio.gather(*both)
     assert await names() == {"asleep", "here"}

@@ -1,6 +1,7 @@
 """What the agents room does every so often."""
 
 import logging
+import time
 from datetime import timedelta
 
 from terrapod_server.agents import actions, idle
@@ -11,6 +12,9 @@ from terrapod_server.kit.periodic import Job
 from terrapod_shared import clock
 
 log = logging.getLogger(__name__)
+#: For so long a server hears its listeners before it forgets any.
+_HEARING_S = 3600.0
+_SINCE = "listeners are heard since"
 
 
 async def purge_nonces(_services: Services) -> None:
@@ -22,9 +26,14 @@ async def purge_nonces(_services: Services) -> None:
 
 
 async def forget_listeners(services: Services) -> None:
-    """Removes listeners that have been offline for the days of `listeners.forget_after`."""
+    """Removes listeners that have been offline for the days of `listeners.forget_after`.
+
+    Not within an hour of a start: a server that was down for as long, or whose database was restored from a backup,
+    first hears who is there.
+    """
     days = services.config.listeners.forget_after
-    if not days:
+    since = services.remembered.setdefault(_SINCE, time.monotonic())
+    if not days or time.monotonic() - since < _HEARING_S:
         return
     for row in await actions.forget(clock.now() - timedelta(days=days)):
         log.warning("listener %s (%s) was offline for over %s days and is forgotten", row.name, row.id, days)

@@ -98,7 +98,7 @@ def test_a_pipe_gets_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("ago_s", "shown"),
-    [(0, "0s ago"), (59, "59s ago"), (61, "1m ago"), (47 * 3600, "47h ago"), (49 * 3600, "2d ago"), (-90, "in 1m"),
+    [(0, "now"), (-9, "now"), (10, "10s ago"), (59, "59s ago"), (61, "1m ago"), (47 * 3600, "47h ago"), (49 * 3600, "2d ago"), (-90, "in 1m"),
      (-86400 * 30, "in 30d"), (200 * 86400, "2026-05-14")],
 )  # fmt: skip
 def test_relative_times(ago_s: int, shown: str) -> None:

@@ -14,12 +14,14 @@ import httpx
 import pytest
 import readiness
 import terraform_shim
+import trustme
 
 from kit.browser import Browser
 from kit.documented import ROOT, Block, Shell, blocks
 from kit.postgres import free_port
 from kit.remote import wait_for
 from kit.site import BIN
+from terrapod_server import config
 
 PASSWORD = "a heron stands in shallow water"
 RESOURCE = 'resource "terraform_data" "a" { input = "one" }\n'
@@ -46,6 +48,17 @@ def test_every_block_says_what_it_is(document: str) -> None:
     found = blocks(document)
     assert any(block.is_run for block in found)
     assert all(block.text.strip() for block in found)
+
+
+@pytest.mark.parametrize(("document", "number"), [("README.md", 1), ("docs/install.md", 0)])
+def test_settings_that_are_shown_are_settings(document: str, number: int, tmp_path: Path) -> None:
+    text = [block.text for block in blocks(document) if block.language == "toml"][number]
+    issued = trustme.CA().issue_cert("terrapod.example.com")
+    issued.private_key_pem.write_to_path(tmp_path / "tls.key")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "tls.pem")
+    file = tmp_path / "server.toml"
+    file.write_text(text.replace("/etc/terrapod", str(tmp_path)))
+    assert config.load({}, file).public_url == "https://terrapod.example.com"
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ HEAD = """\
 Written by `make docs` from `server/terrapod_server/config.py`; do not edit.
 
 `terrapod-server serve --config FILE` reads a TOML file, and then the environment, which wins. `terrapod-server check`
-reports every mistake in both at once. `up` needs neither: it takes `DIR/server.toml` where there is one.
+reports every mistake in both at once, and with `--connect` tries what they name. `up` needs neither: it takes `DIR/server.toml` where there is one.
 """
 _FIELD = re.compile(r"^    (\w+): .*?#: (.*)$", re.MULTILINE)
 

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,8 +16,7 @@ from terrapod_shared import operator_errors, services
 from terrapod_shared.files import real_path
 
 try:
-    from terrapod_server import app, auditing, engines, keyring, serving, up
-    from terrapod_server.kit.database_errors import DatabaseError
+    from terrapod_server import app, auditing, checking, engines, keyring, serving, up
     from terrapod_server.service import install_service
 except ModuleNotFoundError as missing:
     sys.exit(f"Error: {operator_errors.missing_extra('terrapod-server', 'server', missing)}")
@@ -75,24 +75,36 @@ def serve(file: Path | None) -> None:
 
 
 @main.command()
+@click.option("--connect", is_flag=True, help="Try what the settings name: database, store, OIDC providers, the clock.")
 @_CONFIG
-def check(file: Path | None) -> None:
+def check(connect: bool, file: Path | None) -> None:
     """Check the settings, and report every mistake at once.
 
-    Looks also whether the key file has all keys that the database names.
+    Looks also whether the key file has all keys that the database names, and changes nothing. With --connect it says
+    what a start would meet, and leaves nothing behind. Exit code 2 for mistakes in the settings, 1 for what failed.
     """
     config = _load(file)
-    _check_keys(config)
+
+    async def look() -> bool:
+        is_good = _tell(checking.of_settings(config, time.time()))
+        if connect:
+            async for each in checking.of_connections(config):
+                is_good = _tell([each]) and is_good
+        found = await checking.of_keys(config)
+        return (_tell([found]) if connect or found.level != "ok" else True) and is_good
+
+    if not asyncio.run(look()):
+        sys.exit(1)
     click.echo(f"the settings are good: {config.url}, data in {config.data}")
 
 
-def _check_keys(config: settings.Config) -> None:
-    """Changes nothing, and looks at nothing that is not there yet."""
-    try:
-        services.check_owner(config.folder)
-        asyncio.run(app.check_keys(config))
-    except (services.Refused, DatabaseError) as error:
-        click.echo(f"warning: the keys are not checked: {error}", err=True)
+def _tell(findings: Iterable[checking.Finding]) -> bool:
+    """Says what was found; whether none of it keeps the server from its work."""
+    is_good = True
+    for each in findings:
+        click.echo(each, err=each.level != "ok")
+        is_good = is_good and each.level != "error"
+    return is_good
 
 
 @main.command(name="up")

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from terrapod_server import checking
 from terrapod_server.config import Storage
 from terrapod_server.store.cipher import EncryptedStore, KeyRing
 from terrapod_server.store.files import FileStore
@@ -353,3 +355,18 @@ async def test_an_s3_that_does_not_answer(bucket: Storage) -> None:
     with pytest.raises(Unavailable, match="does not answer"):
         await read(silent, "a")
     await silent.close()
+
+
+async def test_check_tries_a_store_and_leaves_nothing(store: Store) -> None:
+    assert await checking.try_store(store) == ""
+    assert await left_behind(store) == []
+
+
+async def test_check_says_what_a_bucket_lacks(bucket: Storage) -> None:
+    store = S3Store(msgspec.structs.replace(bucket, bucket="absent"))
+    try:
+        said = await checking.try_store(store)
+    finally:
+        await store.close()
+    assert said.startswith("an object cannot be written: the object store answered NoSuchBucket"), said
+    assert said.endswith(": make the bucket, or correct storage.bucket")

@@ -11,6 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -50,8 +51,17 @@ class Oidc:
     _keys: list[jwk.Key] = field(default_factory=list)
     _keys_until: float = 0.0
     _asked: deque[float] = field(default_factory=deque)
+    #: How far its clock is ahead of ours, by its last answer; None where that did not say.
+    skew_s: float | None = None
 
     kind = "oidc"
+
+    async def check(self) -> None:
+        """Asks for what signing in needs: configuration, keys, our secret. Raises BadGateway, and OSError for the secret's file."""
+        await self._fetch_keys()
+        if not self._keys:
+            raise self._unreachable("it has no key that signatures may be checked by")
+        await asyncio.to_thread(self._secret)
 
     async def start(self, state: str, kept: Secrets, back: str) -> str:
         """The URL at the provider to which the browser goes."""
@@ -215,13 +225,14 @@ class Oidc:
                 self._http.stream(method, url, headers={"Accept": JSON, **(headers or {})}, **values) as answer,
             ):
                 status = answer.status_code
+                self.skew_s = _skew_s(answer.headers.get("date", ""))
                 async for chunk in answer.aiter_bytes():
                     raw += chunk
                     if len(raw) > _MOST_BYTES:
                         raise self._unreachable("its answer is too large")
             found = msgspec.json.decode(raw)
         except (httpx.HTTPError, TimeoutError) as error:
-            raise self._unreachable(type(error).__name__) from None
+            raise self._unreachable(type(error).__name__) from error  # whose words are the operator's, not the user's
         except ValueError:
             raise self._unreachable(f"its answer ({status}) is not JSON") from None
         if not isinstance(found, dict):
@@ -234,6 +245,14 @@ class Oidc:
     async def close(self) -> None:
         if self._http:
             await self._http.aclose()
+
+
+def _skew_s(date: str) -> float | None:
+    """How far a `Date` header is ahead of our clock; it knows whole seconds."""
+    try:
+        return parsedate_to_datetime(date).timestamp() - time.time()
+    except ValueError:
+        return None
 
 
 def _public_key(entry: Any) -> jwk.Key | None:

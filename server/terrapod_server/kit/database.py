@@ -32,6 +32,7 @@ __all__ = [
     "is_postgres",
     "leadership",
     "migrate",
+    "model_tables",
     "one_at_a_time",
     "only_server",
     "open_",
@@ -302,6 +303,12 @@ async def tables() -> set[str]:
     else:
         found = await rows("SELECT name FROM sqlite_master WHERE type = 'table'")
     return {str(row[0]) for row in found}
+
+
+def model_tables() -> set[str]:
+    """Names of the tables that the models ask for."""
+    apps = _contexts[-1].apps
+    return {model._meta.db_table for model in (apps.get_models_iterable() if apps else ())}  # noqa: SLF001
 
 
 @contextlib.asynccontextmanager

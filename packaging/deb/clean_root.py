@@ -39,6 +39,9 @@ PREFIX = "terrapod-clean-root-"
 KEPT = ".kept"
 #: A container's or a virtual machine's own; the rest of the host's environment stays outside.
 _PASSED = re.compile(r"PIP_\w+|\w+_proxy|\w+_PROXY|TERM|COLUMNS|LINES|TZ")
+#: Where listeners that are root lock the users of their runs. A user of the host's is the same to the kernel as that of the
+#: root, and a listener kills what its run's user has left behind: without these locks, runs in the root too.
+USERS = Path("/run/terrapod-users")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "ptmx": "pts/ptmx"}
 _HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
@@ -309,6 +312,8 @@ def enter(root: Path, script: str) -> None:
     mount("-t", "proc", "proc", str(root / "proc"))
     mount("-t", "sysfs", "sysfs", str(root / "sys"))
     mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", str(root / "run"))
+    USERS.mkdir(mode=0o700, exist_ok=True)
+    bind(USERS, root, is_read_only=False)
     mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", str(root / "dev"))
     for name in _DEVICES:
         (root / "dev" / name).touch()

@@ -72,6 +72,7 @@ def test_a_root_has_what_isolation_needs_and_the_hosts_way_to_packages(
         line.split()[4]: line.partition(" - ")[2].split()[0] for line in done.stdout.splitlines() if " - " in line
     }
     assert {"/", "/proc", "/sys", "/dev/pts", "/dev/null", "/run"} <= set(points)
+    assert str(clean_root.USERS) in points, "no listener outside takes a run's user for its own"
     assert (points["/proc"], points["/sys"], points["/dev/pts"]) == ("proc", "sysfs", "devpts")
     assert not any(point.startswith("/.host") for point in points), "nothing else of the host is in sight"
     assert f"pid=1 in /{clean_root.CLONE}" in done.stdout

@@ -14,6 +14,7 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from starlette.responses import Response
 
@@ -180,6 +181,24 @@ async def ping(call: Call) -> Response:
     return Response(status_code=204, headers={"X-TFE-Version": "v202505-1", **limit})
 
 
+#: What the endpoints of each room are about, as the OpenAPI document has it.
+TAGS: openapi.Tags = {
+    "workspaces": ("workspaces", "workspaces with their labels and locks; the one organization and project"),
+    "variables": ("variables", "variables of workspaces"),
+    "configs": ("configurations", "configuration versions and their upload"),
+    "runs": ("runs", "runs, plans, applies and logs"),
+    "states": ("states", "state versions and outputs"),
+    "agents": ("pools", "pools and their listeners, and what listeners call; late states"),
+    "registry": ("modules", "private modules"),
+    "mirror": ("engines", "the cache of terraform and tofu"),
+    "identity": ("identity", "accounts, tokens, sessions, and the ways to sign in"),
+    "access": ("access", "roles and who has them"),
+    "audit": ("audit", "the record of changes and refusals"),
+    "metrics": ("server", "the server itself"),
+    "app": ("server", "the server itself"),
+}
+
+
 class _Documents:
     """The OpenAPI document, made once it is asked for."""
 
@@ -189,18 +208,18 @@ class _Documents:
 
     async def show(self, _call: Call) -> Response:
         """This API as an OpenAPI 3.1 document."""
-        self._bytes = self._bytes or encode(openapi.document(self.endpoints))
+        self._bytes = self._bytes or encode(openapi.document(self.endpoints, TAGS))
         return Response(self._bytes, media_type="application/json")
 
 
 _documents = _Documents()
 
 OWN: tuple[Endpoint | Raw, ...] = (
-    Raw("GET", "/health", health, Access.PUBLIC, unmetered=True),
-    Raw("GET", "/ready", ready, Access.PUBLIC, unmetered=True),
-    Raw("GET", "/.well-known/terraform.json", discovery, Access.PUBLIC, unmetered=True),
-    Raw("GET", "/api/v2/ping", ping, Access.PUBLIC, unmetered=True),
-    Raw("GET", "/api/v2/openapi.json", _documents.show, Access.PUBLIC, unmetered=True),
+    Raw("GET", "/health", health, Access.PUBLIC, unmetered=True, gives=dict[str, str]),
+    Raw("GET", "/ready", ready, Access.PUBLIC, unmetered=True, gives=dict[str, Any]),
+    Raw("GET", "/.well-known/terraform.json", discovery, Access.PUBLIC, unmetered=True, gives=dict[str, Any]),
+    Raw("GET", "/api/v2/ping", ping, Access.PUBLIC, unmetered=True, answers=(204,)),
+    Raw("GET", "/api/v2/openapi.json", _documents.show, Access.PUBLIC, unmetered=True, gives=dict[str, Any]),
 )
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     *OWN,

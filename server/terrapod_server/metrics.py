@@ -109,4 +109,4 @@ async def _certificates(call: Call) -> list[str]:
     return lines
 
 
-ENDPOINTS: tuple[Endpoint | Raw, ...] = (Raw("GET", "/metrics", show, Access.AUDIT),)
+ENDPOINTS: tuple[Endpoint | Raw, ...] = (Raw("GET", "/metrics", show, Access.AUDIT, gives="text/plain"),)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from starlette.requests import Request
 
 from kit.postgres import free_port
 from terrapod_listener.client import Server as ListenerClient
@@ -25,7 +26,9 @@ from terrapod_listener.joining import join
 from terrapod_server import app, serving
 from terrapod_server.config import Config, load
 from terrapod_server.identity import actions as identity
+from terrapod_server.kit import openapi
 from terrapod_server.kit.call import Services
+from terrapod_server.kit.jsonapi import Endpoint, Raw
 from terrapod_shared import wire
 
 DATA = dict[str, Any]
@@ -178,6 +181,7 @@ async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterat
         await task
     token = await app.admin_token("test")
     url = f"http://127.0.0.1:{port}"
+    answered = _noted(built[0].services)
     try:
         async with httpx.AsyncClient(
             base_url=f"{url}/api/v2/", headers={"Authorization": f"Bearer {token}"}, timeout=30, verify=PLAIN
@@ -190,6 +194,22 @@ async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterat
             for each in asyncio.all_tasks():
                 each.print_stack(file=sys.stdout)
         await task
+    undeclared = [key for key, endpoint in answered.items() if key[2] not in openapi.statuses(endpoint)]
+    assert undeclared == [], "statuses that the OpenAPI document does not have"
+
+
+def _noted(services: Services) -> dict[tuple[str, str, int], Endpoint | Raw]:
+    """Fills with the successes that the server answers, by the hook that tells the audit log of them."""
+    found: dict[tuple[str, str, int], Endpoint | Raw] = {}
+    record = services.record
+
+    def note(request: Request, endpoint: Endpoint | Raw | None, status: int, request_id: str, took_s: float) -> None:
+        if endpoint is not None and 200 <= status < 400:
+            found[endpoint.method, endpoint.path, status] = endpoint
+        record(request, endpoint, status, request_id, took_s)
+
+    services.record = note
+    return found
 
 
 def tar(files: dict[str, bytes], form: int = tarfile.DEFAULT_FORMAT) -> bytes:

@@ -76,6 +76,36 @@ async def test_unknown_ids_are_404_and_never_500(server: Running) -> None:
             assert answer.status_code in (404, 422, 400), (endpoint.method, path, answer.status_code, answer.text)
 
 
+async def test_what_is_required_is_refused_where_it_is_missing(server: Running) -> None:
+    workspace, pool = (await server.workspace("w"))["id"], await server.pool_id()
+    await server.post("/organizations/default/registry-modules", {"name": "m", "provider": "p"})
+    names = {
+        "org": "default",
+        "workspace": workspace,
+        "pool": pool,
+        "namespace": "default",
+        "name": "m",
+        "provider": "p",
+    }
+    values = {
+        "workspace-permission": "read", "serial": 1, "md5": "0" * 32, "roles": [], "current_password": "x",
+        "password": "x", "email": "ann@example.org", "version": "1.0.0",
+    }  # fmt: skip
+    asked = 0
+    for endpoint in app.ENDPOINTS:
+        if not isinstance(endpoint, Endpoint):
+            continue
+        for missing in endpoint.requires:
+            asked += 1
+            sent = {name: values.get(name, "x") for name in endpoint.requires if name != missing}
+            path = endpoint.path.format(**names)
+            answer = await server.api.request(endpoint.method, server.url + path, json={"data": {"attributes": sent}})
+            assert answer.status_code == 422, (endpoint.path, missing, answer.text)
+            pointer = answer.json()["errors"][0]["source"]["pointer"]
+            assert pointer.rpartition("/")[2] == missing, (endpoint.path, answer.text)
+    assert asked > 15
+
+
 async def test_the_public_documents(server: Running) -> None:
     async with httpx.AsyncClient(base_url=server.url) as anybody:
         assert (await anybody.get("/health")).json() == {"status": "healthy"}

@@ -166,7 +166,9 @@ RESOURCES: Iterable[Resource] = (ROLE, ASSIGNMENT)
 _ONE = "/api/v2/roles/{role}"
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", "/api/v2/roles", ROLE, index, Access.AUDIT, many=True),
-    Endpoint("POST", "/api/v2/roles", ROLE, create, Access.PLATFORM, status=201),
+    Endpoint(
+        "POST", "/api/v2/roles", ROLE, create, Access.PLATFORM, status=201, requires=("name", "workspace-permission")
+    ),
     Endpoint("GET", _ONE, ROLE, show, Access.AUDIT),
     Endpoint("PATCH", _ONE, ROLE, update, Access.PLATFORM),
     Endpoint("DELETE", _ONE, ROLE, delete, Access.PLATFORM, body=False),
@@ -179,7 +181,15 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
         many=True,
         filters=("filter[email]", "filter[provider-name]"),
     ),
-    Endpoint("PUT", "/api/v2/role-assignments", ASSIGNMENT, assign, Access.PLATFORM, many=True),
+    Endpoint(
+        "PUT",
+        "/api/v2/role-assignments",
+        ASSIGNMENT,
+        assign,
+        Access.PLATFORM,
+        many=True,
+        requires=("email", "roles"),
+    ),
     Endpoint(
         "DELETE",
         "/api/v2/role-assignments/{provider}/{email}/{role}",

@@ -23,6 +23,7 @@ from terrapod_server.kit.jsonapi import (
     Many,
     One,
     Page,
+    Query,
     Raw,
     Recorded,
     Resource,
@@ -34,7 +35,7 @@ from terrapod_server.runs import accepting
 from terrapod_server.runs.waits import ONLINE
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
-from terrapod_shared import clock
+from terrapod_shared import clock, wire
 from terrapod_shared.errors import Invalid
 
 
@@ -313,9 +314,20 @@ _POOLS = "/api/v2/organizations/{org}/agent-pools"
 _POOL = "/api/v2/agent-pools/{pool}"
 _ME = "/api/v2/listeners/{listener}"
 _SIGNED: dict[str, Any] = {"needs": Access.LISTENER, "unmetered": True}
+_JOINING: dict[str, Any] = {
+    "needs": Access.CAPABILITY, "limit": Limit.JSON, "takes": wire.Join, "gives": deliveries.JoinAnswer, "answers": (201,),
+}  # fmt: skip
+_BYTES = "application/octet-stream"
+_WAIT = (Query("wait", float, "how many seconds the answer may wait for news"),)
+_OF_A_STATE = (
+    Query("serial", int, "of a state"),
+    Query("lineage", str, "of a state"),
+    Query("md5", str, "of a state"),
+    Query("intermediate", bool, "whether the apply goes on after this state"),
+)
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", _POOLS, POOL, index, Access.USER, many=True, filters=_FILTERS),
-    Endpoint("POST", _POOLS, POOL, create, Access.PLATFORM, status=201),
+    Endpoint("POST", _POOLS, POOL, create, Access.PLATFORM, status=201, requires=("name",)),
     Endpoint("GET", _POOL, POOL, show, Level.READ),
     Endpoint("PATCH", _POOL, POOL, update, Level.ADMIN),
     Endpoint("DELETE", _POOL, POOL, delete, Level.ADMIN, body=False),
@@ -324,20 +336,32 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", "/api/v2/authentication-tokens/{token}", TOKEN, show_token, Access.USER),
     Endpoint("DELETE", "/api/v2/authentication-tokens/{token}", TOKEN, delete_token, Access.USER, body=False),
     Endpoint("GET", _POOL + "/listeners", LISTENER, listeners, Level.READ, many=True),
-    Raw("POST", "/api/v2/agent-pools/join", deliveries.join, Access.CAPABILITY, limit=Limit.JSON),
-    Raw("POST", _POOL + "/listeners/join", deliveries.join, Access.CAPABILITY, limit=Limit.JSON),
+    Raw("POST", "/api/v2/agent-pools/join", deliveries.join, **_JOINING),
+    Raw("POST", _POOL + "/listeners/join", deliveries.join, **_JOINING),
     Endpoint("GET", _ME, LISTENER, show_listener, Level.READ),
     Endpoint("POST", _ME + "/actions/drain", LISTENER, drain, Level.ADMIN, body=False),
     Endpoint("POST", _ME + "/actions/undrain", LISTENER, undrain, Level.ADMIN, body=False),
     Endpoint("POST", _ME + "/actions/allow-rejoin", LISTENER, allow_rejoin, Level.ADMIN, body=False),
-    Raw("DELETE", "/api/v2/listeners/{listener}", remove, Level.ADMIN, or_listener=True),
-    Raw("POST", _ME + "/leave", remove, **_SIGNED),
-    Raw("POST", _ME + "/renew", deliveries.renew, **_SIGNED),
-    Raw("POST", _ME + "/heartbeat", deliveries.heartbeat, recorded=Recorded.REFUSALS, **_SIGNED),
-    Raw("GET", _ME + "/runs/next", deliveries.next_run, recorded=Recorded.READS, **_SIGNED),
-    Raw("PATCH", _ME + "/runs/{run}", deliveries.report, **_SIGNED),
-    Raw("PUT", _ME + "/runs/{run}/{phase}/log", deliveries.put_log, recorded=Recorded.REFUSALS, **_SIGNED),
-    Raw("PUT", _ME + "/runs/{run}/{artifact}", deliveries.put_artifact, **_SIGNED),
-    Raw("GET", _ME + "/runs/{run}/{artifact}", deliveries.get_artifact, recorded=Recorded.READS, **_SIGNED),
-    Raw("GET", _ME + "/engines/{tool}/{version}/{os}/{arch}", deliveries.get_engine, **_SIGNED),
-)
+    Raw("DELETE", "/api/v2/listeners/{listener}", remove, Level.ADMIN, or_listener=True, answers=(204,)),
+    Raw("POST", _ME + "/leave", remove, answers=(204,), **_SIGNED),
+    Raw("POST", _ME + "/renew", deliveries.renew, takes=wire.Renew, gives=deliveries.RenewAnswer, **_SIGNED),
+    Raw(
+        "POST", _ME + "/heartbeat", deliveries.heartbeat, recorded=Recorded.REFUSALS,
+        takes=wire.Beat, gives=wire.Pulse, filters=_WAIT, **_SIGNED,
+    ),
+    Raw(
+        "GET", _ME + "/runs/next", deliveries.next_run, recorded=Recorded.READS,
+        gives=wire.Work, answers=(200, 204), filters=_WAIT, **_SIGNED,
+    ),
+    Raw("PATCH", _ME + "/runs/{run}", deliveries.report, takes=wire.Report, gives=wire.Reported, **_SIGNED),
+    Raw(
+        "PUT", _ME + "/runs/{run}/{phase}/log", deliveries.put_log, recorded=Recorded.REFUSALS,
+        takes=_BYTES, gives=wire.LogAnswer, filters=(Query("offset", int, "of the first byte"),), **_SIGNED,
+    ),
+    Raw(
+        "PUT", _ME + "/runs/{run}/{artifact}", deliveries.put_artifact,
+        takes=_BYTES, answers=(200, 202), filters=_OF_A_STATE, **_SIGNED,
+    ),
+    Raw("GET", _ME + "/runs/{run}/{artifact}", deliveries.get_artifact, recorded=Recorded.READS, gives=_BYTES, **_SIGNED),
+    Raw("GET", _ME + "/engines/{tool}/{version}/{os}/{arch}", deliveries.get_engine, gives=_BYTES, **_SIGNED),
+)  # fmt: skip

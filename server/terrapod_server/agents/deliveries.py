@@ -57,9 +57,20 @@ def _decode(raw: bytes, kind: type[_M]) -> _M:
     return found
 
 
-def _answer(message: wire.Message, status: int = 200, *, wrapped: bool = False, **headers: str) -> Response:
-    body = msgspec.json.encode({"data": message} if wrapped else message)
-    return Response(body, status, headers, "application/json")
+class JoinAnswer(wire.Message, frozen=True, kw_only=True):
+    """What `join` gives, as the reference wraps it."""
+
+    data: wire.Joined
+
+
+class RenewAnswer(wire.Message, frozen=True, kw_only=True):
+    """What `renew` gives."""
+
+    data: wire.Renewed
+
+
+def _answer(message: wire.Message, status: int = 200, **headers: str) -> Response:
+    return Response(msgspec.json.encode(message), status, headers, "application/json")
 
 
 async def join(call: Call) -> Response:
@@ -80,7 +91,7 @@ async def join(call: Call) -> Response:
         raise
     who = Principal(kind="listener", id=row.id, name=row.name, pool_id=row.pool_id)
     call.about("listeners", row.id, actor=who)
-    return _answer(joined, 201, wrapped=True)
+    return _answer(JoinAnswer(data=joined), 201)
 
 
 def _me(call: Call) -> Listener:
@@ -92,7 +103,7 @@ def _me(call: Call) -> Listener:
 async def renew(call: Call) -> Response:
     """A new certificate, for a new key that the old one vouches for."""
     message = _decode(await auth.small(call), wire.Renew)
-    return _answer(await actions.renew(call.services, _me(call), message), wrapped=True)
+    return _answer(RenewAnswer(data=await actions.renew(call.services, _me(call), message)))
 
 
 def _wait_s(call: Call) -> float:

@@ -105,8 +105,16 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
         filters=("filter[status]",),
     ),
     Endpoint("GET", _ONE, LATE_STATE, show, Level.READ),
-    Raw("GET", _ONE + "/download", download, Level.PLAN, recorded=Recorded.READS),
-    Raw("GET", "/api/v2/downloads/late-states/{token}", raw, Access.CAPABILITY, quiet=True, **_BYTES),
+    Raw("GET", _ONE + "/download", download, Level.PLAN, recorded=Recorded.READS, answers=(302,)),
+    Raw(
+        "GET",
+        "/api/v2/downloads/late-states/{token}",
+        raw,
+        Access.CAPABILITY,
+        quiet=True,
+        gives=dict[str, Any],
+        **_BYTES,
+    ),
     Endpoint("POST", _ONE + "/actions/adopt", LATE_STATE, adopt, Level.ADMIN),
     Endpoint("POST", _ONE + "/actions/drop", LATE_STATE, drop, Level.ADMIN, body=False),
 )

@@ -110,5 +110,6 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
         limit=Limit.CONFIGURATION,
         quiet=True,
         unmetered=True,
+        takes="application/octet-stream",
     ),
 )

@@ -265,7 +265,7 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", "/api/v2/account/details", USER, details, Access.USER),
     Endpoint("PATCH", "/api/v2/account/update", USER, update_own, Access.SELF),
     Endpoint("GET", _USERS, USER, index, Access.AUDIT, many=True, filters=("filter[email]",)),
-    Endpoint("POST", _USERS, USER, create, Access.PLATFORM, status=201),
+    Endpoint("POST", _USERS, USER, create, Access.PLATFORM, status=201, requires=("email",)),
     Endpoint("GET", _USER, USER, show, Access.AUDIT),
     Endpoint("PATCH", _USER, USER, update, Access.PLATFORM),
     Endpoint("DELETE", _USER, USER, delete, Access.PLATFORM, body=False),

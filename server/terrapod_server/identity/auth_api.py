@@ -3,6 +3,7 @@
 from typing import Any
 from urllib.parse import urlencode
 
+import msgspec
 from starlette.responses import Response
 
 from terrapod_server.access import actions as access
@@ -10,7 +11,7 @@ from terrapod_server.identity import actions, oauth, pages, rules, sessions
 from terrapod_server.identity.browser import SAML_BYTES, Visitor, form_of, single
 from terrapod_server.identity.model import Session
 from terrapod_server.identity.signin import CALLBACK, SignIn
-from terrapod_server.identity.web import begin_session, exchange, replace_password, rfc6749, shown
+from terrapod_server.identity.web import CODE_FORM, begin_session, exchange, replace_password, rfc6749, shown
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.documents import encode
 from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Raw, Recorded, Resource
@@ -103,26 +104,40 @@ async def token(call: Call) -> Response:
     return Response(encode(body), 200, {"Pragma": "no-cache"}, "application/json")
 
 
-def _shown(row: Session, call: Call) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "provider_name": row.provider,
-        "token_hint": row.hint,
-        "is_current": row.id == call.principal.session_id,
-        "address": row.address,
-        "user_agent": row.user_agent,
-        "created_at": clock.stamp(row.created_at),
-        "last_active_at": clock.stamp(row.last_used_at),
-        "expires_at": clock.stamp(row.expires_at),
-    }
+class LiveSession(msgspec.Struct):
+    """A session as its owner and administrators see it."""
+
+    id: str
+    provider_name: str
+    token_hint: str
+    is_current: bool
+    address: str
+    user_agent: str
+    created_at: str
+    last_active_at: str
+    expires_at: str
 
 
-async def index(call: Call) -> list[dict[str, Any]]:
+def _shown(row: Session, call: Call) -> LiveSession:
+    return LiveSession(
+        id=row.id,
+        provider_name=row.provider,
+        token_hint=row.hint,
+        is_current=row.id == call.principal.session_id,
+        address=row.address,
+        user_agent=row.user_agent,
+        created_at=clock.stamp(row.created_at),
+        last_active_at=clock.stamp(row.last_used_at),
+        expires_at=clock.stamp(row.expires_at),
+    )
+
+
+async def index(call: Call) -> list[LiveSession]:
     """The caller's sessions, newest first."""
     return [_shown(row, call) for row in await sessions.of_user(call.principal.id)]
 
 
-async def index_of_user(call: Call) -> list[dict[str, Any]]:
+async def index_of_user(call: Call) -> list[LiveSession]:
     """A user's sessions, newest first."""
     user = await actions.user(call.path["user"])
     return [_shown(row, call) for row in await sessions.of_user(user.id)]
@@ -178,16 +193,23 @@ RESOURCES: tuple[Resource, ...] = (PASSWORD,)
 _AUTH = "/api/v2/auth"
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", f"{_AUTH}/providers", None, providers, Access.PUBLIC),
-    Raw("GET", f"{_AUTH}/authorize", authorize, Access.PUBLIC),
-    Raw("GET", CALLBACK, callback, Access.PUBLIC, recorded=Recorded.READS),
-    Raw("POST", CALLBACK, post_callback, Access.PUBLIC),
+    Raw("GET", f"{_AUTH}/authorize", authorize, Access.PUBLIC, answers=(303,)),
+    Raw("GET", CALLBACK, callback, Access.PUBLIC, recorded=Recorded.READS, answers=(303,)),
+    Raw("POST", CALLBACK, post_callback, Access.PUBLIC, takes=("SAMLResponse", "RelayState"), answers=(303,)),
     Raw("GET", f"{_AUTH}/saml/{{provider}}/metadata", metadata, Access.PUBLIC),
-    Raw("POST", f"{_AUTH}/token", token, Access.PUBLIC),
+    Raw("POST", f"{_AUTH}/token", token, Access.PUBLIC, takes=CODE_FORM, gives=dict[str, Any]),
     Endpoint("GET", f"{_AUTH}/sessions", None, index, Access.SELF),
     Endpoint("DELETE", f"{_AUTH}/sessions", None, end_all, Access.SELF, body=False),
     Endpoint("DELETE", f"{_AUTH}/sessions/{{session}}", None, end, Access.SELF, body=False),
     Endpoint("GET", f"{_AUTH}/sessions/user/{{user}}", None, index_of_user, Access.AUDIT),
     Endpoint("DELETE", f"{_AUTH}/sessions/user/{{user}}", None, end_of_user, Access.PLATFORM, body=False),
     Endpoint("POST", f"{_AUTH}/logout", None, logout, Access.SELF, body=False),
-    Endpoint("PATCH", "/api/v2/account/password", PASSWORD, change_password, Access.SELF),
+    Endpoint(
+        "PATCH",
+        "/api/v2/account/password",
+        PASSWORD,
+        change_password,
+        Access.SELF,
+        requires=("current_password", "password"),
+    ),
 )

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlencode, urlsplit
 
 from starlette.responses import Response
@@ -276,14 +276,17 @@ async def token(call: Call) -> Response:
     return Response(encode(body), 200, {"Pragma": "no-cache"}, "application/json")
 
 
+#: What a program sends to exchange its code.
+CODE_FORM = ("grant_type", "code", "code_verifier", "client_id", "redirect_uri")
+_PAGE: dict[str, Any] = {"needs": Access.PUBLIC, "gives": "text/html", "answers": (200, 303)}
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
-    Raw("GET", "/sign-in", show_sign_in, Access.PUBLIC),
-    Raw("POST", "/sign-in", sign_in, Access.PUBLIC),
-    Raw("POST", "/sign-out", sign_out, Access.PUBLIC),
-    Raw("GET", "/account", account, Access.PUBLIC),
-    Raw("POST", "/account/password", change_password, Access.PUBLIC),
-    Raw("POST", "/account/sessions", end_sessions, Access.PUBLIC),
-    Raw("GET", "/oauth/authorize", authorize, Access.PUBLIC),
-    Raw("POST", "/oauth/authorize", consent, Access.PUBLIC),
-    Raw("POST", "/oauth/token", token, Access.PUBLIC),
+    Raw("GET", "/sign-in", show_sign_in, **_PAGE),
+    Raw("POST", "/sign-in", sign_in, takes=("csrf", "next", "email", "password"), **_PAGE),
+    Raw("POST", "/sign-out", sign_out, takes=("csrf",), **_PAGE),
+    Raw("GET", "/account", account, **_PAGE),
+    Raw("POST", "/account/password", change_password, takes=("csrf", "current", "password", "again"), **_PAGE),
+    Raw("POST", "/account/sessions", end_sessions, takes=("csrf", "session"), **_PAGE),
+    Raw("GET", "/oauth/authorize", authorize, **_PAGE),
+    Raw("POST", "/oauth/authorize", consent, takes=("csrf", "answer"), **_PAGE),
+    Raw("POST", "/oauth/token", token, Access.PUBLIC, takes=CODE_FORM, gives=dict[str, Any]),
 )

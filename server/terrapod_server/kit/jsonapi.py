@@ -186,6 +186,16 @@ class Resource:
 
 
 @dataclass(frozen=True)
+class Query:
+    """A query parameter that an endpoint understands. `kind` is `str`, `int`, `float`, `bool` or `datetime`."""
+
+    name: str
+    kind: type = str
+    doc: str = ""
+    required: bool = False
+
+
+@dataclass(frozen=True)
 class Endpoint:
     """A JSON:API endpoint: `do(call)` gives a row, a `Page` (with `many`), or None.
 
@@ -213,7 +223,10 @@ class Endpoint:
     media: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
     recorded: Recorded = Recorded.CHANGES
-    filters: tuple[str, ...] = ()  #: query parameters it understands, for the documents
+    notes: tuple[str, ...] = ()  #: texts that a body without `data` may carry, for the documents
+    #: Attributes and relationships without which the body is refused; a test holds the handler to it.
+    requires: tuple[str, ...] = ()
+    filters: tuple[str | Query, ...] = ()  #: query parameters it understands, for the documents
     doc: str = ""  #: default: the first line of `do`'s docstring
 
     @property
@@ -238,6 +251,12 @@ class Raw:
     recorded: Recorded = Recorded.CHANGES
     doc: str = ""
     or_listener: bool = False  #: the listener that the path names may do it too, by a signed request
+    # For the documents: what the body is (a media type, the type of a JSON message, or a form's names), what a success
+    # gives (a media type or a type), and with which statuses it succeeds.
+    takes: Any = None
+    gives: Any = None
+    answers: tuple[int, ...] = (200,)
+    filters: tuple[str | Query, ...] = ()
 
     @property
     def guarded(self) -> str:
@@ -292,6 +311,7 @@ __all__ = [
     "One",
     "Page",
     "Prepare",
+    "Query",
     "Raw",
     "Recorded",
     "Resource",

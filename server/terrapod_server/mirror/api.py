@@ -6,7 +6,7 @@ from starlette.responses import RedirectResponse, Response
 
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.documents import encode
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Limit, Page, Raw, Resource
+from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Page, Raw, Resource
 from terrapod_server.mirror import actions
 from terrapod_server.mirror.model import EngineFile
 from terrapod_shared.errors import Invalid, NotFound
@@ -76,9 +76,16 @@ async def purge(call: Call) -> Response:
 
 RESOURCES = (ENGINE,)
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
-    Raw("GET", "/api/v2/binary-cache/{tool}/{version}/{os}/{arch}", download, Access.USER, run_token=True),
+    Raw(
+        "GET",
+        "/api/v2/binary-cache/{tool}/{version}/{os}/{arch}",
+        download,
+        Access.USER,
+        run_token=True,
+        answers=(302,),
+    ),
     Raw("GET", "/api/v2/downloads/engines/{token}", raw, Access.CAPABILITY, quiet=True, unmetered=True),
     Endpoint("GET", "/api/v2/admin/binary-cache", ENGINE, index, Access.PLATFORM, many=True),
-    Endpoint("POST", "/api/v2/admin/binary-cache/warm", ENGINE, warm, Access.PLATFORM, limit=Limit.JSON),
-    Raw("DELETE", "/api/v2/admin/binary-cache/{tool}/{version}", purge, Access.PLATFORM),
+    Endpoint("POST", "/api/v2/admin/binary-cache/warm", ENGINE, warm, Access.PLATFORM, requires=("version",)),
+    Raw("DELETE", "/api/v2/admin/binary-cache/{tool}/{version}", purge, Access.PLATFORM, gives=dict[str, int]),
 )

@@ -8,7 +8,20 @@ from starlette.responses import Response
 from terrapod_server.access import rules as access
 from terrapod_server.access import visible
 from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Accepts, Access, Attr, Endpoint, Level, Limit, One, Page, Raw, Resource, Thing
+from terrapod_server.kit.jsonapi import (
+    Accepts,
+    Access,
+    Attr,
+    Endpoint,
+    Level,
+    Limit,
+    One,
+    Page,
+    Query,
+    Raw,
+    Resource,
+    Thing,
+)
 from terrapod_server.registry import actions, rules
 from terrapod_server.registry.model import Module, ModuleVersion
 from terrapod_shared.errors import Forbidden, Invalid
@@ -247,7 +260,7 @@ THINGS = (
 _FILTERS = ("q", "filter[provider]", "filter[registry_name]", "filter[organization_name]")
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", LIST, MODULE, index, Access.USER, many=True, filters=_FILTERS),
-    Endpoint("POST", LIST, MODULE, create, Access.USER, status=201),
+    Endpoint("POST", LIST, MODULE, create, Access.USER, status=201, requires=("name", "provider")),
     Endpoint("GET", "/api/v2/registry-modules/{module}", MODULE, show_by_id, Level.READ),
     _one("GET", ONE, MODULE, show, Level.READ),
     _one("PATCH", ONE, MODULE, update, Level.ADMIN),
@@ -255,9 +268,9 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("DELETE", OF_NAME, None, delete_of_name, Access.USER, body=False),
     Endpoint("GET", "/api/v2/registry-modules/{module}/versions", VERSION, versions, Level.READ, many=True),
     _one("GET", ONE + "/versions", VERSION, versions, Level.READ, many=True),
-    _one("GET", ONE + "/version", VERSION, show_version, Level.READ, filters=("module_version",)),
-    _one("POST", ONE + "/versions", VERSION, create_version, Level.WRITE, status=201),
-    _one("POST", SHORT + "/versions", VERSION, create_version, Level.WRITE, status=201),
+    _one("GET", ONE + "/version", VERSION, show_version, Level.READ, filters=(Query("module_version", required=True),)),
+    _one("POST", ONE + "/versions", VERSION, create_version, Level.WRITE, status=201, requires=("version",)),
+    _one("POST", SHORT + "/versions", VERSION, create_version, Level.WRITE, status=201, requires=("version",)),
     _one("DELETE", ONE + "/versions/{version}", None, delete_version, Level.ADMIN, body=False),
     _one("DELETE", ONE + "/{version}", None, delete_version, Level.ADMIN, body=False),
     Endpoint("POST", REMOVE, None, delete_of_name, Access.USER, body=False),
@@ -271,5 +284,6 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
         limit=Limit.MODULE,
         quiet=True,
         unmetered=True,
+        takes="application/octet-stream",
     ),
 )

@@ -6,6 +6,8 @@ fetched without the token, so its URL carries its own right and ends soon.
 Open to tokens of runs: a run may read every module.
 """
 
+from typing import Any
+
 from starlette.responses import Response, StreamingResponse
 
 from terrapod_server.kit.call import Call
@@ -50,8 +52,16 @@ async def archive(call: Call) -> Response:
 
 
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
-    Raw("GET", _BASE + "/versions", versions, Level.READ, guards="name/provider", run_token=True),
-    Raw("GET", _BASE + "/{version}/download", download, Level.READ, guards="name/provider", run_token=True),
+    Raw("GET", _BASE + "/versions", versions, Level.READ, guards="name/provider", run_token=True, gives=dict[str, Any]),
+    Raw(
+        "GET",
+        _BASE + "/{version}/download",
+        download,
+        Level.READ,
+        guards="name/provider",
+        run_token=True,
+        answers=(204,),
+    ),
     Raw(
         "GET",
         "/api/v2/downloads/modules/{token}/module.tar.gz",

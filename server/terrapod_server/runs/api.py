@@ -15,6 +15,7 @@ from terrapod_server.kit.jsonapi import (
     Many,
     One,
     Page,
+    Query,
     Raw,
     Recorded,
     Resource,
@@ -465,12 +466,13 @@ _MANY: dict[str, Any] = {
         "search[user]",
     ),
 }
-_ACT: dict[str, Any] = {"status": 202, "body": False}
+_ACT: dict[str, Any] = {"status": 202, "body": False, "notes": ("comment",)}
+_JSON: dict[str, Any] = {"gives": dict[str, Any], "answers": (200, 204)}
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
-    Endpoint("POST", "/api/v2/runs", RUN, create, Access.USER, status=201),
+    Endpoint("POST", "/api/v2/runs", RUN, create, Access.USER, status=201, requires=("workspace",)),
     Endpoint("GET", _ONE, RUN, show, Level.READ),
     Endpoint("GET", _LIST, RUN, index, Level.READ, **_MANY),
-    Raw("GET", _LIST + "/events", events.stream, Level.READ),
+    Raw("GET", _LIST + "/events", events.stream, Level.READ, gives="text/event-stream"),
     Endpoint("GET", _ORG + "/runs", RUN, index_all, Access.USER, **_MANY),
     Endpoint("GET", _ORG + "/runs/queue", RUN, queue, Access.USER, many=True),
     Endpoint("GET", _ORG + "/capacity", CAPACITY, capacity, Access.USER),
@@ -485,11 +487,20 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", _ONE + "/run-events", RUN_EVENT, run_events, Level.READ, many=True),
     Endpoint("GET", _ONE + "/plan", PLAN, show_plan, Level.READ),
     Endpoint("GET", _ONE + "/apply", APPLY, show_apply, Level.READ),
-    Raw("GET", _ONE + "/plan/json-output", json_output, Level.PLAN, recorded=Recorded.READS),
-    Raw("GET", _ONE + "/plan/json-output-redacted", json_output_redacted, Level.READ),
+    Raw("GET", _ONE + "/plan/json-output", json_output, Level.PLAN, recorded=Recorded.READS, **_JSON),
+    Raw("GET", _ONE + "/plan/json-output-redacted", json_output_redacted, Level.READ, **_JSON),
     Endpoint("GET", "/api/v2/plans/{plan}", PLAN, show_plan, Level.READ),
-    Raw("GET", "/api/v2/plans/{plan}/json-output", json_output, Level.PLAN, recorded=Recorded.READS),
-    Raw("GET", "/api/v2/plans/{plan}/json-output-redacted", json_output_redacted, Level.READ),
+    Raw("GET", "/api/v2/plans/{plan}/json-output", json_output, Level.PLAN, recorded=Recorded.READS, **_JSON),
+    Raw("GET", "/api/v2/plans/{plan}/json-output-redacted", json_output_redacted, Level.READ, **_JSON),
     Endpoint("GET", "/api/v2/applies/{apply}", APPLY, show_apply, Level.READ),
-    Raw("GET", "/api/v2/logs/{token}", read_log, Access.CAPABILITY, quiet=True, unmetered=True),
+    Raw(
+        "GET",
+        "/api/v2/logs/{token}",
+        read_log,
+        Access.CAPABILITY,
+        quiet=True,
+        unmetered=True,
+        gives="application/octet-stream",
+        filters=(Query("offset", int, "of the first byte"), Query("limit", int, "how many bytes at most")),
+    ),
 )

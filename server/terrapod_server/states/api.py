@@ -320,12 +320,20 @@ THINGS = (
 _LIST = "/api/v2/workspaces/{workspace}/state-versions"
 _ONE = "/api/v2/state-versions/{state_version}"
 _JSON: dict[str, Any] = {"media": _MEDIA, "headers": _SNAPSHOTS}
-_UPLOAD: dict[str, Any] = {"needs": Access.CAPABILITY, "limit": Limit.STATE, "quiet": True, "unmetered": True}
+_BYTES = "application/octet-stream"
+_UPLOAD: dict[str, Any] = {
+    "needs": Access.CAPABILITY,
+    "limit": Limit.STATE,
+    "quiet": True,
+    "unmetered": True,
+    "takes": _BYTES,
+}
 _DOWNLOAD: dict[str, Any] = {
     "needs": Access.CAPABILITY,
     "quiet": True,
     "unmetered": True,
     "recorded": Recorded.READS,
+    "gives": dict[str, Any],
 }
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", _LIST, STATE, index, Level.READ, many=True, filters=("filter[status]",), media=_MEDIA),
@@ -339,7 +347,18 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
         media=_MEDIA,
         filters=("filter[organization][name]", "filter[workspace][name]", "filter[status]"),
     ),
-    Endpoint("POST", _LIST, STATE, create, Level.WRITE, status=201, limit=Limit.INLINE, view=VIEW_CREATED, **_JSON),
+    Endpoint(
+        "POST",
+        _LIST,
+        STATE,
+        create,
+        Level.WRITE,
+        status=201,
+        limit=Limit.INLINE,
+        view=VIEW_CREATED,
+        requires=("serial", "md5"),
+        **_JSON,
+    ),
     Endpoint(
         "GET",
         "/api/v2/workspaces/{workspace}/current-state-version",
@@ -369,10 +388,18 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
         run_token=True,
         recorded=Recorded.READS,
     ),
-    Raw("GET", _ONE + "/download", download, Level.PLAN, run_token=True, recorded=Recorded.READS),
-    Raw("GET", _ONE + "/json-download", json_download, Level.PLAN, run_token=True, recorded=Recorded.READS),
-    Raw("PUT", _ONE + "/content", put_content, Level.WRITE, limit=Limit.STATE, unmetered=True),
-    Raw("PUT", _ONE + "/json-content", put_json_content, Level.WRITE, limit=Limit.STATE, unmetered=True),
+    Raw("GET", _ONE + "/download", download, Level.PLAN, run_token=True, recorded=Recorded.READS, answers=(302,)),
+    Raw(
+        "GET",
+        _ONE + "/json-download",
+        json_download,
+        Level.PLAN,
+        run_token=True,
+        recorded=Recorded.READS,
+        answers=(302,),
+    ),
+    Raw("PUT", _ONE + "/content", put_content, Level.WRITE, limit=Limit.STATE, unmetered=True, takes=_BYTES),
+    Raw("PUT", _ONE + "/json-content", put_json_content, Level.WRITE, limit=Limit.STATE, unmetered=True, takes=_BYTES),
     Raw("PUT", "/api/v2/uploads/states/{token}", upload, **_UPLOAD),
     Raw("PUT", "/api/v2/uploads/json-states/{token}", upload_json, **_UPLOAD),
     Raw("GET", "/api/v2/downloads/states/{token}", raw, **_DOWNLOAD),

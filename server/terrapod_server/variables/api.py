@@ -64,7 +64,7 @@ _WRITE: dict[str, Any] = {"needs": Level.WRITE}
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", _LIST, VARIABLE, index, Level.READ, many=True),
     Endpoint("GET", "/api/v2/workspaces/{workspace}/all-vars", VARIABLE, index, Level.READ, many=True),
-    Endpoint("POST", _LIST, VARIABLE, create, status=201, **_WRITE),
+    Endpoint("POST", _LIST, VARIABLE, create, status=201, requires=("key",), **_WRITE),
     Endpoint("GET", _ONE, VARIABLE, show, Level.READ),
     Endpoint("PATCH", _ONE, VARIABLE, update, **_WRITE),
     Endpoint("DELETE", _ONE, VARIABLE, delete, body=False, **_WRITE),

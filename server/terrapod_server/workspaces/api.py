@@ -561,12 +561,12 @@ def _both(method: str, rest: str, **more: Any) -> tuple[Endpoint, Endpoint]:
 
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", LIST, WORKSPACE, index, Access.USER, many=True, filters=_FILTERS),
-    Endpoint("POST", LIST, WORKSPACE, create, Access.USER, status=201),
+    Endpoint("POST", LIST, WORKSPACE, create, Access.USER, status=201, requires=("name",)),
     *_both("GET", "", resource=WORKSPACE, do=show, needs=Level.READ, run_token=True),
     *_both("PATCH", "", resource=WORKSPACE, do=update, needs=Level.ADMIN),
     *_both("DELETE", "", resource=WORKSPACE, do=delete, needs=Level.ADMIN, body=False),
     *_both("POST", "/actions/safe-delete", resource=None, do=safe_delete, needs=Level.ADMIN, body=False),
-    *_both("POST", "/actions/lock", resource=WORKSPACE, do=lock, needs=Level.PLAN, body=False),
+    *_both("POST", "/actions/lock", resource=WORKSPACE, do=lock, needs=Level.PLAN, body=False, notes=("reason",)),
     *_both("POST", "/actions/unlock", resource=WORKSPACE, do=unlock, needs=Level.PLAN, body=False),
     Endpoint("POST", BY_ID + "/actions/force-unlock", WORKSPACE, force_unlock, Level.PLAN, body=False),
     Endpoint("GET", BY_ID + "/tag-bindings", BINDING, labels, Level.READ, many=True),

@@ -10,10 +10,9 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TextIO
 
-from terrapod_cli import structured
-from terrapod_cli.terminal import Cleaner
 from terrapod_shared import errors
 from terrapod_shared.client import Client, Resource
+from terrapod_shared.logtext import LogText
 
 STX, ETX = b"\x02", b"\x03"
 OVER = frozenset({"finished", "errored", "canceled", "unreachable"})
@@ -21,8 +20,6 @@ _READ = 1 << 20
 #: How many empty reads say that the end of a log was lost.
 _LOST_ENDS = 8
 _PAUSE_S, _PAUSE_MOST_S = 0.1, 2.0
-#: A line that is longer is shown as it is.
-_LINE_MOST = 1 << 20
 
 
 async def pieces(client: Client, phase: Callable[[], Awaitable[Resource]], *, follow: bool) -> AsyncIterator[bytes]:
@@ -66,39 +63,19 @@ class Printer:
     """
 
     def __init__(self, phase: str, to: TextIO, *, colour: bool, as_json: bool = False, raw: bool = False) -> None:
-        self._phase, self.to, self._as_json, self._raw = phase, to, as_json, raw
-        self._cleaner = Cleaner(colour=colour and not as_json)
-        self._line = ""
-        self._begun = False  #: the line's beginning was shown already
+        self._phase, self.to, self._as_json = phase, to, as_json
+        self._text = LogText(colour=colour and not as_json, raw=raw, whole=as_json)
 
     def feed(self, chunk: bytes) -> None:
-        self._write(self._cleaner.feed(chunk))
+        self._write(self._text.pieces(chunk))
 
     def end(self) -> None:
-        self._write(self._cleaner.end())
-        if self._line:
-            self._show(self._line, "\n")
-            self._line = ""
-        self.to.flush()
+        self._write(self._text.last())
 
-    def _write(self, text: str) -> None:
-        lines = (self._line + text).split("\n")
-        self._line = lines.pop()
-        for line in lines:
-            self._show(line, "\n")
-            self._begun = False
-        is_kept = self._as_json or (not self._raw and not self._begun and structured.is_candidate(self._line))
-        if self._line and (not is_kept or len(self._line) > _LINE_MOST):
-            self._begun = True
-            self._show(self._line, "")
-            self._line = ""
+    def _write(self, pieces: list[tuple[str, str]]) -> None:
+        for text, end in pieces:
+            if self._as_json:
+                self.to.write(json.dumps({"phase": self._phase, "line": text}) + "\n")
+            else:
+                self.to.write(text + end)
         self.to.flush()
-
-    def _show(self, line: str, end: str) -> None:
-        text = line if self._raw or self._begun else structured.readable(line)
-        if text is None:
-            return
-        if self._as_json:
-            self.to.write(json.dumps({"phase": self._phase, "line": text}) + "\n")
-        else:
-            self.to.write(text + end)

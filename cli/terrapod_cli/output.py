@@ -17,8 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from terrapod_cli import terminal
-from terrapod_shared import clock
+from terrapod_shared import clock, terminal
 from terrapod_shared.client import Resource
 from terrapod_shared.errors import TerrapodError
 

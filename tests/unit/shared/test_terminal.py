@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terrapod_cli import structured, terminal
-from terrapod_cli.terminal import Cleaner
+from terrapod_shared import structured, terminal
+from terrapod_shared.terminal import Cleaner
 
 E = "\x1b"
 

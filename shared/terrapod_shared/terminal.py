@@ -54,6 +54,18 @@ def _hides(parameters: str) -> bool:
     return False
 
 
+def cleaned(text: str, *, colour: bool) -> str:
+    """A text that is all there; colours are not reset at its end."""
+    return _SPECIAL.sub(lambda found: _kept(found, colour=colour), text)
+
+
+def _kept(found: "re.Match[str]", *, colour: bool) -> str:
+    if found.lastgroup == "colour":
+        sequence = found.group()
+        return sequence if colour and not _hides(sequence[2:-1]) else ""
+    return "\n" if found.lastgroup == "line" else ""
+
+
 class Cleaner:
     """Bytes of a log in, safe text out; what a chunk cuts in two is kept for the next."""
 
@@ -85,9 +97,6 @@ class Cleaner:
         return _SPECIAL.sub(self._shown, text)
 
     def _shown(self, found: "re.Match[str]") -> str:
-        if found.lastgroup == "colour":
-            sequence = found.group()
-            return sequence if self._colour and not _hides(sequence[2:-1]) else ""
         if found.lastgroup == "string":
             self._in_string = found.end() == len(found.string) and not found.group().endswith(("\x07", "\x9c"))
-        return "\n" if found.lastgroup == "line" else ""
+        return _kept(found, colour=self._colour)

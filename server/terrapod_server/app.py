@@ -37,11 +37,11 @@ from terrapod_server.configs import api as configs_api
 from terrapod_server.configs import model as configs_model
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity import api as identity_api
-from terrapod_server.identity import auth_api, oauth, passwords, rules, web
+from terrapod_server.identity import auth_api, browser, oauth, passwords, rules, web
 from terrapod_server.identity import jobs as identity_jobs
 from terrapod_server.identity.model import ApiToken, User
 from terrapod_server.identity.signin import SignIn
-from terrapod_server.kit import brake, database, database_errors, openapi, repeats
+from terrapod_server.kit import brake, database, database_errors, html, openapi, repeats
 from terrapod_server.kit.address import Addresses
 from terrapod_server.kit.budget import Budget
 from terrapod_server.kit.bus import Bus
@@ -65,6 +65,7 @@ from terrapod_server.runs import api as runs_api
 from terrapod_server.runs import deleted, queue
 from terrapod_server.runs import jobs as runs_jobs
 from terrapod_server.runs import model as runs_model
+from terrapod_server.runs import pages as runs_pages
 from terrapod_server.states import actions as states
 from terrapod_server.states import api as states_api
 from terrapod_server.states import model as states_model
@@ -174,6 +175,11 @@ async def discovery(_call: Call) -> Response:
     return Response(encode(_DISCOVERY), media_type="application/json")
 
 
+async def icon(_call: Call) -> Response:
+    """The icon of the pages."""
+    return Response(html.ICON, media_type="image/svg+xml", headers={"Cache-Control": "public, max-age=86400"})
+
+
 async def ping(call: Call) -> Response:
     """The version handshake: terraform reads the headers and nothing else, so no token is asked for."""
     announced = call.services.limits.announced
@@ -218,6 +224,8 @@ OWN: tuple[Endpoint | Raw, ...] = (
     Raw("GET", "/health", health, Access.PUBLIC, unmetered=True, gives=dict[str, str]),
     Raw("GET", "/ready", ready, Access.PUBLIC, unmetered=True, gives=dict[str, Any]),
     Raw("GET", "/.well-known/terraform.json", discovery, Access.PUBLIC, unmetered=True, gives=dict[str, Any]),
+    Raw("GET", "/favicon.svg", icon, Access.PUBLIC, unmetered=True),
+    Raw("GET", "/favicon.ico", icon, Access.PUBLIC, unmetered=True),
     Raw("GET", "/api/v2/ping", ping, Access.PUBLIC, unmetered=True, answers=(204,)),
     Raw("GET", "/api/v2/openapi.json", _documents.show, Access.PUBLIC, unmetered=True, gives=dict[str, Any]),
 )
@@ -236,6 +244,7 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     *registry_protocol.ENDPOINTS,
     *mirror_api.ENDPOINTS,
     *runs_api.ENDPOINTS,
+    *runs_pages.ENDPOINTS,
     *agents_api.ENDPOINTS,
     *late_api.ENDPOINTS,
     *audit_api.ENDPOINTS,
@@ -310,7 +319,7 @@ def build(config: Config) -> App:
         limits=Limiter(config.rate_limits),
         memory=Budget(config.limits.memory_bytes),
         workers=Workers(config.limits.readers, config.limits.reader_bytes),
-        guard=Guard(authenticator.bearer, listener_auth.authenticate, levels.level),
+        guard=Guard(authenticator.bearer, listener_auth.authenticate, levels.level, browser.caller),
         authenticator=authenticator,
         sign_in=SignIn(config.auth, brake),
         on_configuration_uploaded=runs.on_configuration_uploaded,

@@ -37,6 +37,23 @@ def login(site: Site, home: Path) -> "pexpect.spawn[str]":
     return program
 
 
+async def see_the_run(site: Site, printed: str, email: str) -> None:
+    """Opens the address that terraform printed, as somebody who is not signed in."""
+    found = re.search(rf"https://{site.host}(/app/default/w-\w+/runs/run-\w+)", printed)
+    assert found, printed
+    certificates = ssl.create_default_context(cafile=site.data / "ca.pem")
+    async with Browser(f"https://{site.host}", verify=certificates) as browser:
+        assert (await browser.open(found[0])).url.path == "/sign-in"
+        page = await browser.submit(email=email, password=PASSWORD)
+        assert page.url.path == found[1]
+        for text in ("Planned and finished", "1 to add", "terraform_data.a: Plan to create", "Terrapod"):
+            assert text in page.text, page.text
+        assert "@message" not in page.text
+        whole = await browser.open(f"{found[1]}/logs/plan")
+        assert whole.headers["content-type"] == "text/plain; charset=utf-8"
+        assert "terraform_data.a: Plan to create" in whole.text
+
+
 async def test_terraform_login_then_init_and_plan(site: Site, tmp_path: Path) -> None:
     email = f"{uuid.uuid4().hex[:8]}@example.org"
     made = users(site, "create", "--admin", "--email", email.upper())
@@ -71,7 +88,9 @@ async def test_terraform_login_then_init_and_plan(site: Site, tmp_path: Path) ->
         folder = site.example(f"w-{uuid.uuid4().hex[:8]}", 'resource "terraform_data" "a" { input = "one" }\n')
         environment = {"HOME": str(tmp_path / "home"), "TF_CLI_CONFIG_FILE": ""}
         assert "successfully initialized" in site.ok(folder, "init", **environment)
-        assert "1 to add" in site.ok(folder, "plan", "-no-color", **environment)
+        planned = site.ok(folder, "plan", "-no-color", **environment)
+        assert "1 to add" in planned
+        await see_the_run(site, planned, email)
         changed = users(site, "set-password", "--email", email, password="seven brass kettles on a ledge")
         assert changed.returncode == 0, changed.stderr
         assert (await browser.open("/account")).url.path == "/sign-in", "its sessions are over"

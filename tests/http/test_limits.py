@@ -12,7 +12,7 @@ import pytest
 
 from kit.serving import Running, running, until
 from terrapod_server.config import load
-from terrapod_server.kit import brake, headers
+from terrapod_server.kit import brake, headers, html
 from terrapod_server.kit.limits import Limiter
 from terrapod_server.kit.model import Brake
 from terrapod_shared import wire
@@ -217,9 +217,10 @@ def test_strict_transport_security_stays_off_names_that_developers_share() -> No
 
 
 def test_the_policy_of_pages() -> None:
-    policy = headers.page("abc", ["http://localhost:*"])["Content-Security-Policy"]
+    policy = html.message("a", "b").headers["Content-Security-Policy"]
     assert "script-src" not in policy
     assert policy.startswith("default-src 'none'")
-    assert "style-src 'nonce-abc'" in policy
-    assert "form-action 'self' http://localhost:*" in policy
-    assert "style-src 'none'" in headers.page()["Content-Security-Policy"]
+    assert "style-src 'sha256-" in policy
+    assert "form-action 'self';" in policy
+    leading = html.page("message.html", forms="http://localhost:*", title="a", text="b", link=("/", "c"))
+    assert "form-action 'self' http://localhost:*;" in leading.headers["Content-Security-Policy"]

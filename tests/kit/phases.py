@@ -12,12 +12,19 @@ PLAN = {"format_version": "1.2", "applyable": True, "resource_changes": [], "out
     "secret": {"actions": ["create"], "before": None, "after": "hunter2-canary", "after_sensitive": True}}}  # fmt: skip
 
 
-async def plan_it(listener: ListenerClient, work: wire.Work, folder: Path, *, changes: bool = True) -> None:
+LOG = b"one\ntwo\nthree\nplanned\n"
+_CHUNK = 4 << 20
+
+
+async def plan_it(
+    listener: ListenerClient, work: wire.Work, folder: Path, *, changes: bool = True, log: bytes = LOG
+) -> None:
     """What a listener does with a plan, without terraform: log, artifacts, report."""
     run, lease = work.run_id, work.lease.number
     await listener.report(run, wire.Report(phase="plan", status="planning"), lease)
-    log = b"one\ntwo\nthree\nplanned\n"
-    await listener.call("PUT", f"{listener.base}/runs/{run}/plan/log?offset=0", body=log, lease=lease)
+    for at in range(0, len(log), _CHUNK):
+        into = f"{listener.base}/runs/{run}/plan/log?offset={at}"
+        await listener.call("PUT", into, body=log[at : at + _CHUNK], lease=lease)
     digests = {}
     for name, content in (("plan-file", b"plan"), ("plan-json", json.dumps(PLAN).encode()), ("schemas", b"{}")):
         path = folder / name

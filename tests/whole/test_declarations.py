@@ -15,7 +15,8 @@ from kit.schema import structure
 from kit.serving import Running
 from terrapod_server import app
 from terrapod_server.access import actions as access
-from terrapod_server.identity import auth_api, web
+from terrapod_server.identity import actions as people
+from terrapod_server.identity import auth_api, sessions, web
 from terrapod_server.identity.model import ApiToken
 from terrapod_server.kit import database, openapi
 from terrapod_server.kit.jsonapi import Access, Endpoint, Raw
@@ -51,6 +52,10 @@ async def test_a_stranger_learns_nothing(server: Running) -> None:
                 assert answer.status_code in (200, 303, 400, 404, 415), (endpoint.path, answer.text)
                 assert not answer.cookies.get("terrapod"), endpoint.path
                 continue
+            if isinstance(endpoint, Raw) and endpoint.page:
+                assert (answer.status_code, answer.text) == (303, ""), endpoint.path
+                assert answer.headers["location"].startswith("/sign-in?next=%2Fapp%2F"), endpoint.path
+                continue
             if endpoint.needs is Access.PUBLIC:
                 assert answer.status_code < 300, endpoint.path
             elif endpoint.needs is Access.CAPABILITY:
@@ -66,13 +71,15 @@ async def test_a_stranger_learns_nothing(server: Running) -> None:
 
 
 async def test_unknown_ids_are_404_and_never_500(server: Running) -> None:
+    _, session = await sessions.begin(await people.user(app.ADMIN_EMAIL), "local", (), "", "")
     for endpoint in app.ENDPOINTS:
         if "{" not in endpoint.path.replace("{org}", "") or endpoint.needs in (Access.LISTENER, Access.CAPABILITY):
             continue
         for identity in (ids.make("ws"), "nonsense", "ws-%00", "%F0%9F%92%A9", "x" * 300):
             path = re.sub(r"\{\w+\}", identity, endpoint.path.replace("{org}", "default"))
             body: Any = None if endpoint.method in ("GET", "DELETE") else {"data": {"attributes": {}}}
-            answer = await server.api.request(endpoint.method, server.url + path, json=body)
+            cookie = {"Cookie": f"terrapod={session}"} if isinstance(endpoint, Raw) and endpoint.page else {}
+            answer = await server.api.request(endpoint.method, server.url + path, json=body, headers=cookie)
             assert answer.status_code in (404, 422, 400), (endpoint.method, path, answer.status_code, answer.text)
 
 

@@ -142,12 +142,22 @@ class Caller:
     is_limited: bool = False
     is_run: bool = False
 
+    def is_in(self, endpoint: Endpoint | Raw) -> bool:
+        """Whether it is known there: a page knows sessions, and a session's token is what its cookie holds."""
+        return self.is_known and (not is_page(endpoint) or self.token.startswith(sessions.PREFIX))
+
+
+def is_page(endpoint: Endpoint | Raw) -> bool:
+    return isinstance(endpoint, Raw) and endpoint.page
+
 
 def expected(endpoint: Endpoint | Raw, caller: Caller) -> int | None:
     """The status of a refusal, or None where the guard lets the caller in."""
     needs = endpoint.needs
     if needs in (Access.PUBLIC, Access.CAPABILITY):
         return None
+    if not caller.is_in(endpoint) and is_page(endpoint):  # led to the sign-in page
+        return 303
     if not caller.is_known:  # a call to a listener's endpoint that is not even in its protocol is told so first
         return 426 if needs is Access.LISTENER and not caller.token else 401
     if caller.is_run:
@@ -199,6 +209,8 @@ async def dump() -> str:
 async def request(client: httpx.AsyncClient, endpoint: Endpoint | Raw, url: str, token: str) -> httpx.Response:
     """The call, with a body that is well-formed and asks for as little as can be."""
     headers = {"Authorization": f"Bearer {token}" if token else ""}
+    if is_page(endpoint):
+        headers["Cookie"] = f"terrapod={token}"
     content = (
         None
         if endpoint.method in ("GET", "HEAD", "DELETE")
@@ -299,6 +311,9 @@ async def test_the_level_that_is_needed_is_enough(
         if endpoint.method != "GET":
             things = await Things(server, {"swept": "yes"}, listener).make()
         caller = by_name[endpoint.needs.name.lower()]
+        if is_page(endpoint):
+            owner = await identity.user(f"{endpoint.needs.name.lower()}@example.org")
+            caller = Caller((await sessions.begin(owner, "local", (), "", ""))[1], caller.level)
         if endpoint.path.endswith("/force-unlock"):  # plan is enough for a lock of one's own
             lock = things.url(endpoint).replace("force-unlock", "lock")
             assert (await request(server.api, endpoint, lock, caller.token)).status_code == 200

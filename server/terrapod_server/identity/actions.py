@@ -112,6 +112,17 @@ async def create_token(user_id: str, description: str, **values: Any) -> ApiToke
     return row
 
 
+async def newest_tokens(user_id: str, most: int) -> tuple[list[ApiToken], int]:
+    """The user's newest tokens, and how many there are."""
+    found = ApiToken.filter(user_id=user_id)
+    return await found.order_by("-id").limit(most), await found.count()
+
+
+async def end_token(token_id: str, user_id: str) -> bool:
+    """Ends one token of the user; False where there is none."""
+    return bool(await ApiToken.filter(id=token_id[:40], user_id=user_id).delete())
+
+
 async def token(token_id: str, caller: Principal) -> ApiToken:
     """A token of the caller's own; a platform admin finds everybody's. Raises NotFound."""
     row = await ApiToken.get_or_none(id=token_id)

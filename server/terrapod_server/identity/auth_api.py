@@ -7,11 +7,12 @@ import msgspec
 from starlette.responses import Response
 
 from terrapod_server.access import actions as access
-from terrapod_server.identity import actions, oauth, pages, rules, sessions
+from terrapod_server.identity import actions, oauth, rules, sessions
 from terrapod_server.identity.browser import SAML_BYTES, Visitor, form_of, single
 from terrapod_server.identity.model import Session
 from terrapod_server.identity.signin import CALLBACK, SignIn
-from terrapod_server.identity.web import CODE_FORM, begin_session, exchange, replace_password, rfc6749, shown
+from terrapod_server.identity.web import CODE_FORM, begin_session, exchange, replace_password, rfc6749
+from terrapod_server.kit import html
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.documents import encode
 from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Raw, Recorded, Resource
@@ -41,7 +42,6 @@ async def providers(call: Call) -> dict[str, Any]:
     return {"providers": found, "default_provider": found[0]["name"] if found else None}
 
 
-@shown
 async def authorize(call: Call) -> Response:
     """Begin to sign in: at a provider, or on our own page.
 
@@ -55,12 +55,11 @@ async def authorize(call: Call) -> Response:
     name = query.get("provider", actions.LOCAL)
     service: SignIn = call.services.sign_in
     if name == actions.LOCAL:
-        return pages.redirect(f"/sign-in?{urlencode({'next': page})}")
+        return html.redirect(f"/sign-in?{urlencode({'next': page})}")
     visitor = Visitor(call)
-    return visitor.keep(pages.redirect(await service.depart(name, page, visitor.id, call.base)))
+    return visitor.keep(html.redirect(await service.depart(name, page, visitor.id, call.base)))
 
 
-@shown
 async def callback(call: Call) -> Response:
     """Back from a provider, with a person or with a reason why not."""
     service: SignIn = call.services.sign_in
@@ -70,11 +69,10 @@ async def callback(call: Call) -> Response:
     return await begin_session(call, visitor, user, arrival.proof.provider, arrival.proof.roles, arrival.page)
 
 
-@shown
 async def post_callback(call: Call) -> Response:
     """A SAML provider's answer, by way of the browser but without its cookies: it is sent on to show them."""
     handle = await call.services.sign_in.deliver(await form_of(call, SAML_BYTES))
-    return pages.redirect(f"{CALLBACK}?{urlencode({'proof': handle})}")
+    return html.redirect(f"{CALLBACK}?{urlencode({'proof': handle})}")
 
 
 async def metadata(call: Call) -> Response:
@@ -193,9 +191,11 @@ RESOURCES: tuple[Resource, ...] = (PASSWORD,)
 _AUTH = "/api/v2/auth"
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", f"{_AUTH}/providers", None, providers, Access.PUBLIC),
-    Raw("GET", f"{_AUTH}/authorize", authorize, Access.PUBLIC, answers=(303,)),
-    Raw("GET", CALLBACK, callback, Access.PUBLIC, recorded=Recorded.READS, answers=(303,)),
-    Raw("POST", CALLBACK, post_callback, Access.PUBLIC, takes=("SAMLResponse", "RelayState"), answers=(303,)),
+    Raw("GET", f"{_AUTH}/authorize", authorize, Access.PUBLIC, answers=(303,), page=True),
+    Raw("GET", CALLBACK, callback, Access.PUBLIC, recorded=Recorded.READS, answers=(303,), page=True),
+    Raw(
+        "POST", CALLBACK, post_callback, Access.PUBLIC, takes=("SAMLResponse", "RelayState"), answers=(303,), page=True
+    ),
     Raw("GET", f"{_AUTH}/saml/{{provider}}/metadata", metadata, Access.PUBLIC),
     Raw("POST", f"{_AUTH}/token", token, Access.PUBLIC, takes=CODE_FORM, gives=dict[str, Any]),
     Endpoint("GET", f"{_AUTH}/sessions", None, index, Access.SELF),

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from terrapod_server.identity import sessions
 from terrapod_server.identity.model import Session, User
-from terrapod_server.kit.call import Call, Principal
+from terrapod_server.kit.call import Call, Principal, Services, base_of
 from terrapod_server.kit.signed import Signer
 from terrapod_shared.errors import BadRequest, Forbidden, NotFound, UnsupportedMedia
 
@@ -101,15 +101,32 @@ class Visitor:
         return known or secrets.token_hex(16)
 
     def _cookie(self, name: str) -> str:
-        return self._call.request.cookies.get(self._name(name), "")
-
-    def _name(self, name: str) -> str:
-        return f"__Host-{name}" if self._is_secure else name
+        return self._call.request.cookies.get(_name(name, is_secure=self._is_secure), "")
 
     def _set(self, response: Response, name: str, value: str, max_age: int | None = None) -> None:
         response.set_cookie(
-            self._name(name), value, max_age, path="/", secure=self._is_secure, httponly=True, samesite="lax"
+            _name(name, is_secure=self._is_secure),
+            value,
+            max_age,
+            path="/",
+            secure=self._is_secure,
+            httponly=True,
+            samesite="lax",
         )
+
+
+def _name(cookie: str, *, is_secure: bool) -> str:
+    return f"__Host-{cookie}" if is_secure else cookie
+
+
+async def caller(request: Request, services: Services) -> Principal | None:
+    """Who the browser's session is of; None where nobody is signed in. For pages alone: nothing else looks at a cookie."""
+    is_secure = base_of(request, services.config).startswith("https://")
+    token = request.cookies.get(_name("terrapod", is_secure=is_secure), "")
+    found: Principal | None = None
+    if token.startswith(sessions.PREFIX):
+        found = await services.authenticator.bearer(token)
+    return found
 
 
 def device_of(request: Request, user: User, signer: Signer) -> str:

@@ -18,6 +18,13 @@ _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 _LONGEST = 255
 #: Our own pages to which a sign-in may lead on.
 _PAGES = frozenset({"/account", "/oauth/authorize"})
+#: Below this are pages of things. A part of theirs has no dot, so that nothing leads up and out.
+_APP = re.compile(r"/app(?:/[A-Za-z0-9_-]{1,100}){1,8}")
+#: Marks in the User-Agent of a browser or a system, each before those that it also carries.
+_BROWSERS = (("Edg", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("Chrome/", "Chrome"), ("CriOS/", "Chrome"),
+    ("FxiOS/", "Firefox"), ("Safari/", "Safari"))  # fmt: skip
+_SYSTEMS = (("Android", "Android"), ("iPhone", "iPhone"), ("iPad", "iPad"), ("CrOS", "ChromeOS"), ("Windows", "Windows"),
+    ("Mac OS X", "macOS"), ("Linux", "Linux"), ("linux", "Linux"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,10 +75,18 @@ def is_loopback(redirect_uri: str) -> bool:
 
 def own_page(text: str) -> str:
     """The page of ours that `text` names, with its query; the account's for anything else."""
-    parts = text.partition("?")
-    if parts[0] not in _PAGES or not text.isascii() or not text.isprintable():
-        return "/account"
-    return text
+    path = text.partition("?")[0]
+    is_ours = path in _PAGES or _APP.fullmatch(path)
+    return text if is_ours and text.isascii() and text.isprintable() else "/account"
+
+
+def device(user_agent: str) -> str:
+    """A browser and its system, as people call them; of a program its own name."""
+    browser = next((name for mark, name in _BROWSERS if mark in user_agent), "")
+    system = next((name for mark, name in _SYSTEMS if mark in user_agent), "")
+    if user_agent.startswith("Mozilla/") and browser:
+        return f"{browser} on {system}" if system else browser
+    return user_agent.partition(" (")[0][:60].strip() or "Unknown program"
 
 
 def is_challenge(text: str) -> bool:

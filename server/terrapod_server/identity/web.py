@@ -13,30 +13,17 @@ from terrapod_server.identity.browser import Visitor, form_of, person, single
 from terrapod_server.identity.model import Session, User
 from terrapod_server.identity.pages import Way
 from terrapod_server.identity.signin import Attempt, SignIn
+from terrapod_server.kit import html
 from terrapod_server.kit.call import Call
 from terrapod_server.kit.documents import encode
 from terrapod_server.kit.jsonapi import Access, Endpoint, Raw
 from terrapod_shared import clock
-from terrapod_shared.errors import Forbidden, Invalid, TerrapodError
+from terrapod_shared.errors import Invalid, NotFound, TerrapodError, Unauthorized
 
 Handler = Callable[[Call], Awaitable[Response]]
+#: Of a person's API tokens, on the page.
+_TOKENS_SHOWN = 100
 _WRONG = "The e-mail address or the password is wrong."
-
-
-def shown(handler: Handler) -> Handler:
-    """A person asked, so an error is a page too."""
-
-    @functools.wraps(handler)
-    async def answered(call: Call) -> Response:
-        try:
-            return await handler(call)
-        except TerrapodError as error:
-            response = pages.message("This did not work", f"{error.detail}.", error.status)
-            for name, value in error.headers.items():
-                response.headers[name] = value
-            return response
-
-    return answered
 
 
 async def begin_session(
@@ -47,7 +34,7 @@ async def begin_session(
     session, token = await sessions.begin(user, provider, roles, call.address, agent)
     await end_session(call, visitor)
     call.about("sessions", session.id, actor=person(user, session))
-    response = pages.redirect(rules.own_page(page))
+    response = html.redirect(rules.own_page(page))
     visitor.sign_in(response, token, user, device or visitor.device(user))
     return visitor.keep(response)
 
@@ -70,15 +57,13 @@ def _sign_in_page(
     )
 
 
-@shown
 async def show_sign_in(call: Call) -> Response:
     """The sign-in page; somebody who is signed in already goes on at once."""
     visitor = await Visitor(call).identify()
     goes_on = rules.own_page(call.param("next") or "")
-    return pages.redirect(goes_on) if visitor.signed_in else _sign_in_page(call, visitor, goes_on)
+    return html.redirect(goes_on) if visitor.signed_in else _sign_in_page(call, visitor, goes_on)
 
 
-@shown
 async def sign_in(call: Call) -> Response:
     """Sign in with a password of this server."""
     form = await form_of(call)
@@ -107,40 +92,43 @@ async def _attempt(call: Call, visitor: Visitor, email: str) -> Attempt:
     return Attempt(call.services.sign_in.brake, "sign-in", call.address, account or email, device)
 
 
-@shown
 async def sign_out(call: Call) -> Response:
     """End the browser's session at once."""
     form = await form_of(call)
     visitor = await Visitor(call).identify()
     visitor.check_csrf(form)
     await end_session(call, visitor)
-    response = pages.message("Signed out", "Your session is over.", link=("/sign-in", "Sign in again"))
+    response = html.message("Signed out", "Your session is over.", link=(html.SIGN_IN, "Sign in again"))
     visitor.sign_out(response)
     return response
 
 
-@shown
-async def account(call: Call) -> Response:
-    """The person's own page: sessions and password."""
+async def root(call: Call) -> Response:
+    """Leads to one's account, or to sign in."""
     visitor = await Visitor(call).identify()
-    if visitor.signed_in is None:
-        return pages.redirect("/sign-in")
+    return html.redirect("/account" if visitor.signed_in else html.SIGN_IN)
+
+
+async def account(call: Call) -> Response:
+    """The person's own page: sessions, API tokens and password."""
+    visitor = await Visitor(call).identify()
     done = {
         "password": "Your password was changed; all other sessions were ended.",
         "session": "The session was ended.",
+        "token": "The token was ended.",
     }
     return await _account_page(visitor, done=done.get(call.param("done") or "", ""))
 
 
 async def _account_page(visitor: Visitor, *, error: str = "", done: str = "") -> Response:
     session, user = visitor.signed_in or _nobody()
-    live = await sessions.of_user(user.id)
-    return visitor.keep(pages.account(visitor.csrf, user, session, live, error=error, done=done))
+    tokens, count = await actions.newest_tokens(user.id, _TOKENS_SHOWN)
+    held = pages.Held(await sessions.of_user(user.id), tokens, count - len(tokens))
+    return visitor.keep(pages.account(visitor.csrf, user, session, held, error=error, done=done))
 
 
 def _nobody() -> tuple[Session, User]:
-    message = "your session is over: sign in again"
-    raise Forbidden(message)
+    raise Unauthorized("your session is over: sign in again")
 
 
 async def _signed_in_form(call: Call) -> tuple[Visitor, dict[str, str]]:
@@ -152,7 +140,6 @@ async def _signed_in_form(call: Call) -> tuple[Visitor, dict[str, str]]:
     return visitor, form
 
 
-@shown
 async def end_sessions(call: Call) -> Response:
     """End one of the person's other sessions, or all of them."""
     visitor, form = await _signed_in_form(call)
@@ -162,10 +149,21 @@ async def end_sessions(call: Call) -> Response:
     else:
         await sessions.end(form.get("session", ""), user.id)
     await call.services.authenticator.changed()
-    return pages.redirect("/account?done=session")
+    return html.redirect("/account?done=session")
 
 
-@shown
+async def end_token(call: Call) -> Response:
+    """End one of the person's API tokens."""
+    visitor, form = await _signed_in_form(call)
+    _, user = visitor.signed_in or _nobody()
+    token_id = form.get("token", "")
+    call.about("authentication-tokens", token_id)
+    if not await actions.end_token(token_id, user.id):
+        raise NotFound("there is no such token of yours; it may have been ended already")
+    await call.services.authenticator.changed()
+    return html.redirect("/account?done=token")
+
+
 async def change_password(call: Call) -> Response:
     """Change the person's own password."""
     visitor, form = await _signed_in_form(call)
@@ -177,7 +175,7 @@ async def change_password(call: Call) -> Response:
         await replace_password(call, user, form.get("current", ""), new, session.id, visitor.device(user))
     except Invalid as error:
         return await _account_page(visitor, error=f"{error.detail}.")
-    response = pages.redirect("/account?done=password")
+    response = html.redirect("/account?done=password")
     await user.refresh_from_db()
     visitor.sign_in(response, visitor.token, user, visitor.device(user))  # known by the new password from now on
     return response
@@ -199,31 +197,29 @@ def _asked(call: Call) -> oauth.Ask:
     return oauth.ask_of(single(call.request.query_params.multi_items()))
 
 
-@shown
 async def authorize(call: Call) -> Response:
     """Ask the person whether a program may have a token; first to sign in, where needed."""
     ask = _asked(call)
     visitor = await Visitor(call).identify()
     if visitor.signed_in is None:
-        return pages.redirect(f"/sign-in?{urlencode({'next': f'/oauth/authorize?{ask.query()}'})}")
+        return html.redirect(f"/sign-in?{urlencode({'next': f'/oauth/authorize?{ask.query()}'})}")
     host = urlsplit(call.base).netloc
     return visitor.keep(pages.consent(visitor.csrf, ask, visitor.signed_in[1], host))
 
 
-@shown
 async def consent(call: Call) -> Response:
     """The person's answer; only `allow` makes a code."""
     ask = _asked(call)
     visitor, form = await _signed_in_form(call)
     session, _ = visitor.signed_in or _nobody()
     if form.get("answer") == "allow":
-        return pages.redirect(await oauth.issue(ask, session))
+        return html.redirect(await oauth.issue(ask, session))
     if form.get("answer") == "other":
         await end_session(call, visitor)
-        response = pages.redirect(f"/sign-in?{urlencode({'next': f'/oauth/authorize?{ask.query()}'})}")
+        response = html.redirect(f"/sign-in?{urlencode({'next': f'/oauth/authorize?{ask.query()}'})}")
         visitor.sign_out(response)
         return response
-    return pages.message(
+    return html.message(
         "Not allowed",
         f"Nothing was made, and {ask.client.title} got nothing. It may wait still: end it by Ctrl-C, or by closing its "
         "terminal. You can close this page.",
@@ -278,15 +274,19 @@ async def token(call: Call) -> Response:
 
 #: What a program sends to exchange its code.
 CODE_FORM = ("grant_type", "code", "code_verifier", "client_id", "redirect_uri")
-_PAGE: dict[str, Any] = {"needs": Access.PUBLIC, "gives": "text/html", "answers": (200, 303)}
+_PAGE: dict[str, Any] = {"page": True, "gives": "text/html"}
+_PUBLIC: dict[str, Any] = {**_PAGE, "needs": Access.PUBLIC}
+_OWN: dict[str, Any] = {**_PAGE, "needs": Access.SELF}
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
-    Raw("GET", "/sign-in", show_sign_in, **_PAGE),
-    Raw("POST", "/sign-in", sign_in, takes=("csrf", "next", "email", "password"), **_PAGE),
-    Raw("POST", "/sign-out", sign_out, takes=("csrf",), **_PAGE),
-    Raw("GET", "/account", account, **_PAGE),
-    Raw("POST", "/account/password", change_password, takes=("csrf", "current", "password", "again"), **_PAGE),
-    Raw("POST", "/account/sessions", end_sessions, takes=("csrf", "session"), **_PAGE),
-    Raw("GET", "/oauth/authorize", authorize, **_PAGE),
-    Raw("POST", "/oauth/authorize", consent, takes=("csrf", "answer"), **_PAGE),
+    Raw("GET", "/", root, **_PUBLIC),
+    Raw("GET", "/sign-in", show_sign_in, **_PUBLIC),
+    Raw("POST", "/sign-in", sign_in, takes=("csrf", "next", "email", "password"), **_PUBLIC),
+    Raw("POST", "/sign-out", sign_out, takes=("csrf",), **_PUBLIC),
+    Raw("GET", "/account", account, **_OWN),
+    Raw("POST", "/account/password", change_password, takes=("csrf", "current", "password", "again"), **_OWN),
+    Raw("POST", "/account/sessions", end_sessions, takes=("csrf", "session"), **_OWN),
+    Raw("POST", "/account/tokens", end_token, takes=("csrf", "token"), **_OWN),
+    Raw("GET", "/oauth/authorize", authorize, **_PUBLIC),
+    Raw("POST", "/oauth/authorize", consent, takes=("csrf", "answer"), **_PUBLIC),
     Raw("POST", "/oauth/token", token, Access.PUBLIC, takes=CODE_FORM, gives=dict[str, Any]),
 )

@@ -293,9 +293,7 @@ class Call:
     @cached_property
     def base(self) -> str:
         """How absolute URLs begin in this answer."""
-        config = self.services.config
-        host = "" if config.public_url else self.request.headers.get("host", "")
-        return f"{self.request.scope['scheme']}://{host}" if host else config.url
+        return base_of(self.request, self.services.config)
 
     async def stored(
         self,
@@ -377,6 +375,12 @@ class Call:
         if length is not None and length.isdigit() and int(length) != seen:
             message = f"the body has {seen} bytes and not the {length} of its Content-Length"
             raise BadRequest(message)
+
+
+def base_of(request: Request, config: "Config") -> str:
+    """How absolute URLs begin for this client: by the setting, else by the host that it named."""
+    host = "" if config.public_url else request.headers.get("host", "")
+    return f"{request.scope['scheme']}://{host}" if host else config.url
 
 
 def too_large(limit_bytes: int, hint: str = "") -> TooLarge:

@@ -44,6 +44,8 @@ class Guard:
     bearer: Callable[[str], Awaitable[Principal | None]]
     listener: Callable[[Request, Services], Awaitable[Principal]]
     level: Callable[..., Awaitable[Level]]
+    #: Who the session of a browser's cookie is of; asked for pages alone.
+    browser: Callable[[Request, Services], Awaitable[Principal | None]]
 
     async def admit(
         self, endpoint: Endpoint | Raw, request: Request, path: dict[str, str], services: Services
@@ -58,7 +60,8 @@ class Guard:
         ):
             request.scope["path_params"] = path
             return await self.listener(request, services), Level.NONE
-        principal = await self.identify(request)
+        is_page = isinstance(endpoint, Raw) and endpoint.page
+        principal = await (self._visitor(request, services) if is_page else self.identify(request))
         if principal.kind == "run" and not endpoint.run_token:
             if isinstance(needs, Level):
                 raise NotFound
@@ -94,6 +97,14 @@ class Guard:
             message = f"this needs {needs.name.lower()}, and you have {level.name.lower()}"
             raise Forbidden(message)
         return level
+
+    async def _visitor(self, request: Request, services: Services) -> Principal:
+        """Who is signed in, in the browser that asks. Raises Unauthorized."""
+        principal = await self.browser(request, services)
+        if principal is None:
+            raise Unauthorized("sign in first")
+        request.scope["principal"] = principal
+        return principal
 
     async def identify(self, request: Request) -> Principal:
         """Who the bearer token belongs to. Raises Unauthorized."""

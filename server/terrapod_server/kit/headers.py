@@ -1,7 +1,7 @@
-"""Headers that every answer has, and those of a page that a browser shows."""
+"""Headers that every answer has; a page has its own besides (`html`)."""
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from starlette.responses import Response
@@ -49,22 +49,4 @@ def add(response: Response, pairs: Iterable[tuple[bytes, bytes]]) -> None:
     response.raw_headers += [pair for pair in pairs if pair[0] not in present]
 
 
-def page(nonce: str = "", forms: Sequence[str] = ()) -> dict[str, str]:
-    """Of an HTML page: no script, no foreign content, only the style that carries `nonce`.
-
-    `forms` are origins besides ours to which a form may lead: browsers hold a
-    redirect that answers a form to the same rule, such as the one to the CLI's
-    port on loopback at the end of a login.
-    """
-    policy = [
-        "default-src 'none'",
-        f"style-src 'nonce-{nonce}'" if nonce else "style-src 'none'",
-        "img-src 'self' data:",
-        " ".join(("form-action 'self'", *forms)),
-        "base-uri 'none'",
-        "frame-ancestors 'none'",
-    ]
-    return {"Content-Security-Policy": "; ".join(policy), "Cross-Origin-Opener-Policy": "same-origin"}
-
-
-__all__ = ["Pairs", "add", "common", "page"]
+__all__ = ["Pairs", "add", "common"]

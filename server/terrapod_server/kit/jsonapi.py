@@ -251,6 +251,7 @@ class Raw:
     recorded: Recorded = Recorded.CHANGES
     doc: str = ""
     or_listener: bool = False  #: the listener that the path names may do it too, by a signed request
+    page: bool = False  #: for browsers: their session says who calls, and errors are pages
     # For the documents: what the body is (a media type, the type of a JSON message, or a form's names), what a success
     # gives (a media type or a type), and with which statuses it succeeds.
     takes: Any = None

@@ -116,8 +116,8 @@ def room_of(endpoint: Endpoint | Raw) -> str:
 
 def statuses(endpoint: Endpoint | Raw) -> tuple[int, ...]:
     """Those with which it succeeds."""
-    if isinstance(endpoint, Raw):
-        return endpoint.answers
+    if isinstance(endpoint, Raw):  # of a page everybody may be led to sign in
+        return tuple(dict.fromkeys((*endpoint.answers, 303))) if endpoint.page else endpoint.answers
     gives_nothing = inspect.signature(endpoint.do).return_annotation is None
     return (204,) if gives_nothing and endpoint.status == 200 else (endpoint.status,)  # noqa: PLR2004
 

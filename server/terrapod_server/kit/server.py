@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tortoise.exceptions import ValidationError as OrmValidation
 
-from terrapod_server.kit import documents, headers, parse, repeats
+from terrapod_server.kit import documents, headers, html, parse, repeats
 from terrapod_server.kit.body import Body, Pace
 from terrapod_server.kit.call import ANONYMOUS, Call, Principal, Services, too_large
 from terrapod_server.kit.documents import Registry, encode
@@ -137,7 +137,7 @@ class Server:
             await self._send(response, request_id, scope, body, counted)
         except errors.TerrapodError as error:
             if status == 0:
-                await self._send(_refusal(error, scope), request_id, scope, body, counted)
+                await self._send(_refusal(error, endpoint, request, request_id), request_id, scope, body, counted)
             else:
                 log.warning("request %s broke off: %s", request_id, error.detail)
                 raise
@@ -146,7 +146,9 @@ class Server:
         except Exception:  # one of the three edges: a handler's failure is a 500, never a dead server
             log.exception("request %s failed", request_id)
             if status == 0:
-                await self._send(_error_response(errors.Internal()), request_id, scope, body, counted)
+                await self._send(
+                    _refusal(errors.Internal(), endpoint, request, request_id), request_id, scope, body, counted
+                )
             else:
                 raise
         finally:
@@ -348,10 +350,15 @@ def _shown(endpoint: Endpoint | Raw | None, path: str) -> str:
     return endpoint.path if isinstance(endpoint, Raw) and endpoint.quiet else path
 
 
-def _refusal(error: errors.TerrapodError, scope: Scope) -> Response:
-    """Signed where the request was: whoever passes it on could show the refusal of another one."""
+def _refusal(
+    error: errors.TerrapodError, endpoint: Endpoint | Raw | None, request: Request, request_id: str
+) -> Response:
+    """Signed where the request was: whoever passes it on could show the refusal of another one. A page for browsers."""
+    is_page = html.wants_page(request) if endpoint is None else isinstance(endpoint, Raw) and endpoint.page
+    if is_page:
+        return html.refusal(error, request, request_id)
     response = _error_response(error)
-    if vouch := scope.get("vouch"):
+    if vouch := request.scope.get("vouch"):
         vouch(response)
     return response
 

@@ -37,7 +37,8 @@ _LOG = "log"
 _READ_MOST = 4 << 20
 
 
-def _actions(run: Run) -> dict[str, bool]:
+def possible(run: Run) -> dict[str, bool]:
+    """What may be done with a run as it is now."""
     waits = run.status in states.RUNNING and bool(run.cancel_requested)
     return {
         "is-cancelable": states.is_cancelable(run.status) and not waits,
@@ -52,7 +53,8 @@ def _may_be_killed(run: Run) -> bool:
     return run.force_cancel_available_at is not None and run.force_cancel_available_at <= clock.now()
 
 
-def _permissions(level: Level) -> dict[str, bool]:
+def permitted(level: Level) -> dict[str, bool]:
+    """What somebody with this level on the workspace may do with its runs."""
     write = level >= Level.WRITE
     return {
         "can-apply": write,
@@ -134,8 +136,8 @@ RUN = Resource(
         Attr("canceled-at", str, "when somebody canceled it"),
         Attr("force-cancel-available-at", str, "from when it may be killed"),
         Attr("force-canceled-at", str, "when it was killed"),
-        Attr("actions", dict, "what may be done now", value=lambda r, _: _actions(r)),
-        Attr("permissions", dict, "what the caller may do", value=lambda r, call: _permissions(call.level_on(r))),
+        Attr("actions", dict, "what may be done now", value=lambda r, _: possible(r)),
+        Attr("permissions", dict, "what the caller may do", value=lambda r, call: permitted(call.level_on(r))),
     ),
     relations=(
         One("workspace", "workspaces", write=True),

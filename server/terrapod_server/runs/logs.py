@@ -28,6 +28,8 @@ CHUNK_MOST = 4 << 20
 #: Of a live log, how much of its end stays in memory.
 _TAIL = 1 << 20
 _LIVE_MOST = 1000
+#: Of a log that is given as a whole, what is in memory at a time.
+_PIECE = 512 << 10
 #: How often a process that does not write a log looks for new parts.
 _LOOK_S = 0.4
 #: For so long after an append a process trusts that the listener appends at no other.
@@ -201,10 +203,7 @@ async def _pieces(
 
 async def read(services: Services, phase: Phase, run: Run, offset: int, limit: int) -> bytes:
     """Up to `limit` bytes of the framed log; empty past its end."""
-    never_said = phase.log_size < 0 or (phase.log_size == 0 and phase.status == "errored")
-    if phase.is_over and never_said:
-        has_ended_so = phase.status in ("canceled", "errored")
-        raw = framing.never_ran(run.status.value, run.error_message) if has_ended_so else b""
+    if (raw := _of_no_work(phase, run)) is not None:
         start, stop = framing.raw_range(offset, limit, len(raw))
         return framing.frame(raw[start:stop], offset, limit, len(raw), is_over=True)
     total = await _size(services, phase, now=False)
@@ -214,6 +213,35 @@ async def read(services: Services, phase: Phase, run: Run, offset: int, limit: i
         raw = await _stored(services, phase, start, stop)
     has_begun = phase.status not in ("pending", "queued") or total > 0
     return framing.frame(raw, offset, limit, total, is_over=phase.log_size >= 0 and phase.is_over, has_begun=has_begun)
+
+
+def _of_no_work(phase: Phase, run: Run) -> bytes | None:
+    """The log of a phase that ended before it began; None where it did begin, or still may."""
+    never_said = phase.log_size < 0 or (phase.log_size == 0 and phase.status == "errored")
+    if not phase.is_over or not never_said:
+        return None
+    has_ended_so = phase.status in ("canceled", "errored")
+    return framing.never_ran(run.status.value, run.error_message) if has_ended_so else b""
+
+
+async def raw_size(services: Services, phase: Phase, run: Run) -> int:
+    """How many bytes `raw` gives now."""
+    own = _of_no_work(phase, run)
+    return await _size(services, phase, now=False) if own is None else len(own)
+
+
+async def raw(services: Services, phase: Phase, run: Run, start: int, stop: int) -> AsyncIterator[bytes]:
+    """The log's bytes from `start` to `stop` without its marks, in pieces."""
+    own = _of_no_work(phase, run)
+    if own is not None:
+        yield own[start:stop]
+        return
+    while start < stop:
+        piece = await _stored(services, phase, start, min(stop, start + _PIECE))
+        if not piece:  # a part of it was lost
+            return
+        yield piece
+        start += len(piece)
 
 
 async def _stored(services: Services, phase: Phase, start: int, stop: int) -> bytes:

@@ -44,6 +44,52 @@ def test_an_address_is_one_or_nothing() -> None:
         assert rules.address_of(text) == ""
 
 
+@pytest.mark.parametrize(
+    ("agent", "name"),
+    [
+        ("Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0", "Firefox on Linux"),
+        (
+            "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0 Safari/537.36",
+            "Chrome on Windows",
+        ),
+        (
+            "Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140 Safari/537.36 Edg/140.0",
+            "Edge on Windows",
+        ),
+        ("Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605 Version/18 Safari/605", "Safari on macOS"),
+        ("Mozilla/5.0 (iPhone; CPU iPhone OS 17_0 like Mac OS X) Version/17 Mobile Safari/604", "Safari on iPhone"),
+        ("Mozilla/5.0 (Linux; Android 15) AppleWebKit/537 Chrome/140.0 Mobile Safari/537", "Chrome on Android"),
+        ("terrapod/0.1.0 (linux)", "terrapod/0.1.0"),
+        ("python-httpx/0.28", "python-httpx/0.28"),
+        ("x" * 254, "x" * 60),
+        ("", "Unknown program"),
+        (" (", "Unknown program"),
+    ],
+)
+def test_a_session_is_named_by_browser_and_system(agent: str, name: str) -> None:
+    assert rules.device(agent) == name
+
+
+@pytest.mark.parametrize(
+    ("asked", "page"),
+    [
+        ("/app/default/net/runs/run-1", "/app/default/net/runs/run-1"),
+        ("/app/default/net/runs/run-1/logs/plan?x=1", "/app/default/net/runs/run-1/logs/plan?x=1"),
+        ("/app", "/account"),
+        ("/app/", "/account"),
+        ("/app//evil.example", "/account"),
+        ("/app/../sign-out", "/account"),
+        ("/app/..", "/account"),
+        ("/app/default/net\\evil", "/account"),
+        ("/app/default\n/net", "/account"),
+        ("/app/" + "a/" * 5000 + "!", "/account"),
+        ("/application/x", "/account"),
+    ],
+)
+def test_a_sign_in_leads_on_to_pages_of_ours_alone(asked: str, page: str) -> None:
+    assert rules.own_page(asked) == page
+
+
 def test_a_verifier_proves_its_challenge_only() -> None:
     verifier = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"  # the example of RFC 7636
     challenge = "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"

@@ -1,0 +1,116 @@
+"""Pages: templates that escape all that they are given, the headers of a page, and how an error looks to a person.
+
+A page needs no script and loads nothing but its icon: its style stands in it,
+and the policy names that style by its hash.
+"""
+
+import base64
+import hashlib
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlencode
+
+import jinja2
+from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from terrapod_shared.errors import NotFound, TerrapodError
+
+SIGN_IN = "/sign-in"
+#: What else than its own form an error has, by status.
+_TITLES = {403: "Not allowed", 404: "Not found", 405: "Not found", 429: "Too many requests"}
+_SERVER_ERROR = 500
+_NOTHING = "there is nothing at this address, or nothing that this account may see"
+#: A dome with a gate.
+ICON = (
+    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="#4a3fc0"><path fill-rule="evenodd" d="M12 4.5c5.3 0 '
+    b'9.5 4.2 9.5 9.5v1.5h-19V14c0-5.3 4.2-9.5 9.5-9.5zM12 7.2l-3.7 2.2v3.9h7.4V9.4z"/><path d="M2.5 17.5h19v2h-19z"/></svg>'
+)
+
+
+def minute(at: datetime) -> str:
+    """A time as pages show it."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _environment() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("terrapod_server"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    style = made.loader.get_source(made, "style.css")[0] if made.loader else ""
+    made.globals |= {"style": Markup(style), "title": "", "width": "", "wrong": False}  # noqa: S704  our own file
+    made.filters["minute"] = minute
+    return made
+
+
+_TEMPLATES = _environment()
+_STYLE_HASH = base64.b64encode(hashlib.sha256(str(_TEMPLATES.globals["style"]).encode()).digest()).decode()
+
+
+def add_filter(name: str, function: Any) -> None:
+    """A filter that templates of a room use."""
+    _TEMPLATES.filters[name] = function
+
+
+def page(template: str, *, status: int = 200, forms: str = "", **values: Any) -> HTMLResponse:
+    """The page that a template makes of these values; `title` is its heading.
+
+    `wrong` says in the window's title that there is an error, `width` is a class
+    of the style. `forms` is the origin besides ours to which a form's answer
+    leads: browsers hold redirects to the same rule.
+    """
+    policy = (
+        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src 'self'; "
+        f"form-action 'self'{' ' + forms if forms else ''}; base-uri 'none'; frame-ancestors 'none'"
+    )
+    headers = {
+        "Content-Security-Policy": policy,
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Referrer-Policy": "same-origin",
+        "Cache-Control": "no-store",
+    }
+    return HTMLResponse(_TEMPLATES.get_template(template).render(**values), status, headers)
+
+
+def redirect(url: str) -> Response:
+    """With GET, whatever the request was; nothing of this address goes along."""
+    return RedirectResponse(url, 303, {"Referrer-Policy": "no-referrer", "Cache-Control": "no-store"})
+
+
+def message(
+    title: str, text: str, status: int = 200, link: tuple[str, str] = ("/", "Go to your account")
+) -> HTMLResponse:
+    """A page that only says something; `link`, its way on or back, is (address, text)."""
+    return page("message.html", status=status, title=title, text=text, link=link)
+
+
+def refusal(error: TerrapodError, request: Request, request_id: str = "") -> Response:
+    """An error as a page; who is not signed in is led to sign in, and back."""
+    if error.status == 401:  # noqa: PLR2004
+        if request.method not in ("GET", "HEAD"):
+            return redirect(SIGN_IN)
+        path, query = request.url.path, request.url.query
+        return redirect(f"{SIGN_IN}?{urlencode({'next': path + ('?' + query if query else '')})}")
+    said = _NOTHING if isinstance(error, NotFound) and error.detail == NotFound().detail else error.detail
+    text = f"{said[:1].upper()}{said[1:]}."
+    if error.status >= _SERVER_ERROR:
+        text = f"{text} The server's log says more about request {request_id}."
+    response = message(_TITLES.get(error.status, "This did not work"), text, error.status)
+    for name, value in error.headers.items():
+        response.headers[name] = value
+    return response
+
+
+def wants_page(request: Request) -> bool:
+    """Whether somebody has typed an address into a browser that is none of ours, and none of the API's."""
+    is_of_api = request.url.path.startswith(("/api/", "/.well-known/"))
+    return not is_of_api and "text/html" in request.headers.get("accept", "")
+
+
+__all__ = ["ICON", "SIGN_IN", "add_filter", "message", "minute", "page", "redirect", "refusal", "wants_page"]

@@ -79,10 +79,6 @@ class Shell:
     def __exit__(self, *_: object) -> None:
         self.terminal.close(force=True)
 
-    def names(self, **more: str) -> None:
-        """Further words of the documents, such as TOKEN, that are known only now."""
-        self._place |= more
-
     def begin(self, text: str) -> None:
         """Pastes a block; what it asks is answered by the caller."""
         for name, here in self._place.items():

@@ -115,7 +115,7 @@ async def create_token(user_id: str, description: str, **values: Any) -> ApiToke
 async def newest_tokens(user_id: str, most: int) -> tuple[list[ApiToken], int]:
     """The user's newest tokens, and how many there are."""
     found = ApiToken.filter(user_id=user_id)
-    return await found.order_by("-id").limit(most), await found.count()
+    return await found.order_by("-created_at", "-id").limit(most), await found.count()
 
 
 async def end_token(token_id: str, user_id: str) -> bool:

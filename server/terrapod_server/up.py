@@ -33,6 +33,7 @@ from terrapod_shared.files import write_private
 from terrapod_shared.host_engines import HostEngine
 
 log = logging.getLogger("terrapod")
+_AGAIN_S = 5.0
 _PATIENCE_S = (10.0, 30.0, 5.0)
 
 
@@ -156,20 +157,24 @@ async def _run(config: Config, options: Options, stop: asyncio.Event) -> None:
         await server
         return
     listener: asyncio.Task[None] | None = None
-    _welcome(config, options)
-    if options.with_listener and importlib.util.find_spec("terrapod_listener") is None:
-        log.warning("the listener is not installed, so none is started")
-    elif options.with_listener:
-        engines, left_out = await asyncio.to_thread(_engines, options)
-        _show_engines(engines, left_out, options)
-        listener = asyncio.create_task(_keep_listener(config, options, stop, engines))
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({server, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stop.set()
-    if listener:  # first, so that what it still delivers finds the server there
+    try:
+        _welcome(config, options)
+        if options.with_listener and importlib.util.find_spec("terrapod_listener") is None:
+            log.warning("the listener is not installed, so none is started")
+        elif options.with_listener:
+            engines, left_out = await asyncio.to_thread(_engines, options)
+            _show_engines(engines, left_out, options)
+            listener = asyncio.create_task(_keep_listener(config, options, stop, engines))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({server, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.set()
+        if listener:  # first, so that what it still delivers finds the server there
+            await asyncio.wait({listener})
+        server_stop.set()
+        await server
+    if listener:
         await listener
-    server_stop.set()
-    await server
 
 
 async def _first_token(data: Path) -> None:
@@ -228,7 +233,7 @@ def _show_engines(engines: list[HostEngine], left_out: list[str], options: Optio
         click.echo("Its listener brings these engines of this host; others are fetched from their publishers:\n")
     else:
         click.echo("No terraform or tofu of this host is used: engines are fetched from their publishers.")
-        click.echo("Without internet, give it one (up --engine PATH), or import a release's archive:\n")
+        click.echo("Without internet, give it one (up --engine FILE), or import a release's archive:\n")
         click.echo(f"  {_program()} binaries import terraform_VERSION_OS_ARCH.zip --data {quote(str(options.data))}")
     for each in engines:
         click.echo(f"  {each}")
@@ -263,6 +268,15 @@ class Child:
         self._process.send_signal(number)
 
 
+def _begun(argv: list[str], environment: dict[str, str]) -> Child | None:
+    """The listener's program, or None and a line in the log where the system does not start it."""
+    try:
+        return Child(argv, environment)
+    except OSError as error:
+        log.error("the listener cannot be started: %s: %s", argv[0], error.strerror)  # noqa: TRY400  nothing of ours
+        return None
+
+
 async def _keep_listener(config: Config, options: Options, stop: asyncio.Event, engines: list[HostEngine]) -> None:
     """A listener process that is started again when it ends; joined at its first start, for which `engines` are."""
     is_first = True
@@ -290,10 +304,11 @@ async def _keep_listener(config: Config, options: Options, stop: asyncio.Event, 
             ]
             join += trust
             own = {**environment, "TERRAPOD_LISTENER_TOKEN": token}  # everybody on the host may read an argv
-            if await Child(join, own).ended != 0:
+            joining = _begun(join, own)
+            if joining is None or await joining.ended != 0:
                 log.warning("the listener could not join; trying again")
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), 5)
+                    await asyncio.wait_for(stop.wait(), _AGAIN_S)
                 continue
         run = [*command, "run", "--home", str(home), "--hide", str(options.data), "--parent", str(os.getpid())]
         run += ["--server", url, *trust]  # both may be others than at the last start
@@ -301,7 +316,11 @@ async def _keep_listener(config: Config, options: Options, stop: asyncio.Event, 
             engines, _ = await asyncio.to_thread(_engines, options)
         is_first = False
         run += [word for each in engines for word in ("--engine", str(each.path))]
-        process = Child(run, environment)
+        process = _begun(run, environment)
+        if process is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _AGAIN_S)
+            continue
         ended, stopping = process.ended, asyncio.ensure_future(stop.wait())
         either: set[asyncio.Future[Any]] = {ended, stopping}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

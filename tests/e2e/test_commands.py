@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +135,25 @@ def test_two_servers_at_once_on_one_new_folder(tmp_path: Path) -> None:
     finally:
         again.terminate()
         assert again.wait(20) == 0
+
+
+def test_up_ends_well_where_its_listener_cannot_be_started(tmp_path: Path) -> None:
+    """The interpreter by whose path it would be started is gone."""
+    data, port, python = tmp_path / "data", free_port(), tmp_path / "python"
+    python.symlink_to(Path(sys.executable).resolve())
+    process = subprocess.Popen(
+        [python, "-m", "terrapod_server", "up", "--data", data, "--port", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={"PATH": "/none", "PYTHONHOME": sys.base_prefix, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    python.unlink()
+    assert process.stderr
+    said = process.stderr.readline()
+    ready(f"https://localhost:{port}", process, data / "ca.pem")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert f"the listener cannot be started: {python}: No such file or directory" in said
+    assert process.returncode == 0
 
 
 def test_first_and_later_starts(tmp_path: Path) -> None:

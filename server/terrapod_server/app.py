@@ -143,8 +143,8 @@ async def ready(call: Call) -> Response:
     for name, check in (("database", _database_answers), ("storage", call.services.store.healthy)):
         try:
             checks[name] = "healthy" if await check() else "unhealthy"
-        except Exception:
-            log.warning("%s is not healthy", name, exc_info=True)
+        except Exception as error:  # noqa: BLE001  whatever it is, the answer says that it is not healthy
+            database_errors.log_failure(log, f"the check of the {name}", error, call.services.config.database)
             checks[name] = "unhealthy"
     if checks["database"] == "healthy" and not await _has_keys(call.services):
         checks["keys"] = "unhealthy"

@@ -53,6 +53,7 @@ def log_as(level: str) -> None:
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("hpack", "httpcore", "httpx", "tortoise", "aiosqlite", "botocore", "aiobotocore"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)  # a stack trace a second while the database is away
 
 
 def _on_hangup() -> asyncio.Event:
@@ -173,7 +174,8 @@ def bound(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = known[0]
         found = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise CannotListen(f"{host} port {port} cannot be listened on: {error.strerror or error}") from None
+        why = f"{host} port {port} cannot be listened on: {error.strerror or error}"
+        raise CannotListen(f"{why}: {_advice(error)}") from None
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -10,10 +10,13 @@ from typing import Any
 
 import asyncpg
 import click
+import httpx
 import pytest
 from click.testing import CliRunner
 
 from kit.postgres import Postgres, free_port
+from kit.process import Process
+from kit.serving import until
 from kit.site import BIN
 from terrapod_cli.main import main as terrapod
 from terrapod_listener.__main__ import main as listener
@@ -24,15 +27,15 @@ WITHOUT = "import sys\nfor name in {names!r}:\n    sys.modules[name] = None\n"
 NOBODY = 65534
 
 
-def one_line(program: click.Group, *argv: str, code: int = 1, **environment: str) -> str:
+def one_line(commands: click.Group, *argv: str, code: int = 1, **environment: str) -> str:
     """The line by which a command ends."""
-    done = CliRunner(env=environment).invoke(program, argv)
+    done = CliRunner(env=environment).invoke(commands, argv)
     assert isinstance(done.exception, SystemExit), done.exception
     assert (done.exit_code, len(done.stderr.splitlines())) == (code, 1), done.stderr
     return done.stderr.strip()
 
 
-def process(*argv: str, **environment: str) -> tuple[int, str]:
+def program(*argv: str, **environment: str) -> tuple[int, str]:
     """Exit code and standard error of `terrapod-server` as a program."""
     done = subprocess.run(
         [BIN / "terrapod-server", *argv], env={"PATH": os.environ["PATH"], **environment}, capture_output=True, text=True,
@@ -72,7 +75,7 @@ def test_a_database_that_cannot_be_used(postgres: Postgres, tmp_path: Path) -> N
         assert line.startswith("Error: cannot "), line
         assert wanted in line
         assert "s3cret" not in line
-    code, line = process("serve", **settings, TERRAPOD_DATABASE_URL=next(iter(said)))
+    code, line = program("serve", **settings, TERRAPOD_DATABASE_URL=next(iter(said)))
     assert (code, line.strip()) == (1, found[0])
     assert "let the role own the database and all in it (ALTER DATABASE not_ours OWNER TO guest)" in found[3]
 
@@ -132,7 +135,7 @@ def test_a_home_of_another_user_is_named_with_its_owner(tmp_path: Path) -> None:
 
 def test_packages_that_are_not_installed_are_named_with_their_pip_line(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WITHOUT.format(names=["tortoise", "aioboto3", "signxml"]))
-    code, line = process("serve", PYTHONPATH=str(tmp_path))
+    code, line = program("serve", PYTHONPATH=str(tmp_path))
     assert (code, len(line.splitlines())) == (1, 1), line
     assert "terrapod-server lacks the package tortoise: " in line
     assert line.strip().endswith("-m pip install 'terrapod[server]'")
@@ -142,7 +145,7 @@ def test_packages_that_are_not_installed_are_named_with_their_pip_line(tmp_path:
         '[storage]\nkind = "s3"\nbucket = "b"\n[[auth.saml]]\nname = "a"\nissuer = "i"\n'
         f'sign_on_url = "https://a"\ncertificate = "{file}"\n'
     )
-    code, said = process("serve", "--config", str(file), PYTHONPATH=str(tmp_path))
+    code, said = program("serve", "--config", str(file), PYTHONPATH=str(tmp_path))
     assert code == 2
     assert "storage.kind: s3 needs an extra: " in said
     assert "-m pip install 'terrapod[s3]'" in said
@@ -179,3 +182,36 @@ def test_what_the_command_line_cannot_read(tmp_path: Path) -> None:
     (tmp_path / ".terraform.d" / "credentials.tfrc.json").write_text("{")
     line = one_line(terrapod, "whoami", "--host", "localhost:1", HOME=str(tmp_path), TF_CLI_CONFIG_FILE="")
     assert f"{tmp_path}/.terraform.d/credentials.tfrc.json cannot be read" in line
+
+
+@pytest.mark.slow
+async def test_a_database_that_goes_away_fills_the_log_with_lines_not_with_stack_traces(tmp_path: Path) -> None:
+    with Postgres(tmp_path / "postgres.log") as own:
+        server = Process(tmp_path, await own.fresh("away"))
+        try:
+            await server.start()
+            own.kill()
+            async with httpx.AsyncClient(base_url=server.url, headers={"Authorization": "Bearer tpod_x"}) as api:
+
+                async def is_told() -> bool:
+                    return "failed: cannot reach the database 'away' at 127.0.0.1:" in server.log
+
+                await until(is_told)
+                begun = len(server.log)
+                for number in range(3):
+                    answer = await api.get("/api/v2/account/details", headers={"X-Request-ID": f"request-{number}"})
+                    assert answer.status_code == 500
+                    assert (await api.get("/ready")).status_code == 503
+                said = server.log[begun:]
+                for number in range(3):
+                    assert f"request request-{number} failed: cannot reach the database 'away'" in said
+                assert "the check of the database failed: cannot reach the database 'away'" in said
+                assert "Traceback" not in said
+                own.start()
+
+                async def is_ready() -> bool:
+                    return (await api.get("/ready")).status_code == 200
+
+                await until(is_ready)
+        finally:
+            await server.kill()

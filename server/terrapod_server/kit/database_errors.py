@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import sqlite3
@@ -56,6 +57,27 @@ def explain(error: BaseException, url: str, *, is_connecting: bool = False) -> s
     if url.startswith("sqlite:"):
         return _of_sqlite(cause, url)
     return _of_postgres(cause, url) or (_of_network(cause, url) if is_connecting else None)
+
+
+def log_failure(to: logging.Logger, what: str, error: BaseException, url: str) -> None:
+    """Logs that something failed: with one line where the database was the reason and its operator can mend it, else with
+    the stack trace of a fault.
+    """
+    why = explain(error, url, is_connecting=_is_connecting(error))
+    if why is None:
+        to.error("%s failed", what, exc_info=error)
+    else:
+        to.error("%s failed: %s", what, why)
+
+
+def _is_connecting(error: BaseException) -> bool:
+    """Whether it comes of a connection to PostgreSQL that was to be opened, and not of another part of the network."""
+    place = error.__traceback__
+    while place is not None:
+        if place.tb_frame.f_globals.get("__name__") == "asyncpg.connect_utils":
+            return True
+        place = place.tb_next
+    return False
 
 
 def _inner(error: BaseORMException) -> object:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from terrapod_server.kit import database
+from terrapod_server.kit import database, database_errors
 from terrapod_server.kit.call import Services
 
 log = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ class Periodic:
                 else:
                     await job.do(self._services)
                 self._services.measured.turned(job.name)
-            except Exception:
-                log.exception("job %s failed", job.name)
+            except Exception as error:  # noqa: BLE001  one of the edges: it is logged, and the job has another turn
+                database_errors.log_failure(log, f"job {job.name}", error, self._services.config.database)
             pause_s = job.every_s
 
     async def _is_over(self, pause_s: float) -> bool:

@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tortoise.exceptions import ValidationError as OrmValidation
 
-from terrapod_server.kit import documents, headers, html, parse, repeats
+from terrapod_server.kit import database_errors, documents, headers, html, parse, repeats
 from terrapod_server.kit.body import Body, Pace
 from terrapod_server.kit.call import ANONYMOUS, Call, Principal, Services, too_large
 from terrapod_server.kit.documents import Registry, encode
@@ -143,8 +143,8 @@ class Server:
                 raise
         except ClientDisconnect:
             log.debug("request %s: the client left", request_id)
-        except Exception:  # one of the three edges: a handler's failure is a 500, never a dead server
-            log.exception("request %s failed", request_id)
+        except Exception as error:  # one of the three edges: a handler's failure is a 500, never a dead server
+            database_errors.log_failure(log, f"request {request_id}", error, self.services.config.database)
             if status == 0:
                 await self._send(
                     _refusal(errors.Internal(), endpoint, request, request_id), request_id, scope, body, counted

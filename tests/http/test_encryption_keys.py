@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kit.postgres import free_port
 from kit.serving import Running, running, state_bytes, tar, until
 from kit.site import BIN
 from terrapod_server import app
+from terrapod_server.config import load
 from terrapod_server.kit import database
 from terrapod_server.store.cipher import KeyRing
 
@@ -268,6 +270,24 @@ async def test_two_servers_with_keys_of_their_own_do_not_share_a_new_database(
     await until(is_ready)
     started[name].terminate()
     assert sorted(await asyncio.gather(*tasks)) == [0, 1]
+
+
+async def test_a_start_beside_a_first_start_is_told_to_try_again(database_url: str, tmp_path: Path) -> None:
+    """It had found no key file, and its own new key is not the one that the other has made meanwhile."""
+    late = app.build(load({}, None, data=str(tmp_path / "data"), database_url=database_url))
+    async with running(tmp_path / "data", database_url):
+        pass
+    kept = (tmp_path / "data" / "keys").read_bytes()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        assert message["type"] == "lifespan.startup.failed"
+
+    await late.asgi({"type": "lifespan"}, receive, send)
+    assert str(late.asgi.failure) == f"another process has just made {tmp_path}/data/keys: start again"
+    assert (tmp_path / "data" / "keys").read_bytes() == kept
 
 
 async def test_up_says_it_too(tmp_path: Path) -> None:

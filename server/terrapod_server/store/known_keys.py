@@ -70,8 +70,11 @@ class KnownKeys:
         Raises Unusable, and then nothing was changed.
         """
         async with database.one_at_a_time("encryption keys"):
-            await self.check(ring if self._path.exists() else None)
-            if not self._path.exists():
+            on_disk = await asyncio.to_thread(load, self._path)
+            if on_disk and not set(on_disk.ids) & set(ring.ids):  # the ring is of a start that found no file
+                raise Unusable(self._just_made())
+            await self.check(ring if on_disk else None)
+            if not on_disk:
                 self._write(ring)
             await _record(ring)
 
@@ -79,9 +82,12 @@ class KnownKeys:
         try:
             ring.write_new(self._path)
         except FileExistsError:
-            raise Unusable(f"another process has just made {self._path}: start again") from None
+            raise Unusable(self._just_made()) from None
         except OSError as error:
             raise Unusable(f"the key file {self._path} cannot be made: {error.strerror or error}") from None
+
+    def _just_made(self) -> str:
+        return f"another process has just made {self._path}: start again"
 
     async def check(self, ring: KeyRing | None) -> None:
         """Changes nothing; `ring` is None where there is no key file. Raises Unusable where a server must not start."""

@@ -216,6 +216,7 @@ def test_the_installation_is_followed(tmp_path: Path, terraform: Path) -> None:
             admin.terminal.expect(question)
             admin.terminal.sendline(PASSWORD)
         admin.ended()
+        admin.run(next(text).text)
         token = admin.run("terrapod-server tokens create --admin --config /etc/terrapod/server.toml").split()[-1]
         admin.run(f"export TERRAPOD_TOKEN={token} TERRAPOD_ADDRESS=http://127.0.0.1:{port}")
         found = re.search(r"shown this once:\s+(\S+)", admin.run("terrapod pools tokens create default"))

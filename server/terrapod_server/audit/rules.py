@@ -81,7 +81,7 @@ def shape(path: str, of: str) -> Shape:
     `/workspaces/{workspace}/actions/lock` is about that workspace,
     `/workspaces/{workspace}/runs` about a run that the path does not name.
     """
-    parts = [part for part in path.split("/") if part] or [""]
+    parts = [part for part in path.split("/") if part] or ["pages"]
     places = [place for place, part in enumerate(parts) if part.startswith("{") and part != "{org}"]
     if not places:
         return Shape(of or parts[2 if parts[0] == "api" else 0], "")

@@ -5,12 +5,15 @@ The cloud block's runs log JSON lines (`terraform plan -json`); each has
 """
 
 import json
+import re
 from typing import Any
 
 #: Python's own bound, `sys.int_info.default_max_str_digits`.
 _DIGITS_MOST = 4300
 _MARK = '{"@'
-_HIDDEN = frozenset({"version", "log"})
+_HIDDEN = ("version", "log")
+#: A JSON string can spell halves of characters, which no encoding can write.
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def is_candidate(line: str) -> bool:
@@ -33,9 +36,13 @@ def readable(line: str) -> str | None:
         return line
     if not isinstance(message, dict) or not isinstance(message.get("@message"), str):
         return line
-    kind = message.get("type")
+    kind = message.get("type")  # of any type: whoever is run may have printed the line
     if kind in _HIDDEN:
         return None
+    return _HALVES.sub("\ufffd", _said(kind, message))
+
+
+def _said(kind: object, message: dict[str, Any]) -> str:
     if kind == "diagnostic" and isinstance(message.get("diagnostic"), dict):
         return _diagnostic(message["diagnostic"])
     if kind == "outputs" and isinstance(message.get("outputs"), dict):

@@ -10,20 +10,23 @@ import codecs
 import functools
 import re
 
-_UNSEEN_SET = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+#: What stands for itself, and so ESC and CR.
+_LONE_SET = "\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+_UNSEEN_SET = rf"\x1b\r{_LONE_SET}"
 #: Controls of C0 and C1 but newline and tab, and marks that turn the direction of text around.
 _UNSEEN = re.compile(f"[{_UNSEEN_SET}]")
 #: One of these, and what belongs to it. ESC and one of PX]^_ begin a string (DCS, SOS, OSC, PM, APC), which BEL or ST
-#: ends, and here also a line's end. (It begins with a class of letters, so that the search for it is quick.)
+#: ends, and here also a line's end. (It begins with a class of letters, so that the search for it is quick, and takes what
+#: is cut off by the next ESC together with that, so that a log of nothing else is quick too.)
 _SPECIAL = re.compile(
     f"[{_UNSEEN_SET}]"
-    r"(?:(?<=\x1b)(?:"
+    r"(?:(?<=\x1b)(?:[\[PX\]^_]?\x1b){0,1000}+(?:"
     r"(?P<colour>\[[0-9;:]{0,62}m)"
     r"|\[[\x20-\x3f]{0,62}[\x40-\x7e]?"
     r"|(?P<string>[PX\]^_][^\x07\x9c\n\x1b]*[\x07\x9c]?)"
     r"|[\x20-\x7e]?)"
     r"|(?<=\r)(?P<line>\n?)"
-    r"|)"
+    rf"|[{_LONE_SET}]*)"
 )
 _STRING_ENDS = re.compile("[\x07\x9c\n\x1b]")
 #: What a chunk may have cut in two.
@@ -61,7 +64,7 @@ def cleaned(text: str, *, colour: bool) -> str:
 
 def _kept(found: "re.Match[str]", *, colour: bool) -> str:
     if found.lastgroup == "colour":
-        sequence = found.group()
+        sequence = "\x1b" + found["colour"]
         return sequence if colour and not _hides(sequence[2:-1]) else ""
     return "\n" if found.lastgroup == "line" else ""
 

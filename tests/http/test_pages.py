@@ -27,6 +27,7 @@ _LINES = 120_000
 LOG = (
     b"Listener one\n\x1b[1m\x1b[31mred\x1b[0m <script>alert(1)</script>\x1b]0;title\x07\r\n"
     b'{"@level":"info","@message":"a.b: \\u001b[2JRefreshing <b>state</b>...","type":"refresh_start"}\n'
+    b'{"@message":"half \\ud800 a letter","type":[]}\n'
     b"Plan: 1 to add\n"
 )
 
@@ -77,7 +78,7 @@ async def test_a_run_is_shown_after_signing_in(server: Running, browser: Browser
     for text in (
         "Planned", "Waits for somebody to approve or discard it.", "&lt;i&gt;why&lt;/i&gt;", "terraform 1.15.5",
         f"terrapod runs approve {run}", f"terrapod runs discard {run}", "by admin@localhost",
-        "red &lt;script&gt;alert(1)&lt;/script&gt;\na.b: Refreshing &lt;b&gt;state&lt;/b&gt;...\nPlan: 1 to add",
+        "red &lt;script&gt;alert(1)&lt;/script&gt;\na.b: Refreshing &lt;b&gt;state&lt;/b&gt;...\nhalf \ufffd a letter\nPlan: 1 to add",
     ):  # fmt: skip
         assert text in page.text, text
     assert not any(text in page.text for text in ("\x1b", "\x07", "<i>", "<b>", "title\n", "@message"))
@@ -90,7 +91,8 @@ async def test_a_run_is_shown_after_signing_in(server: Running, browser: Browser
     assert whole.headers["content-type"] == "text/plain; charset=utf-8"
     assert whole.headers["x-content-type-options"] == "nosniff"
     assert (
-        whole.text == "Listener one\nred <script>alert(1)</script>\na.b: Refreshing <b>state</b>...\nPlan: 1 to add\n"
+        whole.text == "Listener one\nred <script>alert(1)</script>\na.b: Refreshing <b>state</b>...\n"
+        "half \ufffd a letter\nPlan: 1 to add\n"
     )
     assert (await browser.open(f"{path}/logs/apply")).text == ""
     assert (await browser.open(f"{path}/logs/other")).status_code == 404

@@ -38,6 +38,9 @@ def cleaned(text: str, *, colour: bool = True, size: int = 10_000) -> str:
         ("\u202egnp.exe\u2066", "gnp.exe"),
         (f"a{E}", "a"),
         (f"a{E}[31", "a"),
+        (f"{E * 3}[31mred{E}[{E}]{E}P{E}[1m{E}[{E}[2Jbold", f"{E}[31mred{E}[1mbold"),
+        (f"a{(E + ']') * 3000}b\nc{E * 3000}[31md", f"a\nc{E}[31md"),
+        ("\0" * 3000 + "a", "a"),
         ("tab\tstays é 漢\n", "tab\tstays é 漢\n"),
     ],
 )
@@ -74,6 +77,11 @@ def test_a_name_is_one_line() -> None:
         ("plain text", "plain text"),
         ('{"@level":"info"', '{"@level":"info"'),
         ('{"@level":"info"}', '{"@level":"info"}'),
+        ('{"@message":"half \\ud800 a letter"}', "half \ufffd a letter"),
+        ('{"@message":"whole \\ud83d\\ude00"}', "whole \U0001f600"),
+        ('{"@message":"x","type":"outputs","outputs":{"\\udfff":{"value":1}}}', "Outputs:\n\n\ufffd = 1"),
+        ('{"@message":"a list","type":[]}', "a list"),
+        ('{"@message":"an object","type":{"a":1}}', "an object"),
         ('{"@message":"Terraform 1.15.5","type":"version"}', None),
         ('{"@message":"a: Creating...","type":"apply_start"}', "a: Creating..."),
         (

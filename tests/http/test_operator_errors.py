@@ -200,7 +200,7 @@ async def test_a_database_that_goes_away_fills_the_log_with_lines_not_with_stack
                 begun = len(server.log)
                 for number in range(3):
                     answer = await api.get("/api/v2/account/details", headers={"X-Request-ID": f"request-{number}"})
-                    assert answer.status_code == 500
+                    assert answer.status_code == 503
                     assert (await api.get("/ready")).status_code == 503
                 said = server.log[begun:]
                 for number in range(3):

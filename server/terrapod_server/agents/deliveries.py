@@ -1,6 +1,7 @@
 """What listeners send: joining, renewing, heartbeats, work and its deliveries."""
 
 import asyncio
+import contextlib
 import logging
 from datetime import timedelta
 from functools import partial
@@ -12,7 +13,7 @@ from starlette.responses import Response
 from terrapod_server.agents import actions, auth, idle, late, work
 from terrapod_server.agents.model import Listener
 from terrapod_server.configs import actions as configs
-from terrapod_server.kit import brake, parse
+from terrapod_server.kit import brake, database_errors, parse
 from terrapod_server.kit.call import Call, Principal, Services
 from terrapod_server.mirror import actions as mirror
 from terrapod_server.runs import actions as runs
@@ -236,6 +237,10 @@ async def _offer(call: Call, phase: Phase) -> Response | None:
         await queue.wait_for_engine(call.services, phase, error.detail)
         return None
     except Exception as error:
+        if database_errors.is_reason(error, call.services.config.database):  # it says nothing about the run
+            with contextlib.suppress(Exception):  # else the offer ends by itself
+                await _give_back(call, phase, listener_id, "the server's database could not be used")
+            raise
         text, trace = (error.detail, None) if isinstance(error, TerrapodError) else ("internal server error", error)
         log.warning("cannot hand out %s: %s", phase.id, text, exc_info=trace)
         why = f"it could not be handed to listener {me.name}: {text}"
@@ -289,8 +294,10 @@ _sealing: set[asyncio.Task[None]] = set()
 async def _seal(services: Services, phase_id: str) -> None:
     try:
         await logs.seal(services, phase_id)
-    except Exception:  # a task of its own: nobody else hears of it
-        log.exception("the log of %s is sealed later", phase_id)
+    except Exception as error:  # noqa: BLE001  a task of its own: nobody else hears of it
+        database_errors.log_failure(
+            log, f"sealing the log of {phase_id}, which is done later,", error, services.config.database
+        )
 
 
 async def settle() -> None:

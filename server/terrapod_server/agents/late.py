@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from terrapod_server.agents.model import LateState, Listener
+from terrapod_server.kit import database_errors
 from terrapod_server.kit.call import Principal, Services
 from terrapod_server.runs.actions import Change
 from terrapod_server.runs.model import Phase, Run, RunEvent
@@ -141,8 +142,9 @@ async def adopt(services: Services, late_id: str, principal: Principal, *, confi
     await services.store.delete(row.key)
     try:
         await services.on_workspace_unlocked(services, row.workspace_id)
-    except Exception:  # it is adopted, and whoever is told otherwise would get a 409 for the repeat
-        log.exception("late state %s is adopted, and the runs of its workspace could not be let go", row.id)
+    except Exception as error:  # noqa: BLE001  it is adopted, and whoever is told otherwise would get a 409 for the repeat
+        what = f"late state {row.id} is adopted; to let the runs of its workspace go"
+        database_errors.log_failure(log, what, error, services.config.database)
     await services.bus.publish(f"workspace:{row.workspace_id}")
     return await get(late_id)
 

@@ -11,7 +11,7 @@ from tortoise.exceptions import IntegrityError
 
 from terrapod_server.access import actions as access
 from terrapod_server.access import rules
-from terrapod_server.identity import sessions
+from terrapod_server.identity import sessions, uses
 from terrapod_server.identity.model import ApiToken, User, UserIdentity
 from terrapod_server.identity.sessions import fingerprint
 from terrapod_server.kit.bus import Bus
@@ -182,7 +182,7 @@ class Authenticator:
         if owner is None or not owner.is_active:
             return None
         if row.last_used_at is None or row.last_used_at < now - _USE_NOTED:
-            await ApiToken.filter(id=row.id).update(last_used_at=now)
+            await uses.note(ApiToken.filter(id=row.id).update(last_used_at=now))
         rights = await access.rights_of(
             owner.id, row.provider, owner.email, is_read_only=row.read_only, only_workspace=row.workspace_id
         )

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from terrapod_server.identity import onetime
+from terrapod_server.identity import onetime, uses
 from terrapod_server.identity.model import Session, User
 from terrapod_shared import clock, ids
 
@@ -73,7 +73,7 @@ async def find(token: str) -> tuple[Session, User, str, list[str]] | None:
         return None
     if row.last_used_at <= now - _NOTED:
         row.last_used_at, row.expires_at = now, min(now + IDLE, row.created_at + LONGEST)
-        await Session.filter(id=row.id).update(last_used_at=now, expires_at=row.expires_at)
+        await uses.note(Session.filter(id=row.id).update(last_used_at=now, expires_at=row.expires_at))
     return row, user, row.provider, list(row.roles)
 
 

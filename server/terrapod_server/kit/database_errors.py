@@ -12,7 +12,11 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tortoise.exceptions import BaseORMException
 
+from terrapod_shared.errors import Unavailable
 from terrapod_shared.operator_errors import OperatorError
+
+#: When a client may ask again after an answer that the database was the reason of.
+_AGAIN_S = 2
 
 
 class DatabaseError(OperatorError):
@@ -59,15 +63,32 @@ def explain(error: BaseException, url: str, *, is_connecting: bool = False) -> s
     return _of_postgres(cause, url) or (_of_network(cause, url) if is_connecting else None)
 
 
-def log_failure(to: logging.Logger, what: str, error: BaseException, url: str) -> None:
+def is_reason(error: BaseException, url: str) -> bool:
+    """Whether something failed because the database cannot be used now; it may be tried again."""
+    return _reason_of(error, url) is not None
+
+
+def _reason_of(error: BaseException, url: str) -> str | None:
+    return explain(error, url, is_connecting=_is_connecting(error))
+
+
+def log_failure(to: logging.Logger, what: str, error: BaseException, url: str) -> bool:
     """Logs that something failed: with one line where the database was the reason and its operator can mend it, else with
-    the stack trace of a fault.
+    the stack trace of a fault. Whether the database was.
     """
-    why = explain(error, url, is_connecting=_is_connecting(error))
+    why = _reason_of(error, url)
     if why is None:
         to.error("%s failed", what, exc_info=error)
     else:
         to.error("%s failed: %s", what, why)
+    return why is not None
+
+
+def unavailable() -> Unavailable:
+    """What a client is told whose request needed a database that cannot be used now: to ask again."""
+    error = Unavailable("the server's database cannot be used now; try again")
+    error.headers["Retry-After"] = str(_AGAIN_S)
+    return error
 
 
 def _is_connecting(error: BaseException) -> bool:
@@ -132,7 +153,18 @@ def _of_postgres(error: BaseException, url: str) -> str | None:
         (asyncpg.ClientConfigurationError, "correct database_url"),
     )
     advice = next((advice for kind, advice in known if isinstance(error, kind)), None)
+    if advice is None and _is_of_lost_connection(error):
+        advice = "look into its log"
     return None if advice is None else f"cannot use {place_of(url)}: {_in_one_line(error)}: {advice}"
+
+
+def _is_of_lost_connection(error: BaseException) -> bool:
+    """Whether the driver says that it has lost the connection by a word about its own state."""
+    import asyncpg  # noqa: PLC0415  as above
+
+    if isinstance(error, asyncpg.InterfaceError):
+        return "clos" in str(error)  # closed, closing
+    return isinstance(error, asyncpg.InternalClientError) and "cannot switch to state" in str(error)
 
 
 def _of_network(error: BaseException, url: str) -> str | None:

@@ -1,5 +1,6 @@
 """`Idempotency-Key` on every POST: the first answer is given again, the work is done once."""
 
+import contextlib
 import hashlib
 from datetime import timedelta
 
@@ -14,6 +15,8 @@ from terrapod_shared.errors import Invalid, UnderWay
 HEADER = "idempotency-key"
 KEPT = timedelta(hours=24)
 _LONGEST = 255
+#: Ids of keys whose work was not done, which the database could not be told yet.
+_undone: set[str] = set()
 
 
 class Attempt:
@@ -32,6 +35,7 @@ class Attempt:
 
     async def begin(self) -> tuple[int, bytes] | None:
         """Raises Invalid for another body under the same key, UnderWay until the first has ended."""
+        await forget_undone()
         try:
             await Repeat.create(id=self._id, request=self._request)
         except IntegrityError:
@@ -50,12 +54,24 @@ class Attempt:
         await Repeat.filter(id=self._id).update(status=status, body=self._cipher.seal(body, self._id))
 
     async def forget(self) -> None:
-        """Nothing was done, so the key may be used again."""
-        await Repeat.filter(id=self._id).delete()
+        """Nothing was done, so the key may be used again: where the database cannot be told now, as soon as it can."""
+        _undone.add(self._id)
+        with contextlib.suppress(Exception):  # whoever forgets has failed, and says why
+            await forget_undone()
+
+
+async def forget_undone(_services: Services | None = None) -> None:
+    while _undone:
+        one = _undone.pop()  # before the statement: a later request may claim the key while it runs
+        try:
+            await Repeat.filter(id=one).delete()
+        except BaseException:
+            _undone.add(one)
+            raise
 
 
 async def purge(_services: Services) -> None:
     await Repeat.filter(created_at__lt=clock.now() - KEPT).delete()
 
 
-JOBS = (Job("purge repeats", 3600, purge),)
+JOBS = (Job("purge repeats", 3600, purge), Job("forget repeats", 2, forget_undone, leader=False))

@@ -143,12 +143,12 @@ class Server:
                 raise
         except ClientDisconnect:
             log.debug("request %s: the client left", request_id)
-        except Exception as error:  # one of the three edges: a handler's failure is a 500, never a dead server
-            database_errors.log_failure(log, f"request {request_id}", error, self.services.config.database)
+        except Exception as error:  # one of the three edges: a handler's failure is a 5xx, never a dead server
+            url = self.services.config.database
+            is_away = database_errors.log_failure(log, f"request {request_id}", error, url)
             if status == 0:
-                await self._send(
-                    _refusal(errors.Internal(), endpoint, request, request_id), request_id, scope, body, counted
-                )
+                told = database_errors.unavailable() if is_away else errors.Internal()
+                await self._send(_refusal(told, endpoint, request, request_id), request_id, scope, body, counted)
             else:
                 raise
         finally:
@@ -292,8 +292,9 @@ class Server:
         response = await self._render(endpoint, call, result)
         try:
             await attempt.end(response.status_code, bytes(response.body))
-        except Exception:  # the work is done and committed, so that it may not be told as failed
-            log.exception("the answer to a repeat of %s cannot be kept", endpoint.path)
+        except Exception as error:  # noqa: BLE001  the work is done and committed, so that it may not be told as failed
+            url = self.services.config.database
+            database_errors.log_failure(log, f"keeping the answer to a repeat of {endpoint.path}", error, url)
         return response
 
     async def _read(self, endpoint: Endpoint, call: Call) -> bytes:

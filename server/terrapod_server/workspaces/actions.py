@@ -11,7 +11,7 @@ from tortoise.expressions import Q
 
 from terrapod_server.access import rules as access
 from terrapod_server.access import visible
-from terrapod_server.kit import database
+from terrapod_server.kit import database, database_errors
 from terrapod_server.kit.call import Principal, Services
 from terrapod_server.kit.database import in_transaction
 from terrapod_server.kit.reads import Reader, Record, Where
@@ -229,8 +229,9 @@ async def unlock(services: Services, workspace: Workspace, principal: Principal,
         raise locked(now, "unlock")
     try:
         await services.on_workspace_unlocked(services, workspace.id)
-    except Exception:  # it is unlocked, and a client that is told otherwise would get a 409 for its repeat
-        log.exception("workspace %s is unlocked, and its runs could not be let go", workspace.id)
+    except Exception as error:  # noqa: BLE001  it is unlocked, and a client that is told otherwise would get a 409 for its repeat
+        what = f"workspace {workspace.id} is unlocked; to let its runs go"
+        database_errors.log_failure(log, what, error, services.config.database)
     return await get(workspace.id)
 
 
@@ -287,8 +288,9 @@ async def delete(services: Services, workspace: Workspace, principal: Principal,
     try:
         await services.bus.publish(*sorted(topics))
         await services.clear_deleted(services, now.id)
-    except Exception:  # it is gone, and a job removes what is left
-        log.exception("workspace %s is deleted, and its files could not be removed yet", now.id)
+    except Exception as error:  # noqa: BLE001  it is gone, and a job removes what is left
+        what = f"workspace {now.id} is deleted; to remove its files, which is done later,"
+        database_errors.log_failure(log, what, error, services.config.database)
 
 
 def _check_empty(workspace: Workspace) -> None:

@@ -3,7 +3,6 @@
 import ipaddress
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_origin
@@ -76,13 +75,13 @@ def load(home: Path, environ: Mapping[str, str] = os.environ) -> Config:
     mistakes: list[str] = []
     table: dict[str, Any] = {}
     try:
-        table = tomllib.loads((home / FILE).read_text(encoding="utf-8"))
+        table = settings.read(home / FILE)
     except FileNotFoundError:
         pass
     except OSError as error:
         mistakes.append(explain_os_error(error))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        mistakes.append(f"{home / FILE}: {error}")
+    except ValueError as error:
+        mistakes.append(str(error))
     fields = {field.name: field.type for field in msgspec.structs.fields(Config)}
     for name, text in environ.items():
         if not name.startswith(PREFIX):

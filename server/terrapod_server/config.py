@@ -10,7 +10,6 @@ import ipaddress
 import math
 import re
 import ssl
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +26,8 @@ LEAST_ARGON2_KIB = 8192
 _VERSION = re.compile(r"\d{1,6}\.\d{1,6}\.\d{1,6}")
 _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*")
 _NAME_MOST = 253
+_LOGIN = re.compile(r"//[^/?#]*@")
+_NO_LOGIN = "holds a user or a password before its host: messages would show it"
 _PROVIDER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 #: Variables of ours that are no settings: where the file is, and the command line's.
 _NOT_SETTINGS = frozenset({"TERRAPOD_CONFIG", "TERRAPOD_TOKEN", "TERRAPOD_ADDRESS"})
@@ -338,11 +339,11 @@ def load(
     table: dict[str, Any] = {}
     if file is not None:
         try:
-            table = tomllib.loads(file.read_text(encoding="utf-8"))
+            table = settings.read(file)
         except OSError as error:
             mistakes.append(explain_os_error(error))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            mistakes.append(f"{file}: {error}")
+        except ValueError as error:
+            mistakes.append(str(error))
     table = settings.checked(table, Config, "", mistakes)
     table = _merge(table, _from_environment(environ, mistakes))
     table = _merge(table, settings.checked(over, Config, "", mistakes))
@@ -440,15 +441,27 @@ def _contradictions(config: Config) -> list[str]:
 
 def _url_mistakes(config: Config) -> Iterator[str]:
     if (url := config.public_url) and not _is_url(url, "https", "http"):
-        yield f"public_url: must be https://NAME or https://NAME:PORT, and is {url!r}"
+        yield f"public_url: must be https://NAME or https://NAME:PORT, and is {_without_login(url)!r}"
     if (url := config.storage.endpoint) and not _is_url(url, "https", "http"):
-        yield f"storage.endpoint: must be an https:// or http:// URL, and is {url!r}"
+        yield f"storage.endpoint: must be an https:// or http:// URL, and is {_without_login(url)!r}"
+    for name, url in (("public_url", config.public_url), ("storage.endpoint", config.storage.endpoint)):
+        if url != _without_login(url):
+            yield f"{name}: {_NO_LOGIN}"
     url = config.database_url
     if url.startswith("sqlite://") and not Path(url.removeprefix("sqlite://")).name:
         yield "database_url: names no file, as sqlite:///FOLDER/FILE does"
-    elif url and not url.startswith("sqlite://") and not _is_url(url, "postgres", "postgresql", "asyncpg"):
+    elif (
+        url
+        and not url.startswith("sqlite://")
+        and (not _is_url(url, "postgres", "postgresql", "asyncpg") or urlsplit(url).netloc.count("@") > 1)
+    ):
         # never the URL itself: it may hold a password
         yield "database_url: must be postgres://ROLE:PASSWORD@HOST:PORT/DATABASE (a / or @ in the password as %2F, %40), or sqlite:///FILE"
+
+
+def _without_login(url: str) -> str:
+    """A URL as a message may hold it: what stands before the host may be a password."""
+    return _LOGIN.sub("//", url)
 
 
 def _is_url(text: str, *schemes: str) -> bool:
@@ -508,7 +521,9 @@ def _provider_mistakes(provider: Oidc | Saml) -> Iterator[str]:
     else:
         url, file = provider.sign_on_url, provider.certificate
     if not is_safe_url(url):
-        yield f"{url} must be an https URL (http on loopback only)"
+        yield f"{_without_login(url)} must be an https URL (http on loopback only)"
+    if url != _without_login(url):
+        yield f"{_without_login(url)} {_NO_LOGIN}"
     if file and not Path(file).is_file():
         yield f"{file} cannot be read"
 

@@ -1,15 +1,33 @@
 """Settings of a program out of TOML and variables: what is wrong with a value, in words and with what is allowed."""
 
 import difflib
+import tomllib
 import types
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
 #: As much of a wrong value as is shown.
 _SHOWN = 60
+#: More than this is no file of settings.
+_FILE_MOST = 1 << 20
 _TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The table of a TOML file. Raises OSError, and ValueError that names the file."""
+    with file.open("rb") as opened:
+        raw = opened.read(_FILE_MOST + 1)
+    if len(raw) > _FILE_MOST:
+        raise ValueError(f"{file}: is larger than {_FILE_MOST >> 20} MiB, and so no file of settings")
+    try:
+        return tomllib.loads(raw.decode())
+    except RecursionError:
+        raise ValueError(f"{file}: is nested too deep") from None
+    except ValueError as error:  # of TOML or UTF-8
+        raise ValueError(f"{file}: {error}") from None
 
 
 def is_table(kind: Any) -> bool:

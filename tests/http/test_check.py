@@ -68,7 +68,15 @@ def test_mistakes_are_told_at_once_and_in_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["postgres://[::1", "postgres://h:abc/d", "mysql://x", "sqlite://", "postgres://u:s3cret@"]
+    "url",
+    [
+        "postgres://[::1",
+        "postgres://h:abc/d",
+        "mysql://x",
+        "sqlite://",
+        "postgres://u:s3cret@",
+        "postgres://u:a@s3cret:5@h/d",
+    ],
 )
 def test_a_database_url_that_is_none_is_not_repeated(url: str) -> None:
     with pytest.raises(Mistakes) as caught:
@@ -76,6 +84,31 @@ def test_a_database_url_that_is_none_is_not_repeated(url: str) -> None:
     (line,) = caught.value.lines
     assert line.startswith("database_url: ")
     assert "s3cret" not in line
+
+
+def test_urls_that_hold_a_password_are_refused_without_it(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    for scheme in ("https", "ftp"):
+        url = f"{scheme}://u:s3cret@id.example.com"
+        file.write_text(
+            f'public_url = "{url}"\n[storage]\nendpoint = "{url}"\n'
+            f'[[auth.oidc]]\nname = "corp"\nclient_id = "c"\nissuer = "{url}"\n'
+        )
+        with pytest.raises(Mistakes) as caught:
+            load({}, file)
+        assert sum("holds a user or a password before its host" in line for line in caught.value.lines) == 3
+        assert "s3cret" not in str(caught.value.lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("a = " + "[" * 5000, "is nested too deep"), ("#" * (1 << 20) + "\n", "is larger than 1 MiB")]
+)
+def test_a_file_that_is_none_of_settings_is_told_in_a_line(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text(text)
+    with pytest.raises(Mistakes) as caught:
+        load({}, file)
+    assert caught.value.lines == [next(line for line in caught.value.lines if said in line)]
 
 
 async def found(url: str, data: Path, **settings: Any) -> dict[str, list[str]]:

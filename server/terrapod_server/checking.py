@@ -233,6 +233,8 @@ async def _schema() -> Finding:
         version.check(database.place())
     except OperatorError as error:
         return Finding("error", "schema", str(error))
+    if version.number >= migrations.NUMBER and (lacks := sorted(database.model_tables() - await database.tables())):
+        return Finding("error", "schema", f"{version.number}, and lacks {', '.join(lacks)}: restore a copy")
     if version.is_newer:
         text = f"{version.number}, of terrapod {version.program}; this program is older, and may use it"
     elif version.number < migrations.NUMBER:

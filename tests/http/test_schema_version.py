@@ -8,8 +8,9 @@ from click.testing import CliRunner, Result
 
 from kit.postgres import free_port
 from kit.serving import running
-from terrapod_server import app, migrations
+from terrapod_server import app, checking, migrations
 from terrapod_server.__main__ import main
+from terrapod_server.config import load
 from terrapod_server.kit import database, schema_version
 from terrapod_server.kit.database_errors import DatabaseError
 from terrapod_server.kit.schema_version import SchemaVersion
@@ -56,6 +57,35 @@ async def test_a_program_of_the_release_before_uses_a_later_schema_as_it_is(data
         assert (await server.api.get(f"/workspaces/{workspace['id']}")).status_code == 200
         assert await database.version() == later
         assert "made_later" in await database.tables()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["DROP TABLE schema_version", "CREATE TABLE schema_version (x INT)"], "is not as a release has written it"),
+        (["DROP TABLE schema_version", "CREATE TABLE schema_version (id INT, number INT, oldest INT, program TEXT)",
+          "INSERT INTO schema_version VALUES (1, NULL, NULL, NULL)"], "is not as a release has written it"),
+        (["DROP TABLE schema_version"], "cannot be brought to schema"),
+        (["DROP TABLE workspace"], "cannot be brought to schema"),
+    ],
+)  # fmt: skip
+async def test_tables_that_something_has_changed_are_told_in_a_line(
+    empty_url: str, tmp_path: Path, changes: list[str], said: str
+) -> None:
+    await migrated(empty_url)
+    await database.open_(empty_url, app.MODELS)
+    for each in changes:
+        await database.query(each)
+    await database.close()
+    config = load({}, None, data=str(tmp_path), database_url=empty_url)
+    found = [each async for each in checking.of_connections(config)]
+    if changes != ["DROP TABLE schema_version"]:  # which a release before the numbers had not
+        assert [each for each in found if each.level == "error"], found
+    with pytest.raises(DatabaseError, match=said) as caught:
+        await migrated(empty_url)
+    assert "restore a copy" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    await database.close()
 
 
 def make_user(url: str, data: Path) -> Result:

@@ -166,9 +166,22 @@ async def migrate(last: str = LATEST) -> None:
     """Brings the schema to this release's, or up to a migration; forward only, one process at a time on PostgreSQL.
 
     A schema of a later release is left as it is. Raises DatabaseError where
-    this program is too old for it, and what the database raises. Each
-    migration is one transaction, so none is half done.
+    this program is too old for it, or something has changed its tables, and
+    what else the database raises. Each migration is one transaction, so none is
+    half done.
     """
+    try:
+        await _migrate(last)
+    except Exception as error:
+        if not (said := database_errors.said(error)) or database_errors.is_reason(error, _url()):
+            raise
+        raise database_errors.DatabaseError(
+            f"{place()} cannot be brought to schema {schema_version.own().number}: {said}: something has changed its "
+            "tables: restore a copy"
+        ) from error
+
+
+async def _migrate(last: str) -> None:
     client = connections.get("default")
     executor = MigrationExecutor(client, {"terrapod": {"migrations": MIGRATIONS, "models": []}})
     async with one_at_a_time("migrate"):
@@ -189,11 +202,19 @@ async def migrate(last: str = LATEST) -> None:
 
 
 async def version() -> schema_version.SchemaVersion | None:
-    """What the database says of its schema; None for one that is new, or of a release that wrote nothing down."""
+    """What the database says of its schema; None for one that is new, or of a release that wrote nothing down.
+
+    Raises DatabaseError where it says nothing that a release has written.
+    """
     if schema_version.TABLE not in await tables():
         return None
-    found = await rows(schema_version.READ)
-    return schema_version.SchemaVersion(*found[0]) if found else None
+    try:
+        found = await rows(schema_version.READ)
+    except Exception as error:
+        if not database_errors.said(error) or database_errors.is_reason(error, _url()):
+            raise
+        found = [()]
+    return schema_version.of_row(found[0], place()) if found else None
 
 
 async def _note_version(found: schema_version.SchemaVersion | None) -> None:
@@ -206,7 +227,11 @@ async def _note_version(found: schema_version.SchemaVersion | None) -> None:
 
 def place() -> str:
     """The open database, as a message names it."""
-    return database_errors.place_of(_opened["dsn"] if is_postgres() else f"sqlite://{_opened['file']}")
+    return database_errors.place_of(_url())
+
+
+def _url() -> str:
+    return _opened["dsn"] if is_postgres() else f"sqlite://{_opened['file']}"
 
 
 async def _create() -> None:

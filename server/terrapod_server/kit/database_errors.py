@@ -55,12 +55,17 @@ def explained(url: str, *, is_connecting: bool = False) -> Iterator[None]:
 
 def explain(error: BaseException, url: str, *, is_connecting: bool = False) -> str | None:
     """The line for an error of the driver, or of the ORM around it; None where it is not the operator's to mend."""
-    cause = error
-    while isinstance(cause, BaseORMException) and isinstance(found := _inner(cause), BaseException):
-        cause = found
+    cause = _cause(error)
     if url.startswith("sqlite:"):
         return _of_sqlite(cause, url)
     return _of_postgres(cause, url) or (_of_network(cause, url) if is_connecting else None)
+
+
+def said(error: BaseException) -> str:
+    """What the driver says of a statement, in one line; empty where the error is none of the driver's."""
+    cause = _cause(error)
+    is_drivers = isinstance(cause, sqlite3.Error) or type(cause).__module__.startswith("asyncpg.")
+    return _in_one_line(cause) if is_drivers else ""
 
 
 def is_reason(error: BaseException, url: str) -> bool:
@@ -99,6 +104,13 @@ def _is_connecting(error: BaseException) -> bool:
             return True
         place = place.tb_next
     return False
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The driver's error, which the ORM may have wrapped."""
+    while isinstance(error, BaseORMException) and isinstance(found := _inner(error), BaseException):
+        error = found
+    return error
 
 
 def _inner(error: BaseORMException) -> object:

@@ -50,13 +50,18 @@ def normal(name: str) -> str:
 
 def parse(text: str) -> Host:
     """`example.com`, `example.com:8443` or a URL without a path; plain http is for loopback only."""
-    parts = urlsplit(text if "://" in text else f"https://{text}")
+    wrong = click.UsageError(f"{text!r} is no host: give a name, with a port where it is not 443")
+    text = text.strip()
+    if not text.isprintable() or " " in text:  # urlsplit drops some of these
+        raise wrong
     try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
         port = parts.port
     except ValueError:
-        port = -1
-    if not parts.hostname or port == -1 or parts.username or parts.path.strip("/") or parts.query or parts.fragment:
-        raise click.UsageError(f"{text!r} is no host: give a name, with a port where it is not 443")
+        raise wrong from None
+    is_host = parts.hostname and port != 0 and not parts.netloc.endswith(":") and parts.username is None
+    if not is_host or parts.hostname is None or parts.path.strip("/") or parts.query or parts.fragment:
+        raise wrong
     if parts.scheme not in ("https", "http") or (parts.scheme == "http" and not _is_loopback(parts.hostname)):
         raise click.UsageError(f"{text!r} is not https: a token would travel in the clear")
     shown = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
@@ -124,7 +129,8 @@ class Credentials:
         which a server listens. Where it is all that is set, nothing is guessed: it was this program's variable once.
         Raises UsageError.
         """
-        if named := asked or self._environ.get("TERRAPOD_ADDRESS"):
+        named = self._environ.get("TERRAPOD_ADDRESS") or None if asked is None else asked
+        if named is not None:
             return parse(named)
         if self._environ.get("TERRAPOD_HOST"):
             message = "TERRAPOD_HOST does not name the server to call: set TERRAPOD_ADDRESS, or give --host"

@@ -12,6 +12,7 @@ from terrapod_cli.connected import Session, client_for, common, connected, run
 from terrapod_cli.hosts import Credentials, Host, is_token, parse
 from terrapod_cli.output import Fields, Output, flat
 from terrapod_shared import errors
+from terrapod_shared.operator_errors import line_of_stdin
 
 FIELDS: Fields = (
     ("Signed in as", "email"),
@@ -21,13 +22,12 @@ FIELDS: Fields = (
     ("Server", "host"),
     ("By the token of", "token-source"),
 )
-_TOKEN_MOST = 4096
 
 
 def _named(argument: str | None, option: str | None, credentials: Credentials) -> Host:
     if argument and option and parse(argument) != parse(option):
         raise click.UsageError("two different hosts were given")
-    return credentials.choose(argument or option)
+    return credentials.choose(option if argument is None else argument)
 
 
 def _open_browser(url: str) -> None:
@@ -39,9 +39,9 @@ def _open_browser(url: str) -> None:
 
 
 def _typed_token() -> str:
-    token = sys.stdin.readline(_TOKEN_MOST).strip()
+    token = line_of_stdin("token").strip()
     if not is_token(token):
-        raise click.UsageError("there is no token on stdin: one line is read")
+        raise click.UsageError("what is on stdin is no token: one line is read")
     return token
 
 

@@ -60,6 +60,7 @@ def test_a_quoted_text_means_itself() -> None:
         ("http://localhost:8080", "localhost:8080", "http://localhost:8080"),
         ("bücher.example", "xn--bcher-kva.example", "https://xn--bcher-kva.example"),
         ("[::1]:8443", "[::1]:8443", "https://[::1]:8443"),
+        (" example.com\n", "example.com", "https://example.com"),
     ],
 )
 def test_hosts(text: str, name: str, url: str) -> None:
@@ -70,7 +71,8 @@ def test_hosts(text: str, name: str, url: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "http://example.com", "https://user@example.com", "example.com/path", "example.com:port", "ftp://example.com",
-     "https://example.com?x=1", "example.com:99999"],
+     "https://example.com?x=1", "example.com:99999", " ", "https://[zz", "localhost\x1b[31m", "a\nb", "a b", "localhost:0",
+     "localhost:"],
 )  # fmt: skip
 def test_what_is_no_host(text: str) -> None:
     with pytest.raises(click.UsageError):

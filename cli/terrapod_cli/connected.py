@@ -109,7 +109,9 @@ def connected(do: Command) -> Callable[..., None]:
 
 
 def part(text: str) -> str:
-    """One segment of a path."""
+    """One segment of a path. Raises NotFound for what is no name of a thing: it would lead to another path."""
+    if text in ("", ".", ".."):
+        raise errors.NotFound
     return quote(text, safe="")
 
 
@@ -129,8 +131,8 @@ def finding(session: Session, kind: str, named: str) -> Iterator[None]:
 
 async def workspace(session: Session, named: str, include: str | None = None) -> Resource:
     """A workspace by id or by name; with the names of what `include` names. Raises NotFound."""
-    path = f"workspaces/{named}" if ids.is_valid(named, "ws") else f"{ORG}/workspaces/{part(named)}"
     with finding(session, "workspace", named):
+        path = f"workspaces/{named}" if ids.is_valid(named, "ws") else f"{ORG}/workspaces/{part(named)}"
         document = await session.client.call("GET", path, params={"include": include})
     found: Resource = document["data"]
     found["attributes"] |= names_of(found, included_in(document))

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Awaitable, Callable
 
 from terrapod_cli import logs
-from terrapod_cli.connected import Session, finding
+from terrapod_cli.connected import Session, finding, part
 from terrapod_cli.exits import Exit
 from terrapod_cli.output import Row, flat
 from terrapod_shared.client import Resource
@@ -46,7 +46,7 @@ class Follower:
 
     async def run(self) -> Row:
         with finding(self._session, "run", self._id):
-            return flat(await self._client.get(f"runs/{self._id}"))
+            return flat(await self._client.get(f"runs/{part(self._id)}"))
 
     async def until(self, is_so: Callable[[Row], bool]) -> Row:
         """Waits until it is so of the run, and says why it waits."""

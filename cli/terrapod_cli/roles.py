@@ -186,8 +186,8 @@ async def assign(session: Session, email: str, names: tuple[str, ...], only: boo
 @connected
 async def unassign(session: Session, email: str, name: str, provider: str, force: bool) -> None:
     """Take a role from a person."""
-    path = f"{_PATH}/{part(provider)}/{part(email)}/{part(name)}"
     with finding(session, f"role assignment of {email}", name):
+        path = f"{_PATH}/{part(provider)}/{part(email)}/{part(name)}"
         await session.client.call("DELETE", path, params={"force": "true" if force else None})
     session.out.done({"id": f"{provider}:{email}:{name}", "deleted": True}, f"took {name} from {email}")
 

@@ -96,7 +96,7 @@ def runs() -> None:
 @connected
 async def list_(session: Session, named: str | None, status: str | None, limit: int) -> None:
     """List runs, newest first."""
-    path = f"workspaces/{(await workspace(session, named))['id']}/runs" if named else f"{ORG}/runs"
+    path = f"workspaces/{(await workspace(session, named))['id']}/runs" if named is not None else f"{ORG}/runs"
     found = await session.client.listing(path, limit, include="workspace", **{"filter[status]": status})
     session.out.rows([with_names(row, found.included) for row in found.rows], COLUMNS, found.total)
 
@@ -128,7 +128,7 @@ async def logs(session: Session, run: str, follow: bool, only: str | None, raw: 
 
     With --follow the exit code is the run's outcome. Escapes other than colours do not reach the terminal.
     """
-    follower = Follower(session, part(run), raw=raw)
+    follower = Follower(session, run, raw=raw)
     row = await follower.run()
     if not follow:
         for phase in (only,) if only else ("plan", "apply"):

@@ -34,9 +34,9 @@ def tokens() -> None:
 @connected
 async def list_(session: Session, user: str | None, limit: int) -> None:
     """List tokens; what a token is can be read at its creation only."""
-    path = f"users/{part(user or await _own_id(session))}/authentication-tokens"
-    with finding(session, "user", user or "yourself"):
-        found = await session.client.listing(path, limit)
+    who = await _own_id(session) if user is None else user
+    with finding(session, "user", who):
+        found = await session.client.listing(f"users/{part(who)}/authentication-tokens", limit)
     rows = [flat(row) for row in found.rows]
     for workspace_id in {row["workspace-id"] for row in rows} - {None, ""}:
         name = await _name(session, workspace_id)
@@ -63,7 +63,7 @@ async def _name(session: Session, workspace_id: str) -> str | None:
 async def create(session: Session, description: str, expires: str | None, read_only: bool, named: str | None) -> None:
     """Make a token and print it, once."""
     attributes: Row = {"description": description, "expired-at": expires, "read-only": read_only}
-    if named:
+    if named is not None:
         attributes["workspace-id"] = (await workspace(session, named))["id"]
     path = f"users/{await _own_id(session)}/authentication-tokens"
     made = flat(await session.client.send("POST", path, "authentication-tokens", attributes), reveal=True)

@@ -83,7 +83,7 @@ async def create(session: Session, name: str, in_pool: str | None, labels: dict[
     """Make a workspace; you become its owner."""
     attributes: Row = {key.replace("_", "-"): value for key, value in settings.items() if value is not None}
     attributes |= {"name": name} | ({"labels": labels} if labels else {})
-    if in_pool:
+    if in_pool is not None:
         pool_id = (await pool(session, in_pool))["id"]
         attributes |= {"agent-pool-id": pool_id, "execution-mode": settings["execution_mode"] or "agent"}
     made = flat(await session.client.send("POST", f"{ORG}/workspaces", "workspaces", attributes))

@@ -146,9 +146,18 @@ async def test_what_is_not_found_is_named(cli: Cli, server: Running, tmp_path: P
         (cli, "user", "x@example.com", ("users", "show", "x@example.com")),
         (cli, "role", "x", ("roles", "show", "x")),
         (cli, "late state", "late-x", ("states", "pull", "late-x", str(tmp_path / "file"))),
+        # what a script gives whose variable is not set; and what would lead to another path
+        *((cli, "workspace", name, ("workspaces", "show", name)) for name in ("", ".", "..")),
+        *((cli, "role", name, ("roles", "delete", name, "--yes")) for name in ("", ".", "..")),
+        *((cli, "run", name, ("runs", "logs", name)) for name in ("", ".", "..")),
+        (cli, "workspace", "", ("runs", "list", "-w", "")),
+        (cli, "workspace", "", ("tokens", "create", "--description", "for one workspace", "-w", "")),
+        (cli, "user", "", ("tokens", "list", "--user", "")),
+        (cli, "pool", "", ("workspaces", "create", "new", "--pool", "")),
     ):
         said = await who(*argv)
         assert (said.code, said.err) == (5, f'error: {kind} "{name}" not found on {host}, or you lack access\n'), argv
+    assert [row["description"] for row in await cli.ok("tokens", "list")] == ["test"], "no token that is good for all"
 
 
 async def test_runs_that_wait(cli: Cli, server: Running, tmp_path: Path) -> None:

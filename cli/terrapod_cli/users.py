@@ -1,11 +1,10 @@
 """`terrapod users`."""
 
-import sys
-
 import click
 
 from terrapod_cli.connected import LIMIT, ORG, YES, Session, agreed, connected, finding, part
 from terrapod_cli.output import Column, Columns, Fields, Keep, Row, flat
+from terrapod_shared.operator_errors import line_of_stdin
 
 COLUMNS: Columns = (
     Column("EMAIL", "email", Keep.LONG),
@@ -66,9 +65,7 @@ async def create(session: Session, email: str, name: str | None, password_stdin:
     """Make a user, who may do nothing until a role is assigned."""
     attributes: Row = {"email": email, "display-name": name or ""}
     if password_stdin:
-        attributes["password"] = sys.stdin.readline().rstrip("\r\n")
-        if not attributes["password"]:
-            raise click.UsageError("there is no password on stdin: one line is read")
+        attributes["password"] = line_of_stdin("password")
     made = flat(await session.client.send("POST", f"{ORG}/users", "users", attributes))
     session.out.done(made, f"made user {made['email']} ({made['id']})")
 

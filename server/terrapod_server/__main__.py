@@ -163,7 +163,7 @@ _STDIN = click.option("--password-stdin", is_flag=True, help="Read the password 
 
 def _password(from_stdin: bool) -> str:
     if from_stdin:
-        return sys.stdin.readline().rstrip("\r\n")
+        return operator_errors.line_of_stdin("password")
     return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
 
 

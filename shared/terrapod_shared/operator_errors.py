@@ -17,6 +17,8 @@ from terrapod_shared.errors import TerrapodError
 
 #: Errors that a write to an open file raises, without the name of the file.
 _NAMELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO})
+#: More bytes than a password or a token has.
+_LINE_MOST = 8192
 
 
 class OperatorError(Exception):
@@ -87,8 +89,36 @@ def install_line(extra: str) -> str:
     return f"{sys.executable} -m pip install 'terrapod[{extra}]'"
 
 
+def line_of_stdin(what: str) -> str:
+    """The line that stands on standard input, such as a password. Raises UsageError where there is none."""
+    try:
+        line = sys.stdin.buffer.readline(_LINE_MOST + 1).decode()
+    except UnicodeDecodeError:
+        raise click.UsageError(f"the {what} on stdin is no text in UTF-8") from None
+    if len(line) > _LINE_MOST:
+        raise click.UsageError(f"the line on stdin is too long for a {what}")
+    if not (found := line.rstrip("\r\n")):
+        raise click.UsageError(f"there is no {what} on stdin: one line is read")
+    return found
+
+
+def _open_standard_files() -> None:
+    """Gives a process what it was started without (`<&-`), so that no file that it opens later gets what is printed."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.set_inheritable(null, True)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
 class Group(click.Group):
     """Commands whose operator reads no stack trace for what they can mend."""
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        _open_standard_files()
+        return super().main(*args, **more)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -97,6 +127,12 @@ class Group(click.Group):
             raise click.ClickException(str(error)) from None
         except TerrapodError as error:
             raise click.ClickException(error.detail) from None
+        except UnicodeEncodeError as error:
+            if not any("\ud800" <= letter <= "\udfff" for letter in error.object):
+                raise
+            cut = error.object[max(error.start - 20, 0) : error.end]
+            shown = os.fsencode(cut).decode(errors="backslashreplace")
+            raise click.UsageError(f"this is no text in UTF-8: {shown}") from None
         except OSError as error:
             if error.errno == errno.EPIPE or not (_place(error) or error.errno in _NAMELESS):
                 raise

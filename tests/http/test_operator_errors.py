@@ -184,6 +184,45 @@ def test_what_the_command_line_cannot_read(tmp_path: Path) -> None:
     assert f"{tmp_path}/.terraform.d/credentials.tfrc.json cannot be read" in line
 
 
+def shell(line: str, tmp_path: Path) -> tuple[int, str]:
+    """Exit code, and all that a line of the shell prints."""
+    environment = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(tmp_path), "TERRAPOD_TOKEN": "t"}
+    done = subprocess.run(
+        ["sh", "-c", line], env={**environment, "TERRAPOD_ADDRESS": "http://127.0.0.1:9"}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stdout + done.stderr, done
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_programs_that_were_started_without_standard_files(tmp_path: Path) -> None:
+    asked = shell("terrapod users create ann@example.com --password-stdin <&-", tmp_path)
+    assert (asked[0], "there is no password on stdin" in asked[1]) == (2, True), asked
+    joining = f"terrapod-listener join --server https://x --home {tmp_path}/home --token-stdin <&-"
+    assert shell(joining, tmp_path) == (1, "Error: standard input holds no join token: it is empty\n")
+    said = shell("terrapod whoami --host a/b >&-", tmp_path)
+    assert (said[0], "is no host" in said[1]) == (2, True), said
+    made = shell(
+        f"terrapod-server users create --email ann@example.com --password-stdin --data {tmp_path} <&-", tmp_path
+    )
+    assert (made[0], "there is no password on stdin" in made[1]) == (2, True), made
+    open_files = shell("terrapod-server --version >&- 2>&- && terrapod-listener --version <&-", tmp_path)
+    assert open_files[0] == 0, open_files
+
+
+def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
+    """Bytes of another encoding, as arguments and on standard input."""
+    named = shell(r"terrapod workspaces show $(printf 'caf\351')", tmp_path)
+    assert named == (2, "Error: this is no text in UTF-8: caf\\xe9\n")
+    joined = shell(
+        rf"terrapod-listener join --server https://x --home {tmp_path}/h --token t --name $(printf '\351')", tmp_path
+    )
+    assert (joined[0], "this is no text in UTF-8: \\xe9" in joined[1]) == (2, True), joined
+    typed = shell(r"printf '\351\n' | terrapod login --token-stdin", tmp_path)
+    assert (typed[0], "the token on stdin is no text in UTF-8" in typed[1]) == (2, True), typed
+
+
 @pytest.mark.slow
 async def test_a_database_that_goes_away_fills_the_log_with_lines_not_with_stack_traces(tmp_path: Path) -> None:
     with Postgres(tmp_path / "postgres.log") as own:

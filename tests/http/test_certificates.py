@@ -1,6 +1,7 @@
 """A renewed certificate is used without a restart; one that cannot be used changes nothing, and is told of."""
 
 import asyncio
+import os
 import shutil
 import signal
 import socket
@@ -97,6 +98,15 @@ async def test_a_renewed_certificate_is_used_without_a_restart(tls: tuple[Proces
 
     await until(is_told)
     assert await asyncio.to_thread(served, process.port) == before
+    # a pipe that nobody writes into is not waited for
+    os.mkfifo(issued.certificate)
+    process.signal(signal.SIGHUP)
+
+    async def is_no_file() -> bool:
+        return f"{issued.certificate} is no regular file" in process.log
+
+    await until(is_no_file)
+    issued.certificate.unlink()
     assert "Traceback" not in process.log
     # without a signal, once the files rest
     issued.certificate.write_bytes(good)

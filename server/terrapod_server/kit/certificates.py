@@ -87,7 +87,13 @@ class Certificate:
         return tuple(found)
 
     def _read(self) -> tuple[ssl.SSLContext, float]:
+        for file in self._files:
+            if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for
+                message = f"{file} is no regular file"
+                raise ValueError(message)
         certificate, _ = (file.read_bytes() for file in self._files)  # which says of which file an error is
+        # a key with a passphrase is refused: whoever makes the context would ask for it on a terminal, and wait
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*self._files, lambda: "")
         return self._make(), end_of(certificate)
 
     def _shown_end(self) -> str:

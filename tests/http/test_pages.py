@@ -69,19 +69,19 @@ async def test_the_first_address_leads_on(server: Running, browser: Browser) -> 
 
 async def test_a_run_is_shown_after_signing_in(server: Running, browser: Browser, tmp_path: Path) -> None:
     listener = await server.listener(tmp_path / "home")
-    path = await planned(server, listener, tmp_path, message='<i>why</i> "now"')
+    path = await planned(server, listener, tmp_path, message='<i>why</i> \u202e\x1b[2J"now"')
     run = path.rpartition("/")[2]
     await account(server, admin=True)
     assert (await browser.open(path)).url.path == "/sign-in"
     page = await browser.submit(email=ANN, password=PASSWORD)
     assert page.url.path == path
     for text in (
-        "Planned", "Waits for somebody to approve or discard it.", "&lt;i&gt;why&lt;/i&gt;", "terraform 1.15.5",
+        "Planned", "Waits for somebody to approve or discard it.", "&lt;i&gt;why&lt;/i&gt; &#34;now&#34;", "terraform 1.15.5",
         f"terrapod runs approve {run}", f"terrapod runs discard {run}", "by admin@localhost",
         "red &lt;script&gt;alert(1)&lt;/script&gt;\na.b: Refreshing &lt;b&gt;state&lt;/b&gt;...\nhalf \ufffd a letter\nPlan: 1 to add",
     ):  # fmt: skip
         assert text in page.text, text
-    assert not any(text in page.text for text in ("\x1b", "\x07", "<i>", "<b>", "title\n", "@message"))
+    assert not any(text in page.text for text in ("\x1b", "\x07", "\u202e", "<i>", "<b>", "title\n", "@message"))
     assert "script" not in browser.read.tags
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from terrapod_shared.errors import NotFound, TerrapodError
+from terrapod_shared.terminal import cleaned
 
 SIGN_IN = "/sign-in"
 #: What else than its own form an error has, by status.
@@ -34,6 +35,11 @@ def minute(at: datetime) -> str:
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
+def _shown(value: object) -> object:
+    """What a template is given, without escapes and marks that turn the direction of text around."""
+    return cleaned(value, colour=False) if type(value) is str else value
+
+
 def _environment() -> jinja2.Environment:
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("terrapod_server"),
@@ -42,6 +48,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         auto_reload=False,
+        finalize=_shown,
     )
     style = made.loader.get_source(made, "style.css")[0] if made.loader else ""
     made.globals |= {"style": Markup(style), "title": "", "width": "", "wrong": False}  # noqa: S704  our own file

@@ -382,14 +382,15 @@ async def leave(services: Services, row: Listener) -> None:
 async def forget(before: datetime) -> list[Listener]:
     """Removes listeners that were last heard of before that time, unless somebody still waits for what they have.
 
-    That is a lease, a held apply, or the state of an apply whose run keeps its workspace locked since the state is
-    unknown. Any server process may do it: of two that do it at once, one gets a row. A listener that calls meanwhile
+    That is a lease, a held apply, a state that the listener has told of and not delivered (another listener could not
+    deliver it), or the state of an apply whose run keeps its workspace locked since the state is unknown. Any server process may do it: of two that do it at once, one gets a row. A listener that calls meanwhile
     changes the row that the statement has read, and stays.
     """
     rows = await query(
         """
         WITH one AS (SELECT 1)
-        DELETE FROM listener WHERE coalesce(last_seen_at, created_at) < $1 AND NOT EXISTS (
+        DELETE FROM listener
+        WHERE coalesce(last_seen_at, created_at) < $1 AND CAST(spooled AS text) = '[]' AND NOT EXISTS (
             SELECT 1 FROM run_phase p WHERE p.lease_listener_id = listener.id AND (
                 p.lease_state IN ('offered', 'leased', 'held', 'gone') OR (p.kind = 'apply' AND EXISTS (
                     SELECT 1 FROM workspace w

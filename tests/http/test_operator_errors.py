@@ -196,6 +196,16 @@ def shell(line: str, tmp_path: Path) -> tuple[int, str]:
 
 
 @pytest.mark.slow
+def test_nobody_else_reads_the_database_of_a_folder_that_is_open_to_all(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    code, said = shell(f"umask 022; terrapod-server tokens create --admin --data {data}", tmp_path)
+    assert code == 0, said
+    assert (data / "terrapod.sqlite3").stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in data.iterdir() if file.is_file() and file.stat().st_mode & 0o077] == []
+
+
+@pytest.mark.slow
 def test_programs_that_were_started_without_standard_files(tmp_path: Path) -> None:
     asked = shell("terrapod users create ann@example.com --password-stdin <&-", tmp_path)
     assert (asked[0], "there is no password on stdin" in asked[1]) == (2, True), asked

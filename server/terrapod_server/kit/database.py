@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import re
+import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -143,6 +144,10 @@ async def _try_connection(url: str) -> None:
 
 
 def _try_sqlite(path: str) -> None:
+    with contextlib.suppress(
+        OSError
+    ):  # SQLite itself makes a file that everybody may read; what is wrong, it says below
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     with contextlib.closing(sqlite3.connect(path, timeout=_BUSY_MS / 1000, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()

@@ -213,6 +213,10 @@ def set_password(email: str, password_stdin: bool, file: Path | None, data: Path
     click.echo(f"{email.lower()} has a new password, and no session any more")
 
 
+#: Letters, as in the API.
+_DESCRIPTION_MOST = 254
+
+
 @main.group()
 def tokens() -> None:
     """API tokens, made on the server's host."""
@@ -237,6 +241,9 @@ def create_token(
     """
     if not admin:
         message = "--admin is needed: a token made here is the first administrator's"
+        raise click.UsageError(message)
+    if len(description) > _DESCRIPTION_MOST:
+        message = f"--description: at most {_DESCRIPTION_MOST} letters"
         raise click.UsageError(message)
     config = _config_of(file, data)
 

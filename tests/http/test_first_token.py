@@ -62,6 +62,10 @@ async def test_a_first_token_without_a_browser(server: Running, database_url: st
     assert (there.exit_code, f"cannot make {file}: File exists" in there.output) == (1, True)
     unsaid = CliRunner().invoke(main, ["tokens", "create", "--data", str(tmp_path)])
     assert (unsaid.exit_code, "--admin is needed" in unsaid.output) == (2, True)
+    long = CliRunner().invoke(
+        main, ["tokens", "create", "--admin", "--data", str(tmp_path), "--description", "x" * 255]
+    )
+    assert (long.exit_code, "at most 254 letters" in long.output) == (2, True), long
 
 
 async def test_a_token_that_would_not_work_is_not_made(server: Running, database_url: str, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import re
 import os
+import re
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence

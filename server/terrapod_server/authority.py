@@ -3,6 +3,7 @@
 import contextlib
 import ipaddress
 import itertools
+import logging
 import socket
 from collections.abc import Iterable
 from datetime import timedelta
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -18,6 +20,7 @@ from terrapod_server.config import is_loopback, is_name, is_unspecified
 from terrapod_shared import clock
 from terrapod_shared.files import write_private
 
+log = logging.getLogger("terrapod")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _CONTEXT = "the authority of tls"
 _CA_LIFE = timedelta(days=3650)
@@ -48,13 +51,25 @@ def ensure(folder: Path, host: str, cipher: Cipher, names: Iterable[str] = ()) -
     """
     ca_file, ca_key_file = folder / "ca.pem", folder / "ca-key"
     _seal_older(folder / "ca-key.pem", ca_key_file, cipher)
-    if not ca_file.exists() or not ca_key_file.exists():
-        _make_ca(ca_file, ca_key_file, cipher)
     certificate, key = files(folder)
-    wanted = [_general_name(name) for name in dict.fromkeys((*_LOOPBACK, *names_of(host), *names))]
-    if not key.exists() or not _still_good(certificate, wanted):
-        ca_key = serialization.load_pem_private_key(cipher.unseal(ca_key_file.read_bytes(), _CONTEXT), None)
-        _issue(ca_file, ca_key, certificate, key, wanted)
+    ca, leaf = _certificate_in(ca_file), _certificate_in(certificate)
+    if ca and ca.not_valid_before_utc > clock.now():  # made while the clock was ahead
+        ca = None
+    own = [] if is_unspecified(host) else [host]
+    wanted = [_general_name(name) for name in dict.fromkeys((*_LOOPBACK, *own, *names_of(host), *names))]
+    if ca and leaf and leaf.public_key() == _public_key_in(key) and _still_good(ca, leaf, wanted):
+        return certificate, key
+    if not ca_key_file.exists():
+        if leaf:
+            log.warning(
+                "%s is lost, so a new authority is made: give %s to the other hosts again", ca_key_file, ca_file
+            )
+        _make_ca(ca_file, _name_of_ca(), _new_key(ca_key_file, cipher))
+    elif ca is None:  # by the same key and name: the copies that other hosts have stay good
+        _make_ca(ca_file, leaf.issuer if leaf else _name_of_ca(), _ca_key(ca_key_file, cipher))
+    ca, leaf = _certificate_in(ca_file), _certificate_in(certificate)
+    if not (ca and leaf and leaf.public_key() == _public_key_in(key) and _still_good(ca, leaf, wanted)):
+        _issue(ca_file, _ca_key(ca_key_file, cipher), certificate, key, wanted)
     return certificate, key
 
 
@@ -91,9 +106,25 @@ def _seal_older(plain: Path, sealed: Path, cipher: Cipher) -> None:
         plain.unlink()
 
 
-def _make_ca(ca_file: Path, key_file: Path, cipher: Cipher) -> None:
+def _name_of_ca() -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Terrapod authority of {socket.gethostname()}"[:64])])
+
+
+def _new_key(key_file: Path, cipher: Cipher) -> ec.EllipticCurvePrivateKey:
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Terrapod authority of {socket.gethostname()}"[:64])])
+    write_private(key_file, cipher.seal(_pem(key), _CONTEXT))
+    return key
+
+
+def _ca_key(key_file: Path, cipher: Cipher) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(cipher.unseal(key_file.read_bytes(), _CONTEXT), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        message = f"the key in {key_file} is not of this program"
+        raise TypeError(message)
+    return key
+
+
+def _make_ca(ca_file: Path, name: x509.Name, key: ec.EllipticCurvePrivateKey) -> None:
     now = clock.now()
     usage = x509.KeyUsage(
         digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False, key_encipherment=False,
@@ -112,17 +143,17 @@ def _make_ca(ca_file: Path, key_file: Path, cipher: Cipher) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    write_private(key_file, cipher.seal(_pem(key), _CONTEXT))
     ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _issue(
-    ca_file: Path, ca_key: object, certificate_file: Path, key_file: Path, names: list[x509.GeneralName]
+    ca_file: Path,
+    ca_key: ec.EllipticCurvePrivateKey,
+    certificate_file: Path,
+    key_file: Path,
+    names: list[x509.GeneralName],
 ) -> None:
     ca = x509.load_pem_x509_certificate(ca_file.read_bytes())
-    if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
-        message = f"the key beside {ca_file} is not of this program"
-        raise TypeError(message)
     key = ec.generate_private_key(ec.SECP256R1())
     now = clock.now()
     certificate = (
@@ -150,12 +181,30 @@ def _general_name(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def _still_good(file: Path, names: list[x509.GeneralName]) -> bool:
-    if not file.exists():
+def _certificate_in(file: Path) -> x509.Certificate | None:
+    """None where it is not there, or damaged."""
+    try:
+        return x509.load_pem_x509_certificate(file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _public_key_in(file: Path) -> object:
+    """That of the private key in the file; None where it is not there, or damaged."""
+    try:
+        return serialization.load_pem_private_key(file.read_bytes(), None).public_key()
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _still_good(ca: x509.Certificate, leaf: x509.Certificate, names: list[x509.GeneralName]) -> bool:
+    try:
+        leaf.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature):  # such as one of an authority that was replaced
         return False
-    certificate = x509.load_pem_x509_certificate(file.read_bytes())
-    have = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    return set(names) <= set(have) and certificate.not_valid_after_utc - _RENEW_BEFORE > clock.now()
+    have = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    is_in_time = leaf.not_valid_before_utc <= clock.now() < leaf.not_valid_after_utc - _RENEW_BEFORE
+    return set(names) <= set(have) and is_in_time
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -272,7 +272,15 @@ def is_name(text: str) -> bool:
     try:
         return not ipaddress.ip_address(text).is_unspecified
     except ValueError:
-        return len(text) <= _NAME_MOST and _NAME.fullmatch(text) is not None
+        above, _, last = text.rpartition(".")
+        is_mistyped_address = bool(above) and last.isdigit()  # 10.0.0.300
+        return len(text) <= _NAME_MOST and _NAME.fullmatch(text) is not None and not is_mistyped_address
+
+
+def not_a_name(setting: str, text: str) -> str:
+    """What is said of a value that `is_name` refuses."""
+    without = ": leave out scheme and port" if "/" in text or text.count(":") == 1 else ""
+    return f"{setting}: {text!r} is neither a name nor an address of a host{without}"
 
 
 class Mistakes(Exception):
@@ -412,9 +420,7 @@ _READER_LEAST = 256 * MIB
 
 def _contradictions(config: Config) -> list[str]:
     wrong = [*_too_small(config), *_engine_mistakes(config.engines)]
-    wrong += [
-        f"names: {name!r} is neither a name nor an address of a host" for name in config.names if not is_name(name)
-    ]
+    wrong += [not_a_name("names", name) for name in config.names if not is_name(name)]
     for network in config.trusted_proxies:
         try:
             ipaddress.ip_network(network, strict=False)

@@ -26,7 +26,7 @@ import uvloop
 
 from terrapod_server import app, authority, serving
 from terrapod_server.agents import actions as agents
-from terrapod_server.config import Config, Mistakes, Tls, in_url, is_loopback, is_name, is_unspecified, load
+from terrapod_server.config import Config, Mistakes, Tls, in_url, is_loopback, is_name, is_unspecified, load, not_a_name
 from terrapod_shared import host_engines
 from terrapod_shared.errors import TerrapodError
 from terrapod_shared.files import write_private
@@ -79,7 +79,7 @@ def prepare(options: Options) -> Config:
     """The data folder, and the settings by it; the certificate that they name is made at the start."""
     options.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     over: dict[str, Any] = {"data": str(options.data)}
-    over |= {"host": options.host} if options.host else {}
+    over |= {"host": options.host} if options.host is not None else {}
     over |= {"port": options.port} if options.port is not None else {}
     over |= {"names": options.names} if options.names else {}
     file = options.data / "server.toml"
@@ -95,8 +95,7 @@ def prepare(options: Options) -> Config:
         )
         raise Refused(message)
     if not (is_unspecified(config.host) or is_name(config.host)):
-        message = f"host: {config.host!r} is neither a name nor an address of a host"
-        raise Refused(message)
+        raise Refused(not_a_name("host", config.host))
     config = msgspec.structs.replace(config, port=config.port or _free_port(config.host))
     if options.plain_http:
         return config
@@ -125,11 +124,20 @@ def own_variables() -> dict[str, str]:
 def host_here(config: Config) -> str:
     """`host:port` by which this host itself calls the server; terraform wants a name where the address has colons."""
     host = config.host
-    if is_loopback(host) or is_unspecified(host):
+    if is_unspecified(host) or (is_loopback(host) and _is_of_localhost(host)):
         host = "localhost"
     elif ":" in host:
         host = next((name for name in config.names if ":" not in name), host)
     return f"{in_url(host)}:{config.port}"
+
+
+def _is_of_localhost(address: str) -> bool:
+    """Whether who calls localhost comes to this address of loopback: 127.0.0.2 is another, and ::1 is on some hosts."""
+    if address in {"localhost", "127.0.0.1"}:
+        return True
+    with contextlib.suppress(OSError):
+        return any(known[4][0] == address for known in socket.getaddrinfo("localhost", None, type=socket.SOCK_STREAM))
+    return False
 
 
 def hosts_elsewhere(config: Config) -> list[str]:
@@ -178,9 +186,9 @@ async def _run(config: Config, options: Options, stop: asyncio.Event) -> None:
 
 
 async def _first_token(data: Path) -> None:
-    """The file of a first start; made again where a start was killed before it was written."""
+    """The file of a first start; made again where a start was killed before it was written, or where it is empty."""
     file = data / "admin-token"
-    if not file.exists():
+    if not file.exists() or not file.read_bytes().strip():
         write_private(file, (await app.admin_token("made by terrapod-server up")).encode())
 
 

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtensionOID
 
 from terrapod_server import authority
-from terrapod_server.config import Config
+from terrapod_server.config import Config, is_name
 from terrapod_server.store.cipher import KeyRing
 from terrapod_server.up import host_here, hosts_elsewhere
 from terrapod_shared import clock
 
 HERE = ["localhost", "127.0.0.1", "::1"]
+#: On some hosts localhost is no IPv6 address: then a server there is called by a name that was given.
+IPV6_HERE = "localhost" if "::1" in {each[4][0] for each in socket.getaddrinfo("localhost", 1)} else "terrapod.lan"
 
 
 @pytest.fixture
@@ -81,12 +84,65 @@ def test_it_is_made_again_for_a_new_name_by_the_same_authority(tmp_path: Path, r
     assert (tmp_path / "ca.pem").read_bytes() == ca
 
 
+@pytest.mark.parametrize("content", [None, b"", b"junk"], ids=["lost", "empty", "junk"])
+@pytest.mark.parametrize("name", ["ca.pem", "server.pem", "server-key.pem", "ca-key"])
+def test_a_damaged_file_is_made_again_and_all_fit_together(
+    tmp_path: Path, ring: KeyRing, name: str, content: bytes | None
+) -> None:
+    authority.ensure(tmp_path, "127.0.0.1", ring)
+    before = (tmp_path / "ca.pem").read_bytes()
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    authority.ensure(tmp_path, "127.0.0.1", ring)
+    ca, leaf = (x509.load_pem_x509_certificate((tmp_path / each).read_bytes()) for each in ("ca.pem", "server.pem"))
+    key = serialization.load_pem_private_key((tmp_path / "server-key.pem").read_bytes(), None)
+    leaf.verify_directly_issued_by(ca)
+    leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(before))  # other hosts have copies
+    assert key.public_key() == leaf.public_key()
+
+
+def test_without_the_key_of_its_authority_a_new_name_makes_a_new_one_and_says_so(
+    tmp_path: Path, ring: KeyRing, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority.ensure(tmp_path, "127.0.0.1", ring)
+    (tmp_path / "ca-key").unlink()
+    authority.ensure(tmp_path, "127.0.0.1", ring, ["a.lan"])
+    ca, leaf = (x509.load_pem_x509_certificate((tmp_path / each).read_bytes()) for each in ("ca.pem", "server.pem"))
+    leaf.verify_directly_issued_by(ca)
+    assert "to the other hosts again" in caplog.text
+
+
+def test_what_was_made_while_the_clock_was_ahead_is_made_again(tmp_path: Path, ring: KeyRing) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        ahead = clock.now() + timedelta(days=400)
+        patch.setattr(clock, "now", lambda: ahead)
+        authority.ensure(tmp_path, "127.0.0.1", ring)
+    authority.ensure(tmp_path, "127.0.0.1", ring)
+    for name in ("ca.pem", "server.pem"):
+        assert x509.load_pem_x509_certificate((tmp_path / name).read_bytes()).not_valid_before_utc < clock.now()
+
+
+def test_it_names_an_address_of_loopback_on_which_a_server_listens(tmp_path: Path, ring: KeyRing) -> None:
+    file, _ = authority.ensure(tmp_path, "127.0.0.2", ring)
+    assert "127.0.0.2" in named(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_good"),
+    [("10.0.0.300", False), ("192.0.2", False), ("10.0.0.3", True), ("node-1", True), ("1.example.org", True)],
+)
+def test_a_mistyped_address_is_no_name(text: str, is_good: bool) -> None:
+    assert is_name(text) is is_good
+
+
 @pytest.mark.parametrize(
     ("host", "names", "here", "elsewhere"),
     [
         ("127.0.0.1", (), "localhost:8443", []),
-        ("::1", ("terrapod.lan",), "localhost:8443", ["terrapod.lan:8443"]),
+        ("::1", ("terrapod.lan",), f"{IPV6_HERE}:8443", ["terrapod.lan:8443"]),
         ("0.0.0.0", ("terrapod.lan", "fd00::8"), "localhost:8443", ["terrapod.lan:8443", "[fd00::8]:8443"]),
+        ("127.0.0.2", (), "127.0.0.2:8443", []),
         ("terrapod.lan", (), "terrapod.lan:8443", ["terrapod.lan:8443"]),
         ("fd00::7", (), "[fd00::7]:8443", ["[fd00::7]:8443"]),
         ("fd00::7", ("terrapod.lan",), "terrapod.lan:8443", ["terrapod.lan:8443"]),

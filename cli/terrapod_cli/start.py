@@ -110,7 +110,10 @@ async def _send(session: Session, folder: Path, wanted: Wanted) -> tuple[Row, st
         progress.update(task, description="uploading", total=archive.size_bytes, completed=0)
         url = version["attributes"]["upload-url"]
         await session.client.upload(url, archive.file, lambda sent: progress.update(task, completed=sent))
-    session.out.say(f"uploaded {archive.entries} entries of {root} ({archive.size_bytes:,} bytes)", "dim")
+    session.out.say(
+        f"uploaded {archive.entries} {'entry' if archive.entries == 1 else 'entries'} of {root} ({archive.size_bytes:,} bytes)",
+        "dim",
+    )
     version_id: str = version["id"]
     async with asyncio.timeout(_CONFIGURATION_S):
         while (facts := flat(await session.client.get(f"configuration-versions/{version_id}")))["status"] != "uploaded":

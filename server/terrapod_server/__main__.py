@@ -48,8 +48,8 @@ _DATA = click.option(
 
 def _load(file: Path | None, data: Path | None = None) -> settings.Config:
     over: dict[str, Any] = {"data": str(real_path(data))} if data else {}
-    if data and file is None and (data / "server.toml").exists():  # as `up` does
-        file = data / "server.toml"
+    if data and file is None:  # as `up` does
+        file = settings.own_file(data)
     try:
         return settings.load(os.environ, file, **over)
     except settings.Mistakes as error:
@@ -171,9 +171,8 @@ def _config_of(file: Path | None, data: Path | None) -> settings.Config:
     """Settings of `up`, whose file is in its data folder, or those of a file."""
     if data is None:
         return _load(file)
-    own = data / "server.toml"
     try:
-        return settings.load(up.own_variables(), file or (own if own.exists() else None), data=str(real_path(data)))
+        return settings.load(up.own_variables(), file or settings.own_file(data), data=str(real_path(data)))
     except settings.Mistakes as error:
         raise click.ClickException(str(error)) from None
 

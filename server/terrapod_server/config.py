@@ -283,6 +283,12 @@ def not_a_name(setting: str, text: str) -> str:
     return f"{setting}: {text!r} is neither a name nor an address of a host{without}"
 
 
+def own_file(data: Path) -> Path | None:
+    """Settings in a data folder, if it has any. A link that leads nowhere is there: its settings are not to be left out."""
+    file = data / "server.toml"
+    return file if file.exists() or file.is_symlink() else None
+
+
 class Mistakes(Exception):
     """What is wrong with the settings, a line each."""
 

@@ -26,7 +26,18 @@ import uvloop
 
 from terrapod_server import app, authority, serving
 from terrapod_server.agents import actions as agents
-from terrapod_server.config import Config, Mistakes, Tls, in_url, is_loopback, is_name, is_unspecified, load, not_a_name
+from terrapod_server.config import (
+    Config,
+    Mistakes,
+    Tls,
+    in_url,
+    is_loopback,
+    is_name,
+    is_unspecified,
+    load,
+    not_a_name,
+    own_file,
+)
 from terrapod_shared import host_engines
 from terrapod_shared.errors import TerrapodError
 from terrapod_shared.files import write_private
@@ -82,11 +93,8 @@ def prepare(options: Options) -> Config:
     over |= {"host": options.host} if options.host is not None else {}
     over |= {"port": options.port} if options.port is not None else {}
     over |= {"names": options.names} if options.names else {}
-    file = options.data / "server.toml"
     try:
-        config = load(
-            own_variables(), file if file.exists() else None, makes_certificate=not options.plain_http, **over
-        )
+        config = load(own_variables(), own_file(options.data), makes_certificate=not options.plain_http, **over)
     except Mistakes as error:
         raise Refused(str(error)) from None
     if config.tls != Tls():

@@ -102,6 +102,10 @@ def test_up_listens_on_all_addresses_by_the_names_that_are_given(tmp_path: Path)
         (data / "server.toml").write_text(content)
         done = command(*argv, "--name", name)
         assert (done.returncode, why in done.stderr, done.stderr.count("\n")) == (1, True, 1), done.stderr
+    (data / "server.toml").unlink()
+    (data / "server.toml").symlink_to(tmp_path / "not-mounted")
+    done = command(*argv)
+    assert (done.returncode, "server.toml: No such file" in done.stderr) == (1, True), done.stderr
 
 
 def test_two_servers_at_once_on_one_new_folder(tmp_path: Path) -> None:

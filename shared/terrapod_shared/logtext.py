@@ -33,7 +33,14 @@ class LogText:
         return found
 
     def feed(self, chunk: bytes) -> str:
-        return "".join(text + end for text, end in self.pieces(chunk))
+        text = self._line + self._cleaner.feed(chunk)
+        end, self._line = text.rfind("\n") + 1, ""
+        lines, rest = text[:end], text[end:]
+        if not end or structured.may_hold(lines):
+            lines, rest = "", text
+        else:  # they are given as they are, and many at once
+            self._begun = False
+        return lines + "".join(text + end for text, end in self._pieces(rest))
 
     def end(self) -> str:
         return "".join(text + end for text, end in self.last())

@@ -16,6 +16,11 @@ _HIDDEN = ("version", "log")
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
+def may_hold(text: str) -> bool:
+    """Whether one of the text's lines may be a structured one."""
+    return _MARK in text
+
+
 def is_candidate(line: str) -> bool:
     """Whether a line that begins so may be one; such a line is kept until it is whole."""
     return line.startswith(_MARK) or _MARK.startswith(line)

@@ -1,6 +1,8 @@
 """A log as text for people: the same however it is cut into chunks, and without an escape whichever way it is spelled."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from terrapod_shared.logtext import LogText
 
@@ -14,9 +16,9 @@ RAW = (
 TEXT = 'header\nred\na: Creating...\nb: (provisioner) out\ntext {"@message": "no"}\nrest'
 
 
-def shown(raw: bytes, size: int, **how: bool) -> str:
+def shown(log: bytes, size: int, **how: bool) -> str:
     reader = LogText(**how)
-    return "".join(reader.feed(raw[at : at + size]) for at in range(0, len(raw), size)) + reader.end()
+    return "".join(reader.feed(log[at : at + size]) for at in range(0, len(log), size)) + reader.end()
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
@@ -31,3 +33,14 @@ def test_no_more_than_a_line_of_a_mebibyte_is_held() -> None:
     for _ in range(64):
         given += len(reader.feed(b'{"@message":"' + b"x" * (64 << 10)))
     assert given > 2 << 20
+
+
+UNITS = ['{"@message":"a"}', '{"@message":"x","type":"log"}', "{", '{"', '{"@', "x", "\n", "\r", "\n\n", "\x1b[31m"]
+
+
+@given(st.lists(st.sampled_from(UNITS), max_size=14).map("".join), st.integers(1, 12), st.booleans())
+def test_lines_that_are_given_together_are_those_that_are_given_one_by_one(text: str, size: int, is_raw: bool) -> None:
+    reader, raw = LogText(raw=is_raw), text.encode()
+    pieces = [piece for at in range(0, len(raw), size) for piece in reader.pieces(raw[at : at + size])]
+    one_by_one = "".join(line + end for line, end in [*pieces, *reader.last()])
+    assert shown(raw, size, raw=is_raw) == one_by_one

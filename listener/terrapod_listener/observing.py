@@ -79,20 +79,24 @@ class Observer:
         """
         host, chosen = self._config.health_host, self._config.health_port
         ports = [chosen] if chosen else range(PORT, PORT + _PORTS)
-        why = ""
+        why, is_taken = "", False
         for number in ports:
             try:
                 server = await port.serve(host, number, self.answer)
             except OSError as error:
                 why = f"cannot listen on {host} port {number}: {os.strerror(error.errno or errno.EIO)}"
-                if chosen or error.errno != errno.EADDRINUSE:
+                is_taken = error.errno == errno.EADDRINUSE
+                if chosen or not is_taken:
                     break
                 continue
             if number != ports[0]:
                 log.warning("health and metrics are on %s port %d: port %d is taken", host, number, PORT)
             return server
         if chosen:
-            message = f"health_port: {why}; end the program that has it, or set another port (0: none) in listener.toml"
+            advice = (
+                "end the program that has it, or set another port" if is_taken else "set another port, or health_host"
+            )
+            message = f"health_port: {why}; {advice} (port 0: none) in listener.toml"
             raise SystemExit(message)
         log.warning("no health and no metrics: %s (health_port of listener.toml, 0 for none)", why)
         return None

@@ -195,6 +195,13 @@ async def test_a_port_of_the_settings_that_is_taken_is_an_error(pg_server: Runni
         said = (home / "log").read_text()
         assert f"health_port: cannot listen on 127.0.0.1 port {number}: Address already in use; end the program" in said
         assert "Traceback" not in said
+        (home / "listener.toml").write_text(
+            f'health_port = {number}\nhealth_host = "192.0.2.1"\nhealth_public = true\n'
+        )
+        async with process(home / "log", "terrapod-listener", "run", "--home", str(home)) as listener:
+            assert await asyncio.wait_for(listener.wait(), 20) == 1
+        said = (home / "log").read_text()
+        assert f"192.0.2.1 port {number}: Cannot assign requested address; set another port, or health_host" in said
 
 
 async def test_a_taken_default_port_costs_another(pg_server: Running, tmp_path: Path) -> None:

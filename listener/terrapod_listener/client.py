@@ -23,6 +23,7 @@ import msgspec
 
 from terrapod_listener.identity import Identity
 from terrapod_shared import answers, errors, signing, wire
+from terrapod_shared.client import not_reached
 
 log = logging.getLogger(__name__)
 _CHUNK = 256 << 10
@@ -168,9 +169,7 @@ class Server:
                 ) as response:
                     answer = await self._answer(response, nonce)
             except (httpx.HTTPError, ssl.SSLError) as error:
-                raise errors.Unavailable(
-                    f"{self.identity.kept.server} cannot be reached: {str(error) or type(error).__name__}"
-                ) from None
+                raise errors.Unavailable(not_reached(self.identity.kept.server, error)) from None
             except (errors.ClockSkew, errors.SeenBefore):
                 if attempt:
                     raise

@@ -19,7 +19,7 @@ from terrapod_listener import __version__
 from terrapod_listener.client import PASSING, Answer, Server, mismatch, pause_s, tls
 from terrapod_listener.identity import Identity, Kept, load, raw_private
 from terrapod_shared import answers, errors, signing, wire
-from terrapod_shared.client import is_mistrust
+from terrapod_shared.client import is_mistrust, not_reached
 from terrapod_shared.operator_errors import OperatorError
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ async def _post(server: str, path: str, body: bytes, ca: str) -> wire.Joined:
             answer = await client.post(path, content=body, headers={"Content-Type": "application/json"})
         except (httpx.HTTPError, ssl.SSLError) as error:
             kind = _Mistrust if is_mistrust(error) else errors.Unavailable
-            raise kind(f"{server} cannot be reached: {str(error) or type(error).__name__}") from None
+            raise kind(not_reached(server, error)) from None
     if answer.status_code != _JOINED or not answers.is_servers(answer.headers):
         raise answers.error_of(server, answer.status_code, answer.headers, answer.content)
     return _joined(server, Answer(answer.status_code, answer.headers, answer.content))

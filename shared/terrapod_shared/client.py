@@ -256,8 +256,16 @@ class Client:
             attempt += 1
 
     def _unreachable(self, error: Exception) -> errors.Unavailable:
-        hint = "; --ca names the authority to trust" if is_mistrust(error) else ""
-        return errors.Unavailable(f"{self.url} cannot be reached: {str(error) or type(error).__name__}{hint}")
+        return errors.Unavailable(not_reached(self.url, error))
+
+
+def not_reached(url: str, error: Exception) -> str:
+    """What is said of a server that could not be called, and what to do where its certificate was the reason."""
+    why, hint = str(error) or type(error).__name__, ""
+    if is_mistrust(error):
+        is_of_clock = "not yet valid" in why or "has expired" in why
+        hint = "; is this host's clock right?" if is_of_clock else "; --ca names the authority to trust"
+    return f"{url} cannot be reached: {why}{hint}"
 
 
 def is_mistrust(error: BaseException | None) -> bool:

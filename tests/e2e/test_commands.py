@@ -89,6 +89,9 @@ def test_up_listens_on_all_addresses_by_the_names_that_are_given(tmp_path: Path)
     try:
         for host in ("localhost", "127.0.0.2"):
             ready(f"https://{host}:{port}", process, data / "ca.pem")
+        url, home = f"https://localhost:{port}", str(tmp_path / "home")
+        mistrusts = command("terrapod-listener", "join", "--server", url, "--token", "x", "--home", home)
+        assert "; --ca names the authority to trust\n" in mistrusts.stderr
     finally:
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=20)[0]

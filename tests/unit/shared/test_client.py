@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import httpx
 import pytest
 
 from kit.answering import CUT, OWN, Answer, answer, foreign, scripted
 from terrapod_shared import errors
-from terrapod_shared.client import Client
+from terrapod_shared.client import Client, not_reached
 
 THING = {"data": {"id": "ws-1", "type": "workspaces", "attributes": {"name": "a"}}}
 
@@ -189,3 +190,16 @@ async def test_an_error_is_the_servers_by_its_document_alone() -> None:
         with pytest.raises(errors.NotFound, match="no such run"):
             await client.get("runs/run-1")
         await client.close()
+
+
+@pytest.mark.parametrize(
+    ("why", "hint"),
+    [
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate is not yet valid", "; is this host's clock right?"),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate has expired", "; is this host's clock right?"),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] unable to get local issuer", "; --ca names the authority to trust"),
+        ("Connection refused", "Connection refused"),
+    ],
+)
+def test_an_untrusted_certificate_says_what_to_do(why: str, hint: str) -> None:
+    assert not_reached("https://a", httpx.ConnectError(why)).endswith(hint)

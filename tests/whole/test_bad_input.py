@@ -113,7 +113,7 @@ def request_of(draw: st.DrawFn, known: dict[str, str]) -> tuple[Endpoint | Raw, 
 
     path = re.sub(r"\{(\w+)\}", segment, endpoint.path)
     names = ["page[number]", "page[size]", "include", "sort", "q", "force", "offset", "limit", "filter[status]"]
-    names += getattr(endpoint, "filters", ())
+    names += [each if isinstance(each, str) else each.name for each in getattr(endpoint, "filters", ())]
     texts = HOSTILE | st.text(max_size=20) | st.sampled_from(["9" * 30, "1", "name", "plan,workspace", "outputs"])
     query = "&".join(
         f"{quote(name)}={quote(text)}"

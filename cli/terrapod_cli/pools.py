@@ -20,6 +20,7 @@ from terrapod_cli.connected import (
 from terrapod_cli.connected import pool as find
 from terrapod_cli.output import Column, Columns, Fields, Keep, Named, Row, flat
 from terrapod_cli.times import EXPIRES
+from terrapod_shared import errors
 
 COLUMNS: Columns = (
     Column("NAME", "name", Keep.LONG),
@@ -139,12 +140,16 @@ async def list_listeners(session: Session, pool: str, limit: int) -> None:
 
 
 async def _listener(session: Session, pool: str, named: str) -> Row:
-    """A pool's listener, by name or id. Raises NotFound."""
+    """A pool's listener, by name or id. Raises NotFound, and Conflict where one has the other's id as its name."""
     found = await session.client.listing(f"agent-pools/{(await find(session, pool))['id']}/listeners")
-    for row in found.rows:
-        if named in (row["id"], row["attributes"]["name"]):
-            return flat(row)
-    raise missing(session, f'listener "{named}" of pool "{pool}"')
+    rows = [row for row in found.rows if named in (row["id"], row["attributes"]["name"])]
+    if not rows:
+        raise missing(session, f'listener "{named}" of pool "{pool}"')
+    if len(rows) > 1:
+        raise errors.Conflict(
+            f'"{named}" is the id of one listener and the name of another: give the other word for it'
+        )
+    return flat(rows[0])
 
 
 @listeners.command("remove")

@@ -160,6 +160,16 @@ async def test_what_is_not_found_is_named(cli: Cli, server: Running, tmp_path: P
     assert [row["description"] for row in await cli.ok("tokens", "list")] == ["test"], "no token that is good for all"
 
 
+async def test_a_listener_that_calls_itself_by_anothers_id(cli: Cli, server: Running, tmp_path: Path) -> None:
+    """Nobody is removed in the place of another."""
+    good = (await server.listener(tmp_path / "good", "good")).identity.kept.listener_id
+    bad = (await server.listener(tmp_path / "bad", good)).identity.kept.listener_id
+    said = await cli("pools", "listeners", "remove", "default", good, "--yes")
+    assert (said.code, "the id of one listener and the name of another" in said.err) == (6, True), said
+    assert (await cli.ok("pools", "listeners", "remove", "default", bad, "--yes"))["id"] == bad
+    assert (await cli.ok("pools", "listeners", "remove", "default", good, "--yes"))["id"] == good
+
+
 async def test_runs_that_wait(cli: Cli, server: Running, tmp_path: Path) -> None:
     folder = tmp_path / "config"
     folder.mkdir()

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup check fmt tools quick test test-all chaos demo bench migration docs dist deb deb-proof clean-root
+.PHONY: setup check fmt tools quick test test-all fuzz chaos demo bench migration docs dist deb deb-proof clean-root
 
 setup: .venv/ready
 

@@ -136,6 +136,8 @@ async def _serve(
     alive = asyncio.create_task(manager.keep_alive())
     connections = Connections(wrap_app(built.asgi, 0, "asgi"), hypercorn, _terms(config, built))  # type: ignore[arg-type]
     built.services.certificate = connections.certificate
+    if connections.certificate is not None:  # nobody is told that it is ready before it can greet anybody
+        built.asgi.before_serving.append(partial(_load, connections.certificate))
     reloading = asyncio.create_task(_reload(connections.certificate, hangup)) if hangup else None
     try:
         await connections.serve(listening, stopping)
@@ -147,6 +149,14 @@ async def _serve(
         alive.cancel()
         if reloading:
             reloading.cancel()
+
+
+async def _load(certificate: Certificate) -> None:
+    """Raises app.Unusable for files that cannot be used."""
+    try:
+        await certificate.load()
+    except (OSError, ValueError) as error:
+        raise app.Unusable(certificate.why_refused(error)) from None
 
 
 async def _reload(certificate: Certificate | None, hangup: asyncio.Event) -> None:

@@ -9,12 +9,15 @@ import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography import x509
 
+from kit.postgres import free_port
 from kit.process import Process, metric
 from kit.serving import Running, until
-from terrapod_server import authority
+from terrapod_server import app, authority, serving
+from terrapod_server.config import Tls, load
 from terrapod_server.store.cipher import KeyRing
 
 END = 'terrapod_certificate_expiry_timestamp_seconds{certificate="server"}'
@@ -129,3 +132,18 @@ async def test_a_server_without_tls_takes_no_harm_of_a_signal(tmp_path: Path, mi
 
         await until(is_told)
         assert (await server.api.get(f"{server.url}/health")).status_code == 200
+
+
+async def test_a_server_that_cannot_load_its_certificate_is_never_ready(tmp_path: Path, migrated_sqlite: Path) -> None:
+    """The files were good when the settings were checked: `up` makes them, or another program writes them meanwhile."""
+    shutil.copyfile(migrated_sqlite, tmp_path / "terrapod.sqlite3")
+    issued = Issued(tmp_path)
+    config = load(
+        {}, None, data=str(tmp_path), database_url=f"sqlite://{tmp_path / 'terrapod.sqlite3'}", port=free_port()
+    )
+    config = msgspec.structs.replace(config, tls=Tls(certificate=str(issued.certificate), key=str(issued.key)))
+    issued.certificate.write_text("no certificate")
+    stop, ready = asyncio.Event(), asyncio.Event()
+    with pytest.raises(app.Unusable, match="are no certificate with its key"):
+        await asyncio.wait_for(serving.serve_until(config, stop, ready), 30)
+    assert not ready.is_set()

@@ -43,6 +43,10 @@ class Certificate:
             raise RuntimeError(message)
         return self._context
 
+    @property
+    def is_loaded(self) -> bool:
+        return self._context is not None
+
     async def load(self) -> None:
         """Loads the files. Raises OSError (ssl.SSLError is one) and ValueError for those that cannot be used."""
         async with self._lock:
@@ -55,15 +59,17 @@ class Certificate:
             await self.load()
         except (OSError, ValueError) as error:
             self.is_refused = True
-            certificate, key = self._files
-            if isinstance(error, OSError) and error.filename is not None:
-                why = explain_os_error(error)
-            else:
-                why = f"{certificate} and {key} are no certificate with its key: {error}"
-            log.error("the certificate in use stays: %s", why)  # noqa: TRY400  no stack trace: it is the operator's to mend
+            log.error("the certificate in use stays: %s", self.why_refused(error))  # noqa: TRY400  no stack trace: it is the operator's to mend
         else:
             self.is_refused = False
             log.info("the certificate of %s is loaded, and good until %s", self._files[0], self._shown_end())
+
+    def why_refused(self, error: OSError | ValueError) -> str:
+        """What `load` raised, in words."""
+        if isinstance(error, OSError) and error.filename is not None:
+            return explain_os_error(error)
+        certificate, key = self._files
+        return f"{certificate} and {key} are no certificate with its key: {error}"
 
     async def watch(self) -> None:
         """Loads the files again whenever they have changed, and then not for one look: a renewal writes one after the other."""

@@ -270,7 +270,8 @@ class Connections:
             living.result()
         watching: asyncio.Task[None] | None = None
         if self.certificate is not None:
-            await self.certificate.load()
+            if not self.certificate.is_loaded:
+                await self.certificate.load()
             watching = self.loop.create_task(self.certificate.watch())
         listening.setblocking(False)
         self.loop.add_reader(listening.fileno(), self._accept, listening)

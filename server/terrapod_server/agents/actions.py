@@ -382,9 +382,9 @@ async def leave(services: Services, row: Listener) -> None:
 async def forget(before: datetime) -> list[Listener]:
     """Removes listeners that were last heard of before that time, unless somebody still waits for what they have.
 
-    That is a lease, a held apply, a state that the listener has told of and not delivered (another listener could not
-    deliver it), or the state of an apply whose run keeps its workspace locked since the state is unknown. Any server process may do it: of two that do it at once, one gets a row. A listener that calls meanwhile
-    changes the row that the statement has read, and stays.
+    That is a lease, a held apply, a state that the listener has told of and not delivered (no other listener can deliver
+    it), or the unknown state of an apply whose run keeps its workspace locked. Any server process may call this: where two
+    do so at once, one gets each row. A listener that calls meanwhile changes its row, and stays.
     """
     rows = await query(
         """

@@ -238,10 +238,12 @@ async def _applied_while_restarted(
 
 def _environment(server: Running, folder: Path) -> dict[str, str]:
     host = server.url.removeprefix("https://")
-    (folder / "terraform.rc").write_text(f'credentials "{host}" {{\n  token = "{server.token}"\n}}\n')
+    credentials = folder / "terraform.rc"
+    if not credentials.exists():  # once: a terraform that is starting reads it while the next run is begun
+        credentials.write_text(f'credentials "{host}" {{\n  token = "{server.token}"\n}}\n')
     return {
         "TERRAPOD_ADDRESS": host, "TERRAPOD_TOKEN": server.token, "SSL_CERT_FILE": str(folder / "ca.pem"),
-        "HOME": str(folder), "CHECKPOINT_DISABLE": "1", "TF_CLI_CONFIG_FILE": str(folder / "terraform.rc"),
+        "HOME": str(folder), "CHECKPOINT_DISABLE": "1", "TF_CLI_CONFIG_FILE": str(credentials),
         "TF_IN_AUTOMATION": "1",
     }  # fmt: skip
 

@@ -14,10 +14,12 @@ import msgspec
 from click.core import ParameterSource
 
 from terrapod_listener import config as settings
-from terrapod_listener import identity, joining, loop
-from terrapod_listener import rescue as rescue_
-from terrapod_listener.parent import Parent
-from terrapod_listener.service import install_service
+from terrapod_listener.daemon import loop
+from terrapod_listener.daemon import recover as rescue_
+from terrapod_listener.daemon.install_service import install_service
+from terrapod_listener.daemon.parent import Parent
+from terrapod_listener.link import identity
+from terrapod_listener.link import join as joining
 from terrapod_shared import operator_errors, services
 from terrapod_shared.errors import TerrapodError
 from terrapod_shared.files import real_path

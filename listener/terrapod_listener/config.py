@@ -9,10 +9,10 @@ from typing import Any, Literal, get_origin
 
 import msgspec
 
-from terrapod_listener.accept import Settings as Accept
-from terrapod_listener.accept import mistakes as mistakes_of_accept
-from terrapod_listener.hooks import Settings as Hooks
-from terrapod_listener.hooks import mistakes as mistakes_of_hooks
+from terrapod_listener.phase.accept import Settings as Accept
+from terrapod_listener.phase.accept import mistakes as mistakes_of_accept
+from terrapod_listener.phase.hooks import Settings as Hooks
+from terrapod_listener.phase.hooks import mistakes as mistakes_of_hooks
 from terrapod_shared import settings
 from terrapod_shared.operator_errors import explain_os_error
 

@@ -21,7 +21,7 @@ from latency import ENGINE, joined, seconds, tar
 from processes import Site, free_port, memory
 from report import Figure, Section, percentile
 
-from terrapod_listener.identity import raw_private
+from terrapod_listener.link.identity import raw_private
 from terrapod_shared import signing
 
 HERE = Path(__file__).parent

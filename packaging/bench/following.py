@@ -14,8 +14,8 @@ from latency import ENGINE, tar
 from processes import MIB, Site, memory
 from report import Figure, Section
 
-from terrapod_listener.client import Server as Listener
-from terrapod_listener.joining import join
+from terrapod_listener.link.client import Server as Listener
+from terrapod_listener.link.join import join
 from terrapod_shared import wire
 
 CHUNK = 64 << 10

@@ -19,9 +19,10 @@ from latency import seconds, tar
 from processes import Site
 from report import Figure, Section
 
-from terrapod_listener import isolation, keeping
-from terrapod_listener.journal import Facts, Record
-from terrapod_listener.keeping import Keeper
+from terrapod_listener.sandbox import isolation
+from terrapod_listener.supervise import handle
+from terrapod_listener.supervise.handle import Keeper
+from terrapod_listener.supervise.journal import Facts, Record
 from terrapod_shared import wire
 
 TEXT = (
@@ -135,7 +136,7 @@ async def _printed(home: Path, argv: list[str], cell: isolation.Cell, hidden: li
     )  # fmt: skip
     await keeper.wait()
     took = time.monotonic() - begun
-    if (found := keeping.outcome(record.folder)) is None or found["code"]:
+    if (found := handle.outcome(record.folder)) is None or found["code"]:
         sys.exit(f"the program that prints failed: {found} {(record.folder / 'log').read_bytes()[-300:]!r}")
     return took
 

@@ -13,8 +13,8 @@ import httpx
 from processes import Site
 from report import Figure, Section, percentile
 
-from terrapod_listener.client import Server as Listener
-from terrapod_listener.joining import join
+from terrapod_listener.link.client import Server as Listener
+from terrapod_listener.link.join import join
 from terrapod_shared import wire
 
 ENGINE = "1.15.5"

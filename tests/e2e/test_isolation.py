@@ -15,7 +15,7 @@ import terraform_shim
 
 from kit.remote import Remote, wait_for
 from kit.site import BIN, Site
-from terrapod_listener import isolation
+from terrapod_listener.sandbox import isolation
 
 DAEMON = "sleep 954321"
 HOSTILE = """

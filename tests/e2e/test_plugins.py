@@ -14,8 +14,8 @@ from kit.provider_mirror import ADDRESS, MAIN, PROGRAM, ProviderMirror, h1, prov
 from kit.remote import Remote, wait_for
 from kit.serving import tar
 from kit.site import Site
-from terrapod_listener import plugins
-from terrapod_listener.terraform import installation
+from terrapod_listener.engine import plugins
+from terrapod_listener.engine.argv import installation
 from terrapod_shared.programs import here
 
 MOST = 1 << 30

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kit.remote import wait_for
-from terrapod_listener import keeper
+from terrapod_listener.supervise import supervisor
 
 STATE = b'{"serial": 2, "lineage": "line", "outputs": {}, "version": 4}'
 
@@ -45,7 +45,7 @@ def start(disk: Path, script: str) -> "subprocess.Popen[bytes]":
         "exit": str(disk / "journal" / "exit.json"), "child": str(disk / "journal" / "child.json"),
         "timeout_s": 60, "secrets": [], "is_isolated": False, "is_boxed": False,
     }  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-I", "-S", keeper.__file__], stdin=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-I", "-S", supervisor.__file__], stdin=subprocess.PIPE)
     assert process.stdin
     process.stdin.write(json.dumps(job).encode())
     process.stdin.close()

@@ -21,7 +21,7 @@ import pytest
 
 from kit.postgres import free_port
 from kit.serving import DATA, Running, running, state_bytes, until
-from terrapod_listener.client import Server as ListenerClient
+from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server import auditing, config
 from terrapod_server.audit import actions
 from terrapod_server.audit.rules import Entry

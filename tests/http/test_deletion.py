@@ -12,7 +12,7 @@ import pytest
 
 from kit.phases import apply_it, plan_it, take
 from kit.serving import Running, state_bytes, until
-from terrapod_listener.client import Server as ListenerClient
+from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server.agents.model import LateState
 from terrapod_server.configs.model import ConfigurationVersion
 from terrapod_server.runs import deleted, queue

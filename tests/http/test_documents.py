@@ -20,7 +20,7 @@ import pytest
 from kit.phases import take
 from kit.process import Process
 from kit.serving import DATA, Running, running, state_bytes, until
-from terrapod_listener.client import Server as ListenerClient
+from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server.states import parse
 from terrapod_shared import wire
 

@@ -16,7 +16,7 @@ from kit.cli import of_server
 from kit.phases import plan_it, take
 from kit.release_site import ReleaseSite, release_site
 from kit.serving import DATA, Running, running, until
-from terrapod_listener.client import Server as ListenerClient
+from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server.agents.model import Listener
 from terrapod_server.mirror import releases
 from terrapod_server.runs import engines

@@ -8,7 +8,7 @@ import pytest
 
 from kit.phases import apply_it, plan_it, take
 from kit.serving import DATA, Running, until
-from terrapod_listener.client import Server as ListenerClient
+from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server.agents import actions, jobs
 from terrapod_server.agents.model import Listener
 from terrapod_server.runs import queue

@@ -20,7 +20,7 @@ from kit import hostile
 from kit.phases import take
 from kit.process import Process
 from kit.serving import Running, state_bytes
-from terrapod_listener.client import Server as ListenerClient
+from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_shared import errors, wire
 
 COUNT = int(os.environ.get("FUZZ_DOCUMENTS", "500"))

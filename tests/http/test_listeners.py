@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from kit.serving import Running, until
-from terrapod_listener.client import Server as ListenerClient
-from terrapod_listener.joining import join, renew
+from terrapod_listener.link.client import Server as ListenerClient
+from terrapod_listener.link.join import join, renew
 from terrapod_server.agents.model import JoinToken, Listener
 from terrapod_shared import clock, errors, signing, wire
 

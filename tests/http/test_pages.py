@@ -13,7 +13,7 @@ import pytest
 from kit.browser import Browser
 from kit.phases import plan_it, take
 from kit.serving import Running
-from terrapod_listener.client import Server as ListenerClient
+from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server import app
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity import sessions

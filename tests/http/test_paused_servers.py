@@ -18,9 +18,9 @@ import pytest
 from kit.phases import plan_it, take
 from kit.process import FAKETIME, Process, in_flight, metric
 from kit.serving import Running, state_bytes, tar, until
-from terrapod_listener.client import Server as ListenerClient
-from terrapod_listener.identity import Identity
-from terrapod_listener.joining import join
+from terrapod_listener.link.client import Server as ListenerClient
+from terrapod_listener.link.identity import Identity
+from terrapod_listener.link.join import join
 from terrapod_server.kit.database import postgres_dsn, settings
 from terrapod_server.runs import queue
 from terrapod_server.runs.model import Phase, Run

@@ -18,11 +18,12 @@ from kit.answering import CUT, OWN, Answer, Asked, answer, scripted
 from kit.daemon import joined, online, running_listener
 from kit.ingress import FOREIGN, ingress
 from kit.serving import Running, state_bytes, tar, until
-from terrapod_listener import client as listener_client
-from terrapod_listener import identity, kept
-from terrapod_listener.client import Server as ListenerClient
-from terrapod_listener.delivery import send
-from terrapod_listener.joining import renew
+from terrapod_listener.link import client as listener_client
+from terrapod_listener.link import identity
+from terrapod_listener.link.client import Server as ListenerClient
+from terrapod_listener.link.join import renew
+from terrapod_listener.phase.delivery import send
+from terrapod_listener.supervise import spool
 from terrapod_server.agents import work as server_work
 from terrapod_server.agents.model import JoinToken
 from terrapod_server.runs.model import Phase, Run
@@ -78,7 +79,7 @@ async def test_a_run_ends_well_where_every_call_meets_a_proxys_answer_and_loses_
             for phase, word in (("plan", "planned"), ("apply", "applied")):
                 shown = (await server.api.get(f"/runs/{run}/{phase}")).json()["data"]["attributes"]
                 assert f"\n{word}\n" in (await server.api.get(shown["log-read-url"])).text
-            assert not kept.spooled(tmp_path / "home")
+            assert not spool.spooled(tmp_path / "home")
     called = {path.rpartition("/")[2] for _, path in seen}
     assert called >= {"join", "next", "heartbeat", "configuration", "plan-file", "plan-json", "log", "state", run}
 
@@ -128,16 +129,16 @@ async def test_no_call_believes_another(server: Running, tmp_path: Path, other: 
 @pytest.mark.parametrize("other", [each for each in FOREIGN if each is not CUT])
 async def test_no_state_is_dropped_for_anothers_word(tmp_path: Path, other: Answer) -> None:
     """The spool is freed by the server alone: a portal's 200 is not its word."""
-    state = kept.place(tmp_path, "run-a", 3)
+    state = spool.place(tmp_path, "run-a", 3)
     state.parent.mkdir(parents=True)
     state.write_bytes(STATE)
     async with scripted() as portal:
         portal.otherwise = lambda _: other
         one = ListenerClient(stranger(portal.url, tmp_path))
-        [facts] = kept.spooled(tmp_path)
+        [facts] = spool.spooled(tmp_path)
         assert await send(one, tmp_path, facts) is False
         assert state.read_bytes() == STATE
-        assert kept.spooled(tmp_path)[0]["reason"]
+        assert spool.spooled(tmp_path)[0]["reason"]
         await one.close()
 
 

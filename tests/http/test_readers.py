@@ -14,8 +14,8 @@ import pytest
 from kit.phases import plan_it, take
 from kit.process import Process
 from kit.serving import Running, until
-from terrapod_listener.client import Server as ListenerClient
-from terrapod_listener.identity import Identity
+from terrapod_listener.link.client import Server as ListenerClient
+from terrapod_listener.link.identity import Identity
 from terrapod_server.runs import queue, readers
 from terrapod_server.runs.model import Phase, Run
 from terrapod_shared import wire

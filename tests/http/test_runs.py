@@ -10,7 +10,7 @@ import pytest
 
 from kit.phases import apply_it, plan_it, take
 from kit.serving import Running, state_bytes, tar, until
-from terrapod_listener.client import Server as ListenerClient
+from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server.runs import logs, queue, states
 from terrapod_server.runs.model import Phase, Run
 from terrapod_shared import clock, errors, wire
@@ -272,7 +272,7 @@ async def test_races_on_postgres(pg_server: Running, tmp_path: Path) -> None:
 
 
 async def test_join_tokens_and_locks_race_on_postgres(pg_server: Running, tmp_path: Path) -> None:
-    from terrapod_listener.joining import join  # noqa: PLC0415
+    from terrapod_listener.link.join import join  # noqa: PLC0415
 
     token = await pg_server.join_token()
 

@@ -18,8 +18,8 @@ from kit.notified import Notified
 from kit.postgres import free_port
 from kit.serving import Running, running, tar, until
 from kit.site import BIN
-from terrapod_listener import kept
-from terrapod_listener.observing import PORT
+from terrapod_listener.daemon.status import PORT
+from terrapod_listener.supervise import spool
 from terrapod_server.runs.model import Run
 
 NOWHERE = "http://127.0.0.1:9/"
@@ -106,7 +106,7 @@ async def test_a_port_that_is_taken_ends_the_server_and_is_named(tmp_path: Path,
 async def test_systemd_and_the_port_tell_of_a_listener(pg_server: Running, tmp_path: Path) -> None:
     home, number = tmp_path / "home", free_port()
     await joined(pg_server, home, f"health_port = {number}\n")
-    spooled = kept.place(home, "run-x", 3)
+    spooled = spool.place(home, "run-x", 3)
     spooled.parent.mkdir(parents=True)
     spooled.write_bytes(b"no state")
     with Notified(tmp_path / "notify") as systemd:

@@ -11,7 +11,7 @@ import pytest
 from kit.process import Process, in_flight
 from kit.release_site import ReleaseSite, release_site
 from kit.serving import Running, tar, until
-from terrapod_listener.client import Server as ListenerClient
+from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_shared import errors, wire
 
 

@@ -10,7 +10,7 @@ import pytest
 from kit.cli import of_server
 from kit.phases import apply_it, plan_it, take
 from kit.serving import DATA, Running, state_bytes
-from terrapod_listener.client import Server as ListenerClient
+from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server.runs import queue
 from terrapod_server.runs.model import Phase
 from terrapod_shared import ids, wire

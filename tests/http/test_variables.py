@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kit.serving import DATA, Running
-from terrapod_listener import terraform
+from terrapod_listener.engine import argv
 from terrapod_server.variables import actions as variables
 
 
@@ -53,7 +53,7 @@ async def test_names_that_no_run_can_have_are_kept(server: Running, tmp_path: Pa
     await server.run(workspace, variables=[{"key": "größe", "value": "1"}])
     work = await listener.next_work(5)
     assert work is not None
-    taken, left_out = terraform.admitted(work.variables)
+    taken, left_out = argv.admitted(work.variables)
     assert {(each.key, each.category) for each in taken} == {*fine, ("größe", "terraform")}
     assert len(left_out) == len(odd)
     for key in ("a=b", "a\nb"):

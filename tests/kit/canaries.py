@@ -5,7 +5,7 @@ from pathlib import Path
 
 import asyncpg
 
-from terrapod_listener.masking import forms
+from terrapod_listener.supervise.masking import forms
 from terrapod_server.kit import database
 
 

@@ -12,7 +12,7 @@ import terraform_shim
 from kit import scripted
 from kit.serving import Running
 from kit.site import BIN
-from terrapod_listener import identity
+from terrapod_listener.link import identity
 from terrapod_server.agents.model import Listener
 
 

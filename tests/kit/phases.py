@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from kit.serving import state_bytes
-from terrapod_listener.client import Server as ListenerClient
+from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_shared import wire
 
 PLAN = {"format_version": "1.2", "applyable": True, "resource_changes": [], "output_changes": {

@@ -20,9 +20,9 @@ import httpx
 from starlette.requests import Request
 
 from kit.postgres import free_port
-from terrapod_listener.client import Server as ListenerClient
-from terrapod_listener.identity import Identity
-from terrapod_listener.joining import join
+from terrapod_listener.link.client import Server as ListenerClient
+from terrapod_listener.link.identity import Identity
+from terrapod_listener.link.join import join
 from terrapod_server import app, serving
 from terrapod_server.config import Config, load
 from terrapod_server.identity import actions as identity

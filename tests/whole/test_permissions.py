@@ -17,7 +17,7 @@ import pytest
 from tortoise import connections
 
 from kit.serving import DATA, Running, state_bytes, tar
-from terrapod_listener.client import Server as ListenerClient
+from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server import app
 from terrapod_server.agents.model import LateState
 from terrapod_server.identity import actions as identity

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from terrapod_listener import accept, config
-from terrapod_listener.hooks import HookFailed, Hooks, Settings
+from terrapod_listener import config
+from terrapod_listener.phase import accept
+from terrapod_listener.phase.hooks import HookFailed, Hooks, Settings
 from terrapod_shared import wire
 
 

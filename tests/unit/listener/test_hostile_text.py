@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terrapod_listener import accept, masking, plugins, statefile, terraform, workdir
-from terrapod_listener.masking import Masker
+from terrapod_listener.engine import argv, plugins, workdir
+from terrapod_listener.phase import accept
+from terrapod_listener.supervise import masking, statefile
+from terrapod_listener.supervise.masking import Masker
 
 M = 1 << 20
 #: What took minutes took thousands of times as long as this on a quiet machine; a busy one is ten times slower.
@@ -41,9 +43,9 @@ READERS: list[Callable[[str], Any]] = [
     lambda text: list(masking.members(text)),
     lambda text: list(masking.members("{" + text)),
     lambda text: list(masking.members('["' + text)),
-    lambda text: terraform.declared({"a.tf": text, "b.tf.json": text}),
-    lambda text: terraform.selected("w", {"a.tf": text, "b.tf.json": text}),
-    terraform.quoted,
+    lambda text: argv.declared({"a.tf": text, "b.tf.json": text}),
+    lambda text: argv.selected("w", {"a.tf": text, "b.tf.json": text}),
+    argv.quoted,
     lambda text: accept._matches(text[: accept.PATTERN_MOST], text[:255]),
     workdir._is_dropped,
 ]
@@ -106,8 +108,8 @@ def test_a_reader_of_text_has_no_recursion_to_run_out_of() -> None:
     deep = "[" * 900 + '"a secret word",' * 10_000 + '"x"' + "]" * 900
     with bounded():
         assert "a secret word" in set(masking.members(deep))
-        assert terraform.declared({"a.tf.json": "[" * 100_000}) == {}
-        assert terraform.selected("w", {"a.tf.json": '{"terraform":' * 100_000}) == "w"
+        assert argv.declared({"a.tf.json": "[" * 100_000}) == {}
+        assert argv.selected("w", {"a.tf.json": '{"terraform":' * 100_000}) == "w"
 
 
 def naive(pattern: str, text: str) -> bool:

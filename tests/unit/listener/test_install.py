@@ -15,9 +15,9 @@ import pytest
 
 from kit import scripted
 from kit.release_site import release_zip
-from terrapod_listener import install
-from terrapod_listener.client import Server
 from terrapod_listener.config import LocalEngine
+from terrapod_listener.engine import install
+from terrapod_listener.link.client import Server
 from terrapod_shared import programs, wire
 from terrapod_shared.errors import Conflict
 

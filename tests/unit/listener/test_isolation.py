@@ -15,9 +15,10 @@ from typing import Literal
 
 import pytest
 
-from terrapod_listener import isolation, launch, launching, limits, processes
-from terrapod_listener.isolation import Cell, Settings
-from terrapod_listener.process import Process
+from terrapod_listener.sandbox import isolation, launch, launching, limits
+from terrapod_listener.sandbox.isolation import Cell, Settings
+from terrapod_listener.sandbox.process import Process
+from terrapod_listener.supervise import processes
 from terrapod_shared import wire
 
 ENV = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}

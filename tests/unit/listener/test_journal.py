@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from terrapod_listener import journal
+from terrapod_listener.supervise import journal
 from terrapod_shared import wire
 
 WORK = wire.Work(

@@ -9,14 +9,18 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from terrapod_listener import keeper, kept, launching, loop, schemas, statefile, terraform
-from terrapod_listener.applying import Apply
 from terrapod_listener.config import Config
-from terrapod_listener.identity import Identity, Kept
-from terrapod_listener.journal import Facts, Record
-from terrapod_listener.outcomes import Failed
-from terrapod_listener.phases import Job
-from terrapod_listener.process import Process
+from terrapod_listener.daemon import loop
+from terrapod_listener.engine import argv as terraform
+from terrapod_listener.engine import schemas
+from terrapod_listener.link.identity import Identity, Kept
+from terrapod_listener.phase.applying import Apply
+from terrapod_listener.phase.job import Job
+from terrapod_listener.phase.outcomes import Failed
+from terrapod_listener.sandbox import launching
+from terrapod_listener.sandbox.process import Process
+from terrapod_listener.supervise import spool, statefile, supervisor
+from terrapod_listener.supervise.journal import Facts, Record
 from terrapod_shared import wire
 
 WORK = wire.Work(
@@ -39,25 +43,25 @@ def left(home: Path) -> Path:
 
 def test_a_state_is_copied_and_known_by_its_bytes(tmp_path: Path) -> None:
     folder = left(tmp_path)
-    target = kept.place(tmp_path, "run-a", 3)
+    target = spool.place(tmp_path, "run-a", 3)
     statefile.keep(folder, folder / "states" / "net" / "terraform.tfstate", target)
     assert json.loads(target.read_text())["serial"] == 2
     assert target.stat().st_mode & 0o777 == 0o600
-    [facts] = kept.spooled(tmp_path)
+    [facts] = spool.spooled(tmp_path)
     assert (facts["run_id"], facts["number"], facts["serial"], facts["reason"]) == ("run-a", 3, 2, "")
-    kept.blame(target, "no room")
-    assert kept.spooled(tmp_path)[0]["reason"] == "no room"
-    assert not kept.spooled(tmp_path)[0]["is_final"]
-    kept.blame(target, "not JSON", is_final=True)
-    assert kept.spooled(tmp_path)[0]["is_final"]
-    kept.drop(target)
+    spool.blame(target, "no room")
+    assert spool.spooled(tmp_path)[0]["reason"] == "no room"
+    assert not spool.spooled(tmp_path)[0]["is_final"]
+    spool.blame(target, "not JSON", is_final=True)
+    assert spool.spooled(tmp_path)[0]["is_final"]
+    spool.drop(target)
     assert not target.parent.exists()
 
 
 def test_a_state_that_is_torn_or_a_link_is_not_taken(tmp_path: Path) -> None:
     """What the run can write is not followed, and half a state is none."""
     folder = left(tmp_path)
-    state, target = folder / "states" / "net" / "terraform.tfstate", kept.place(tmp_path, "run-a", 3)
+    state, target = folder / "states" / "net" / "terraform.tfstate", spool.place(tmp_path, "run-a", 3)
     errored = folder / "errored.tfstate"
     errored.write_text('{\n  "serial": 9,\n  "lineage": "line",\n  "outputs": {')
     found = statefile.newest(folder, [errored, state])
@@ -84,9 +88,9 @@ def test_a_state_that_is_torn_or_a_link_is_not_taken(tmp_path: Path) -> None:
 
 
 def test_a_home_is_for_one_listener(tmp_path: Path) -> None:
-    with kept.lock(tmp_path), pytest.raises(BlockingIOError):
-        kept.lock(tmp_path)
-    kept.lock(tmp_path).close()
+    with spool.lock(tmp_path), pytest.raises(BlockingIOError):
+        spool.lock(tmp_path)
+    spool.lock(tmp_path).close()
 
 
 def test_hcl_has_no_backspace_escape() -> None:
@@ -156,12 +160,12 @@ async def test_the_room_of_a_keeper_that_was_killed_is_given_back_before_its_sta
     """It would never be otherwise, where the state is torn and its run's journal stays."""
     record = Record(tmp_path, Facts(work=WORK, step="apply"))
     record.write("apply")
-    (record.folder / keeper.RESERVE).write_bytes(bytes(4096))
+    (record.folder / supervisor.RESERVE).write_bytes(bytes(4096))
     log: Any = SimpleNamespace(look=lambda: None)
     server: Any = None
     with pytest.raises(Failed, match="cut off"):
         await Apply(tmp_path, server, record, log).again()
-    assert not (record.folder / keeper.RESERVE).exists()
+    assert not (record.folder / supervisor.RESERVE).exists()
 
 
 def test_an_answer_that_a_full_disk_has_cut_is_named(tmp_path: Path) -> None:
@@ -182,7 +186,7 @@ def test_a_state_with_a_number_that_python_does_not_read_is_whole(
     found = statefile.newest(tmp_path, [state])
     assert found is not None
     assert (found[1]["serial"], found[1]["lineage"]) == (7, "line")
-    target = kept.place(tmp_path, "run-a", 3)
+    target = spool.place(tmp_path, "run-a", 3)
     statefile.keep(tmp_path, state, target)
     assert target.read_bytes() == state.read_bytes()
 

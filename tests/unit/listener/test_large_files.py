@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from terrapod_listener import keeper, plugins, rescue, schemas, statefile, workdir
-from terrapod_listener.delivery import Delivery
-from terrapod_listener.outcomes import Failed
+from terrapod_listener.daemon import recover
+from terrapod_listener.engine import plugins, schemas, workdir
+from terrapod_listener.phase.delivery import Delivery
+from terrapod_listener.phase.outcomes import Failed
+from terrapod_listener.supervise import statefile, supervisor
 from terrapod_shared import wire
 
 G = 1 << 30
@@ -141,8 +143,8 @@ def test_small_files_are_read_to_a_limit(tmp_path: Path) -> None:
 def test_no_room_is_taken_for_a_state_that_is_none(tmp_path: Path) -> None:
     """Also where an earlier step has left one of gigabytes where terraform saves what it cannot write."""
     state = sparse(tmp_path / "errored.tfstate", 3 * G)
-    reserve = keeper.Reserve(tmp_path / "reserve", [str(state)])
-    assert (tmp_path / "reserve").stat().st_size == keeper._RESERVE_LEAST
+    reserve = supervisor.Reserve(tmp_path / "reserve", [str(state)])
+    assert (tmp_path / "reserve").stat().st_size == supervisor._RESERVE_LEAST
     reserve.give_back()
 
 
@@ -161,7 +163,7 @@ rescue.copy(Path(sys.argv[1]), "run-1", Path(sys.argv[2]), Path(sys.argv[3]))
     state.unlink()
     state.symlink_to("/etc/hostname")
     with pytest.raises(OSError):
-        rescue.copy(tmp_path, "run-1", state, target)
+        recover.copy(tmp_path, "run-1", state, target)
     assert list(tmp_path.iterdir()) == [tmp_path / "work"]
 
 

@@ -12,9 +12,10 @@ from typing import Literal
 
 import pytest
 
-from terrapod_listener import isolation, launching, limits, processes
-from terrapod_listener.isolation import Cell, Settings
-from terrapod_listener.process import Process
+from terrapod_listener.sandbox import isolation, launching, limits
+from terrapod_listener.sandbox.isolation import Cell, Settings
+from terrapod_listener.sandbox.process import Process
+from terrapod_listener.supervise import processes
 from terrapod_shared import wire
 
 CANARY = "canary-of-the-runs-environment"
@@ -165,7 +166,7 @@ def test_code_that_a_variable_names_runs_as_the_run_alone(
 import asyncio
 from pathlib import Path
 from terrapod_listener import isolation
-from terrapod_listener.process import Process
+from terrapod_listener.sandbox.process import Process
 home, evil = Path({str(home)!r}), {str(evil)!r}
 wanted = isolation.Settings(want={kind!r}, first_uid={UID}, readable=(evil,), writable=({str(mark)!r},))
 found = isolation.find(home, wanted)

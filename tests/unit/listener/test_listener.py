@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from kit.serving import tar
-from terrapod_listener import config, launching, terraform, workdir
-from terrapod_listener.lease import Lease
-from terrapod_listener.process import Process
+from terrapod_listener import config
+from terrapod_listener.engine import argv, workdir
+from terrapod_listener.link.lease import Lease
+from terrapod_listener.sandbox import launching
+from terrapod_listener.sandbox.process import Process
 from terrapod_shared import configuration, wire
 from terrapod_shared.variables import ENV_MOST, refusal, unfit
 
@@ -180,7 +182,7 @@ def work(*variables: wire.Variable) -> wire.Work:
 
 
 def test_the_environment_is_clean() -> None:
-    env = terraform.environment(
+    env = argv.environment(
         work(
             wire.Variable(key="a", category="terraform", value="1"),
             wire.Variable(key="b", category="terraform", value="2"),
@@ -207,7 +209,7 @@ def test_reserved_names_are_refused_here_too() -> None:
     for key, category in (("a b", "env"), ("BASH_FUNC_x%%", "env"), ("x y", "terraform"), ("1x", "terraform")):
         assert (refusal(key, category), bool(unfit(key, category, ""))) == (None, True), key
     assert unfit("X", "env", "x" * ENV_MOST)
-    assert terraform.declared({"main.tf": 'variable "größe" {}\nvariable "变量" {}'}).keys() == {"größe", "变量"}
+    assert argv.declared({"main.tf": 'variable "größe" {}\nvariable "变量" {}'}).keys() == {"größe", "变量"}
     for key in ("TF_LOG", "HTTPS_PROXY", "AWS_REGION"):
         assert refusal(key, "env") is None
 
@@ -216,7 +218,7 @@ def test_a_variable_that_may_not_be_is_left_out_and_named() -> None:
     """A row may be older than the refusal of its name: it must not end the run."""
     fine = wire.Variable(key="AWS_REGION", category="env", value="eu")
     bad = wire.Variable(key="LOCPATH", category="env", value="/tmp/hostile")
-    taken, left_out = terraform.admitted([bad, fine])
+    taken, left_out = argv.admitted([bad, fine])
     assert taken == [fine]
     assert len(left_out) == 1
     assert "LOCPATH is reserved" in left_out[0]
@@ -224,8 +226,8 @@ def test_a_variable_that_may_not_be_is_left_out_and_named() -> None:
 
 
 def test_strings_are_written_as_hcl() -> None:
-    assert terraform.quoted('a "b" ${c} %{d}\n') == '"a \\"b\\" $${c} %%{d}\\n"'
-    declared = terraform.declared(
+    assert argv.quoted('a "b" ${c} %{d}\n') == '"a \\"b\\" $${c} %%{d}\\n"'
+    declared = argv.declared(
         {
             "a.tf": 'variable "x" {}\n  variable y {\n',
             "b.tf.json": '{"variable": {"z": {}}}',
@@ -234,12 +236,12 @@ def test_strings_are_written_as_hcl() -> None:
         }
     )
     assert declared == {"x": False, "y": False, "z": False}
-    text = terraform.var_file([wire.Variable(key="x", category="terraform", value="[1]", hcl=True)], declared)
+    text = argv.var_file([wire.Variable(key="x", category="terraform", value="[1]", hcl=True)], declared)
     assert text == "x = [1]\n"
 
 
 def test_an_apply_is_given_ephemeral_variables_alone() -> None:
-    names = terraform.declared(
+    names = argv.declared(
         {
             "a.tf": 'variable "plain" {\n  default = "ephemeral"\n}\nvariable "token" {\n  ephemeral = true\n}\n',
             "b.tf.json": '{"variable": [{"json_token": {"ephemeral": true}, "json_plain": {}}]}',
@@ -249,25 +251,25 @@ def test_an_apply_is_given_ephemeral_variables_alone() -> None:
     keys = ("plain", "token", "json_token", "json_plain", "undeclared")
     variables = [wire.Variable(key=key, category="terraform", value="v") for key in keys]
     variables.append(wire.Variable(key="plain", category="env", value="v"))
-    assert terraform.given(variables, names, "plan") == variables
-    left = terraform.given(variables, names, "apply")
+    assert argv.given(variables, names, "plan") == variables
+    left = argv.given(variables, names, "apply")
     assert [(each.key, each.category) for each in left] == [
         ("token", "terraform"), ("json_token", "terraform"), ("plain", "env"),
     ]  # fmt: skip
-    assert terraform.apply_argv(wire.Options(), "p", "v")[-2:] == ["-var-file=v", "p"]
+    assert argv.apply_argv(wire.Options(), "p", "v")[-2:] == ["-var-file=v", "p"]
 
 
 def test_a_prefix_is_no_part_of_the_workspaces_name() -> None:
     block = 'terraform {\n  backend "remote" {\n    hostname = "h"\n    workspaces {\n      prefix = "app-"\n    }\n  }\n}\n'
     json_ = '{"terraform": [{"backend": {"remote": {"workspaces": [{"prefix": "app-"}]}}}]}'
     for name, text in (("a.tf", block), ("a.tf.json", json_)):
-        assert terraform.selected("app-one", {"0.tf": "", "0.tf.json": "[]", name: text}) == "one"
-        assert terraform.selected("other-one", {name: text}) == "other-one"
-        assert terraform.selected("app-", {name: text}) == "app-"
+        assert argv.selected("app-one", {"0.tf": "", "0.tf.json": "[]", name: text}) == "one"
+        assert argv.selected("other-one", {name: text}) == "other-one"
+        assert argv.selected("app-", {name: text}) == "app-"
     other = 'locals {\n  workspaces = { prefix = "app-" }\n}\nterraform {\n  cloud {}\n}\n'
-    assert terraform.selected("app-one", {"a.tf": other}) == "app-one"
+    assert argv.selected("app-one", {"a.tf": other}) == "app-one"
     hostile = 'backend "remote" {' * 20_000 + "workspaces {" * 20_000
-    assert terraform.selected("app-one", {"a.tf": hostile}) == "app-one"
+    assert argv.selected("app-one", {"a.tf": hostile}) == "app-one"
 
 
 def test_schemas_are_those_of_the_types_in_the_plan() -> None:
@@ -292,7 +294,7 @@ def test_schemas_are_those_of_the_types_in_the_plan() -> None:
         "resource_drift": [{"provider_name": "p", "type": "b", "mode": "managed"}],
         "deferred_changes": [{"resource_change": {"provider_name": "gone", "type": "z", "mode": "managed"}}],
     }  # fmt: skip
-    assert terraform.filtered_schemas(known, plan) == {
+    assert argv.filtered_schemas(known, plan) == {
         "format_version": "1.0",
         "provider_schemas": {
             "p": {"provider": {"version": 1}, "resource_schemas": of("a", "b"), "data_source_schemas": of("d")}
@@ -307,8 +309,8 @@ def test_a_plan_is_counted() -> None:
     plan = {
         "resource_changes": [entry("create"), entry("delete", "create"), entry("update"), entry("no-op", importing={})]
     }
-    assert terraform.read_plan(plan) == terraform.Counts(True, 2, 1, 1, 1, False)
-    assert terraform.read_plan({"applyable": False, "resource_changes": [entry("no-op")]}).has_changes is False
+    assert argv.read_plan(plan) == argv.Counts(True, 2, 1, 1, 1, False)
+    assert argv.read_plan({"applyable": False, "resource_changes": [entry("no-op")]}).has_changes is False
 
 
 def test_leases_stop_plans_and_never_applies() -> None:
@@ -362,6 +364,6 @@ def test_settings_tell_all_mistakes_at_once(tmp_path: Path) -> None:
 
 
 def test_the_runs_token_is_for_every_name_of_the_server_once() -> None:
-    assert terraform.credentials(["a.b:1", "c.d", "a.b:1", "[::1]:2"], "t") == (
+    assert argv.credentials(["a.b:1", "c.d", "a.b:1", "[::1]:2"], "t") == (
         'credentials "a.b:1" {\n  token = "t"\n}\ncredentials "c.d" {\n  token = "t"\n}\n'
     )

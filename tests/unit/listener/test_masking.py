@@ -16,8 +16,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from terrapod_listener import masking
-from terrapod_listener.masking import MASK, SHORTEST, Masker, forms, members
+from terrapod_listener.supervise import masking
+from terrapod_listener.supervise.masking import MASK, SHORTEST, Masker, forms, members
 
 KEY = "-----BEGIN PRIVATE KEY-----\n{}\nAb==\n-----END PRIVATE KEY-----\n"
 NASTY = "p\"w'd<&>${x}%{y}\\ /+é\t~(1)"

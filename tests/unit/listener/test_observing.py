@@ -7,10 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from terrapod_listener import config, kept
-from terrapod_listener.client import Server
-from terrapod_listener.identity import Identity, Kept
-from terrapod_listener.observing import Facts, Observer
+from terrapod_listener import config
+from terrapod_listener.daemon.status import Facts, Observer
+from terrapod_listener.link.client import Server
+from terrapod_listener.link.identity import Identity, Kept
+from terrapod_listener.supervise import spool
 
 ME = Kept(
     server="https://x", name="n", listener_id="l", pool_id="p", key="", sealing_key="", certificate="", server_key=""
@@ -40,13 +41,13 @@ async def test_ready_is_who_heard_its_server_within_a_lease_and_takes_work(tmp_p
 
 def test_what_waits_is_counted_without_being_opened(tmp_path: Path) -> None:
     for run, number in (("run-a", 1), ("run-a", 2), ("run-b", 1)):
-        place = kept.place(tmp_path, run, number)
+        place = spool.place(tmp_path, run, number)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.mkdir()  # nobody could read it
         place.with_suffix(".json").touch()
-    assert kept.count(tmp_path, set()) == 3
-    assert kept.count(tmp_path, {"run-a"}) == 1
-    assert kept.count(tmp_path / "none", set()) == 0
+    assert spool.count(tmp_path, set()) == 3
+    assert spool.count(tmp_path, {"run-a"}) == 1
+    assert spool.count(tmp_path / "none", set()) == 0
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.9.9.9"])

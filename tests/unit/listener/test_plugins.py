@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kit.provider_mirror import h1
-from terrapod_listener import config, plugins, terraform
+from terrapod_listener import config
+from terrapod_listener.engine import argv, plugins
 from terrapod_shared.programs import here
 
 NAME = "terraform-provider-fake_v1.0.0"
@@ -262,8 +263,8 @@ def test_a_full_disk_fails_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_cli_configuration() -> None:
-    assert terraform.installation("", "") == ""
-    text = terraform.installation('/a "b"', "https://mirror.example/providers")
+    assert argv.installation("", "") == ""
+    text = argv.installation('/a "b"', "https://mirror.example/providers")
     assert text.splitlines() == [
         r'plugin_cache_dir = "/a \"b\""',
         "provider_installation {",

@@ -8,7 +8,7 @@ import pytest
 
 from kit.postgres import free_port
 from kit.serving import until
-from terrapod_listener import port
+from terrapod_listener.daemon import port
 
 
 async def ask(path: str) -> port.Answer | None:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from terrapod_listener.__main__ import main as listener
-from terrapod_listener.service import SERVICE as LISTENER
+from terrapod_listener.daemon.install_service import SERVICE as LISTENER
 from terrapod_server.__main__ import main as server
 from terrapod_server.service import SERVICE as SERVER
 from terrapod_shared import services

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import msgspec
 
-from terrapod_listener import __version__, kept, port
-from terrapod_listener.client import Server
+from terrapod_listener import __version__
 from terrapod_listener.config import Config
+from terrapod_listener.daemon import port
+from terrapod_listener.link.client import Server
+from terrapod_listener.supervise import spool
 from terrapod_shared import wire
 from terrapod_shared.notify import Manager
 from terrapod_shared.prometheus import MEDIA, Sample, family, process
@@ -147,7 +149,7 @@ class Observer:
     async def _metrics(self) -> list[str]:
         facts = self._ask()
         age_s, held = self._age_s(facts), Counter(facts.phases)
-        waiting = await asyncio.to_thread(kept.count, self._home, facts.live)
+        waiting = await asyncio.to_thread(spool.count, self._home, facts.live)
         build = {"version": __version__, "python": platform.python_version()}
         ended = [({"phase": p, "outcome": o}, n) for (p, o), n in sorted(facts.server.standing.ended.items())]
         age: list[Sample] = [] if age_s is None else [({}, age_s)]

@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from terrapod_listener.client import Server
 from terrapod_listener.config import LocalEngine
+from terrapod_listener.link.client import Server
 from terrapod_shared import host_engines, programs, wire
 from terrapod_shared.errors import Conflict
 

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from terrapod_listener import processes
-from terrapod_listener.launching import Start
+from terrapod_listener.sandbox.launching import Start
+from terrapod_listener.supervise import processes
 
 _READ = 256 << 10
 _ASK_AGAIN_S = 0.02

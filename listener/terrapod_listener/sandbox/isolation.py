@@ -23,8 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from terrapod_listener import launching, processes, workdir
-from terrapod_listener.launching import Start
+from terrapod_listener.engine import workdir
+from terrapod_listener.sandbox import launching
+from terrapod_listener.sandbox.launching import Start
+from terrapod_listener.supervise import processes
 
 Kind = Literal["bubblewrap", "user", "none"]
 #: What no run needs of a host, and what secrets are found in most often.

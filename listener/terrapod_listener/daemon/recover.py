@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from terrapod_listener import journal, keeping, kept, statefile, workdir
-from terrapod_listener.client import Server
-from terrapod_listener.delivery import is_final
-from terrapod_listener.identity import Identity
+from terrapod_listener.engine import workdir
+from terrapod_listener.link.client import Server
+from terrapod_listener.link.identity import Identity
+from terrapod_listener.phase.delivery import is_final
+from terrapod_listener.supervise import handle as keeping
+from terrapod_listener.supervise import journal, spool, statefile
 from terrapod_shared import errors
 
 _LOOK_S = 0.1
@@ -29,14 +31,14 @@ def find(home: Path, run_id: str) -> tuple[Path, int, dict[str, Any]] | None:
     for record in journal.records(home):
         if record.folder.name == run_id and record.facts.states:
             number = record.facts.work.lease.number
-            places = [*(Path(path) for path in record.facts.states), kept.place(home, run_id, number)]
+            places = [*(Path(path) for path in record.facts.states), spool.place(home, run_id, number)]
             if found := statefile.newest(home / "work" / run_id, places):
                 return found[0], number, found[1]
-    waiting = [facts for facts in kept.spooled(home) if facts["run_id"] == run_id]
+    waiting = [facts for facts in spool.spooled(home) if facts["run_id"] == run_id]
     if not waiting:
         return None
     facts = max(waiting, key=lambda each: int(each["number"]))
-    return kept.place(home, run_id, facts["number"]), facts["number"], facts
+    return spool.place(home, run_id, facts["number"]), facts["number"], facts
 
 
 def copy(home: Path, run_id: str, state: Path, target: Path | None) -> None:
@@ -69,9 +71,9 @@ def drop(home: Path, run_id: str) -> str:
     Raises NotFound, and Conflict while the run is under way or the listener works on it.
     """
     found = [record for record in journal.records(home) if record.folder.name == run_id]
-    spooled = [facts for facts in kept.spooled(home) if facts["run_id"] == run_id]
+    spooled = [facts for facts in spool.spooled(home) if facts["run_id"] == run_id]
     for record in found:
-        if keeping.is_alive(record.facts) or (kept.holder(home) is not None and not record.facts.left):
+        if keeping.is_alive(record.facts) or (spool.holder(home) is not None and not record.facts.left):
             message = f"{run_id} is still worked on"
             raise errors.Conflict(message)
     if not found and not spooled:
@@ -81,7 +83,7 @@ def drop(home: Path, run_id: str) -> str:
     for record in found:
         forget(home, record)
     for facts in spooled:
-        kept.drop(kept.place(home, run_id, facts["number"]))
+        spool.drop(spool.place(home, run_id, facts["number"]))
     return f"dropped {run_id}: {size / 1e6:.1f} MB of its folder, {len(spooled)} states of the spool"
 
 
@@ -109,14 +111,14 @@ async def push(home: Path, who: Identity, run_id: str) -> str:
         target = server.state_path(run_id, mark)
         answer = await server.persist("PUT", target, file=path, lease=number, timeout_s=_PUSH_S, patience_s=_PATIENCE_S)
     except errors.TerrapodError as error:
-        spooled = kept.place(home, run_id, number)
+        spooled = spool.place(home, run_id, number)
         if path == spooled:
-            kept.blame(spooled, error.detail, is_final=is_final(error))
+            spool.blame(spooled, error.detail, is_final=is_final(error))
         raise
     finally:
         await server.close()
-    if path == kept.place(home, run_id, number):
-        await asyncio.to_thread(kept.drop, path)
+    if path == spool.place(home, run_id, number):
+        await asyncio.to_thread(spool.drop, path)
     aside = answer.status_code == 202  # noqa: PLR2004
     return (
         "the lease is over: the server keeps the state aside, for an administrator to adopt or drop"
@@ -127,7 +129,7 @@ async def push(home: Path, who: Identity, run_id: str) -> str:
 
 def drain(home: Path) -> bool:
     """Tells the running listener to take no more work; whether there is one."""
-    pid = kept.holder(home)
+    pid = spool.holder(home)
     if pid is None:
         return False
     try:
@@ -135,7 +137,7 @@ def drain(home: Path) -> bool:
     except ProcessLookupError:
         return False
     try:
-        if kept.holder(home) != pid:  # it has ended meanwhile: the number may be another's
+        if spool.holder(home) != pid:  # it has ended meanwhile: the number may be another's
             return False
         signal.pidfd_send_signal(handle, signal.SIGUSR1)
     finally:
@@ -145,14 +147,14 @@ def drain(home: Path) -> bool:
 
 def wait_until_gone(home: Path) -> None:
     """Until the listener has left."""
-    while kept.holder(home) is not None:
+    while spool.holder(home) is not None:
         time.sleep(_LOOK_S)
 
 
 def lines(home: Path, who: Identity) -> Iterator[str]:
     """What `status` says."""
-    mine, pid = who.kept, kept.holder(home)
-    about = kept.told(home) if pid else {}
+    mine, pid = who.kept, spool.holder(home)
+    about = spool.told(home) if pid else {}
     yield f"listener:    {mine.name} ({mine.listener_id})"
     yield f"server:      {mine.server}"
     yield f"pool:        {mine.pool_id}"
@@ -180,7 +182,7 @@ def lines(home: Path, who: Identity) -> Iterator[str]:
         size = _size(home / "work" / record.folder.name) / 1e6
         run_id = record.folder.name
         yield f"  {run_id}: {record.facts.left}; {size:.1f} MB, until terrapod-listener rescue --drop {run_id}"
-    waiting = [facts for facts in kept.spooled(home) if facts["run_id"] not in live]
+    waiting = [facts for facts in spool.spooled(home) if facts["run_id"] not in live]
     yield f"spool:       {len(waiting)} states not delivered"
     for facts in waiting:
         why = f": {facts['reason']}" if facts["reason"] else ""

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from terrapod_listener import keeper, processes
-from terrapod_listener.journal import Facts, Record
+from terrapod_listener.supervise import processes, supervisor
+from terrapod_listener.supervise.journal import Facts, Record
 
-_PROGRAM = Path(keeper.__file__)
+_PROGRAM = Path(supervisor.__file__)
 #: How long an engine whose keeper is gone may take to save its state before it is killed.
 _ORPHAN_S = 60.0
 
@@ -36,7 +36,7 @@ class Keeper:
         `lock` is a descriptor that it holds open until it ends.
         """
         with (record.folder / "keeper.err").open("wb") as errors:
-            signal.pthread_sigmask(signal.SIG_BLOCK, keeper.SIGNALS)  # what comes early waits for its handlers
+            signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.SIGNALS)  # what comes early waits for its handlers
             try:
                 child = subprocess.Popen(  # noqa: S603  our own program
                     [sys.executable, "-I", "-S", str(_PROGRAM)],
@@ -49,7 +49,7 @@ class Keeper:
                     pass_fds=() if lock is None else (lock,),
                 )
             finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, keeper.SIGNALS)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, supervisor.SIGNALS)
         found = cls(os.pidfd_open(child.pid), child)
         try:
             record.write("apply", keeper=child.pid, keeper_started=processes.started(child.pid), boot=boot())

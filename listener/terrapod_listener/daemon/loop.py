@@ -13,26 +13,20 @@ from typing import Any
 
 import msgspec
 
-from terrapod_listener import (
-    __version__,
-    identity,
-    isolation,
-    joining,
-    journal,
-    kept,
-    limits,
-    metadata,
-    rescue,
-    workdir,
-)
-from terrapod_listener.client import Server, pause_s
+from terrapod_listener import __version__
 from terrapod_listener.config import Config
-from terrapod_listener.delivery import send
-from terrapod_listener.install import Engines, announced
-from terrapod_listener.lease import Lease
-from terrapod_listener.observing import Facts, Observer
-from terrapod_listener.parent import Parent
-from terrapod_listener.phases import Job
+from terrapod_listener.daemon import recover
+from terrapod_listener.daemon.parent import Parent
+from terrapod_listener.daemon.status import Facts, Observer
+from terrapod_listener.engine import workdir
+from terrapod_listener.engine.install import Engines, announced
+from terrapod_listener.link import identity, join
+from terrapod_listener.link.client import Server, pause_s
+from terrapod_listener.link.lease import Lease
+from terrapod_listener.phase.delivery import send
+from terrapod_listener.phase.job import Job
+from terrapod_listener.sandbox import isolation, limits, metadata
+from terrapod_listener.supervise import journal, spool
 from terrapod_shared import errors, programs, wire
 
 log = logging.getLogger("terrapod.listener")
@@ -75,7 +69,7 @@ class Daemon:
     async def run(self) -> None:
         """Works until SIGTERM: the first drains, the second interrupts, the third kills."""
         try:
-            lock = kept.lock(self._home)
+            lock = spool.lock(self._home)
         except BlockingIOError:
             message = f"another listener already runs with {self._home}"
             raise SystemExit(message) from None
@@ -179,7 +173,7 @@ class Daemon:
         """What `status` is to say."""
         limited = "by systemd" if self._config.run_limits else "none"
         health = self._observer.address or "none"
-        kept.tell(self._home, draining=draining, isolation=self._isolation.name, limits=limited, health=health)
+        spool.tell(self._home, draining=draining, isolation=self._isolation.name, limits=limited, health=health)
 
     def drain(self) -> None:
         """Takes no more work; however often it is called."""
@@ -404,7 +398,7 @@ class Daemon:
             self._renew_asked.clear()
             self._look_again()
             try:
-                await joining.renew(self._server)
+                await join.renew(self._server)
                 log.info("the certificate is renewed until %s", self._server.identity.expires())
             except errors.TerrapodError as error:
                 log.warning("the certificate could not be renewed: %s", error.detail)
@@ -413,7 +407,7 @@ class Daemon:
     def _spooled(self) -> list[dict[str, Any]]:
         """What waits in the spool; an apply that goes on keeps its copy there too."""
         live = self._live()
-        return [facts for facts in kept.spooled(self._home) if facts["run_id"] not in live]
+        return [facts for facts in spool.spooled(self._home) if facts["run_id"] not in live]
 
     def _live(self) -> set[str]:
         return {job.work.run_id for job in self._jobs.values() if not job.settled.is_set()}
@@ -465,7 +459,7 @@ class Daemon:
         for run_id in pulse.settled:
             if record := over.get(run_id):
                 log.info("%s is settled: its folder goes", run_id)
-                await asyncio.to_thread(rescue.forget, self._home, record)
+                await asyncio.to_thread(recover.forget, self._home, record)
 
     async def _deliver_spool(self, *, is_rejoined: bool = False) -> None:
         """But for what was refused for good, which another server may take, and a person may send."""

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from terrapod_listener import launching
+from terrapod_listener.sandbox import launching
 from terrapod_shared import quantities, wire
 
 _PROBE_S = 20.0

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from terrapod_listener import statefile
+from terrapod_listener.supervise import statefile
 from terrapod_shared import wire
 from terrapod_shared.files import write_private
 

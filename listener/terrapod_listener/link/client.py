@@ -21,7 +21,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from terrapod_listener.identity import Identity
+from terrapod_listener.link.identity import Identity
 from terrapod_shared import answers, errors, signing, wire
 from terrapod_shared.client import not_reached
 

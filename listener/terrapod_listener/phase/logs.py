@@ -10,8 +10,8 @@ import logging
 import os
 from pathlib import Path
 
-from terrapod_listener.client import PASSING, Server, pause_s
-from terrapod_listener.masking import Masker
+from terrapod_listener.link.client import PASSING, Server, pause_s
+from terrapod_listener.supervise.masking import Masker
 from terrapod_shared import errors, wire
 
 log = logging.getLogger(__name__)

@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from terrapod_listener import kept, statefile, terraform
-from terrapod_listener.client import Server, digest_of
-from terrapod_listener.journal import Record, Step
-from terrapod_listener.logs import Spool
-from terrapod_listener.outcomes import Failed, Undelivered
+from terrapod_listener.engine import argv
+from terrapod_listener.link.client import Server, digest_of
+from terrapod_listener.phase.logs import Spool
+from terrapod_listener.phase.outcomes import Failed, Undelivered
+from terrapod_listener.supervise import spool as kept
+from terrapod_listener.supervise import statefile
+from terrapod_listener.supervise.journal import Record, Step
 from terrapod_shared import errors, wire
 
 log = logging.getLogger(__name__)
@@ -159,7 +161,7 @@ class Delivery:
         if size:
             self.left = f"the state that was left is not whole; it is kept on the listener in {folder}"
             self.state = "spooled"
-        elif code is None or terraform.cut_short(self._work.engine.tool, code):
+        elif code is None or argv.cut_short(self._work.engine.tool, code):
             self.left = f"{self._work.engine.tool} was killed before it had written a state"
         else:
             self.left = f"{self._work.engine.tool} could not write its state: the file is empty"

@@ -9,7 +9,7 @@ from terrapod_shared import services
 SERVICE = services.Service(
     program="terrapod-listener",
     module="terrapod_listener",
-    units=Path(__file__).parent / "units",
+    units=Path(__file__).parents[1] / "units",
     home="/var/lib/terrapod-listener",
     drop_ins=("bubblewrap", "no-metadata"),
 )

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
-from terrapod_listener import statefile
+from terrapod_listener.supervise import statefile
 from terrapod_shared.files import write_private
 
 _TRIES = 10

@@ -8,7 +8,8 @@ import stat
 import tarfile
 from pathlib import Path
 
-from terrapod_listener import statefile, untar
+from terrapod_listener.engine import untar
+from terrapod_listener.supervise import statefile
 from terrapod_shared import configuration, wire
 from terrapod_shared.errors import Conflict
 

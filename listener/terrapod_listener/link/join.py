@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from terrapod_listener import __version__
-from terrapod_listener.client import PASSING, Answer, Server, mismatch, pause_s, tls
-from terrapod_listener.identity import Identity, Kept, load, raw_private
+from terrapod_listener.link.client import PASSING, Answer, Server, mismatch, pause_s, tls
+from terrapod_listener.link.identity import Identity, Kept, load, raw_private
 from terrapod_shared import answers, errors, signing, wire
 from terrapod_shared.client import is_mistrust, not_reached
 from terrapod_shared.operator_errors import OperatorError

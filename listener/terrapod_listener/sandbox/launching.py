@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from terrapod_listener import launch
+from terrapod_listener.sandbox import launch
 
 #: Where a box has the launcher: in a folder that no run can write to, whatever is hidden.
 INSIDE = "/dev/terrapod-launch"

@@ -9,32 +9,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from terrapod_listener import (
-    __version__,
-    accept,
-    journal,
-    keeping,
-    limits,
-    plugins,
-    schemas,
-    statefile,
-    terraform,
-    workdir,
-)
-from terrapod_listener.applying import Apply
-from terrapod_listener.client import STRANGER, Server
+from terrapod_listener import __version__
 from terrapod_listener.config import Config
-from terrapod_listener.delivery import Delivery
-from terrapod_listener.hooks import HookFailed, Hooks
-from terrapod_listener.install import Engines
-from terrapod_listener.isolation import Cell
-from terrapod_listener.journal import Record
-from terrapod_listener.launching import Start
-from terrapod_listener.logs import Spool
-from terrapod_listener.masking import SHORTEST, Masker, is_short
-from terrapod_listener.outcomes import Canceled, CutOff, Failed, NotBegun, Refused, Undelivered
-from terrapod_listener.preparation import Preparation, Prepared
-from terrapod_listener.process import Process
+from terrapod_listener.engine import argv as terraform
+from terrapod_listener.engine import plugins, schemas, workdir
+from terrapod_listener.engine.install import Engines
+from terrapod_listener.link.client import STRANGER, Server
+from terrapod_listener.phase import accept
+from terrapod_listener.phase.applying import Apply
+from terrapod_listener.phase.delivery import Delivery
+from terrapod_listener.phase.hooks import HookFailed, Hooks
+from terrapod_listener.phase.logs import Spool
+from terrapod_listener.phase.outcomes import Canceled, CutOff, Failed, NotBegun, Refused, Undelivered
+from terrapod_listener.phase.preparation import Preparation, Prepared
+from terrapod_listener.sandbox import limits
+from terrapod_listener.sandbox.isolation import Cell
+from terrapod_listener.sandbox.launching import Start
+from terrapod_listener.sandbox.process import Process
+from terrapod_listener.supervise import handle, journal, statefile
+from terrapod_listener.supervise.journal import Record
+from terrapod_listener.supervise.masking import SHORTEST, Masker, is_short
 from terrapod_shared import errors, wire
 
 log = logging.getLogger(__name__)
@@ -106,7 +100,7 @@ class Job:
     @property
     def is_under_keeper(self) -> bool:
         """Whether terraform goes on under a keeper that an earlier life of this listener began."""
-        return self._left is not None and keeping.is_alive(self._left.facts)
+        return self._left is not None and handle.is_alive(self._left.facts)
 
     def cancel(self, how: Literal["cancel", "force-cancel"]) -> None:
         """Interrupts once; `force-cancel` kills."""
@@ -292,7 +286,7 @@ class Job:
 
     def _clean(self, is_over: bool) -> None:
         """The folder goes once the state is elsewhere, the journal once there is nothing left to do."""
-        if not keeping.is_alive(self._record.facts):
+        if not handle.is_alive(self._record.facts):
             self.cell.clear()
         is_needed = self._delivery.is_folder_needed or not is_over
         if not is_needed and not self._config.keep_work:

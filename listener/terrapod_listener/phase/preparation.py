@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from terrapod_listener import plugins, terraform, workdir
-from terrapod_listener.client import Server
 from terrapod_listener.config import Config
+from terrapod_listener.engine import argv, plugins, workdir
+from terrapod_listener.link.client import Server
 from terrapod_shared import signing, wire
 from terrapod_shared.files import write_private
 
@@ -43,7 +43,7 @@ class Preparation:
                 info = wire.seal_info(work.run_id, work.phase, work.lease.number, each.category, each.key)
                 value = signing.unseal(self._server.identity.sealing_key, info, each.sealed).decode()
             opened.append(msgspec.structs.replace(each, value=value, sealed=""))
-        return terraform.admitted(opened)
+        return argv.admitted(opened)
 
     async def fetch(self, variables: list[wire.Variable]) -> Prepared:
         """Configuration, state and lock file, ready for `init`. Raises Hostile, and what a download raises."""
@@ -65,12 +65,12 @@ class Preparation:
             if "lock-file" in work.links:
                 await self._download("lock-file", module / ".terraform.lock.hcl")
         workdir.write_override(module, states, work.engine.tool)
-        given = terraform.given(variables, names, work.phase)
+        given = argv.given(variables, names, work.phase)
         var_file: str | None = None
-        if text := terraform.var_file(given, names):
-            (self._folder / terraform.VAR_FILE).write_text(text, encoding="utf-8")
-            var_file = str(self._folder / terraform.VAR_FILE)
-        env = terraform.environment(msgspec.structs.replace(work, variables=given), names, self._base(), selected)
+        if text := argv.var_file(given, names):
+            (self._folder / argv.VAR_FILE).write_text(text, encoding="utf-8")
+            var_file = str(self._folder / argv.VAR_FILE)
+        env = argv.environment(msgspec.structs.replace(work, variables=given), names, self._base(), selected)
         return Prepared(module, states, state, env, var_file)
 
     async def _download(self, name: str, target: Path) -> None:
@@ -93,8 +93,8 @@ class Preparation:
         own = self._folder / plugins.OWN if config.plugin_cache else None
         if own:
             own.mkdir(mode=0o700, exist_ok=True)
-        rc = terraform.credentials(hosts, self._work.run_token)
-        rc += terraform.installation(str(own or ""), config.provider_mirror)
+        rc = argv.credentials(hosts, self._work.run_token)
+        rc += argv.installation(str(own or ""), config.provider_mirror)
         write_private(self._folder / "terraform.rc", rc.encode())
         if mine.ca or config.ca_file:
             bundle = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -108,4 +108,4 @@ class Preparation:
 def _read(module: Path, workspace: str, tool: str) -> tuple[dict[str, bool], str]:
     """Of the root module: its variables, and what it calls the workspace. To be called in a thread."""
     sources = workdir.sources(module, tool)
-    return terraform.declared(sources), terraform.selected(workspace, sources)
+    return argv.declared(sources), argv.selected(workspace, sources)

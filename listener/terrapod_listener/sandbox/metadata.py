@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from terrapod_listener.isolation import USERS_MOST, Isolation, Unavailable
+from terrapod_listener.sandbox.isolation import USERS_MOST, Isolation, Unavailable
 
 #: AWS, Azure, Google, Oracle and others; containers and pods on AWS; Alibaba.
 ADDRESSES = ("169.254.169.254", "169.254.170.2", "169.254.170.23", "100.100.100.200", "fd00:ec2::254", "fd00:ec2::23")

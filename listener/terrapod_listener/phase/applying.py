@@ -10,13 +10,14 @@ from typing import Any
 
 import msgspec
 
-from terrapod_listener import keeping, kept, statefile
-from terrapod_listener.client import Server
-from terrapod_listener.journal import Record
-from terrapod_listener.keeper import RESERVE
-from terrapod_listener.keeping import Keeper
-from terrapod_listener.logs import Spool
-from terrapod_listener.outcomes import CutOff, NotBegun
+from terrapod_listener.link.client import Server
+from terrapod_listener.phase.logs import Spool
+from terrapod_listener.phase.outcomes import CutOff, NotBegun
+from terrapod_listener.supervise import handle, statefile
+from terrapod_listener.supervise import spool as kept
+from terrapod_listener.supervise.handle import Keeper
+from terrapod_listener.supervise.journal import Record
+from terrapod_listener.supervise.supervisor import RESERVE
 from terrapod_shared import errors
 
 log = logging.getLogger(__name__)
@@ -97,9 +98,9 @@ class Apply:
                 following.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await following
-        found = keeping.outcome(self._record.folder)
+        found = handle.outcome(self._record.folder)
         if found is None:
-            await keeping.orphans_gone(self._record.folder, self._record.facts)
+            await handle.orphans_gone(self._record.folder, self._record.facts)
             # the room that its keeper held is for the state, which is spooled next
             await asyncio.to_thread((self._record.folder / RESERVE).unlink, missing_ok=True)
         self._log.look()

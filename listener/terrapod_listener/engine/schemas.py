@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from terrapod_listener import terraform
+from terrapod_listener.engine import argv
 from terrapod_shared import wire
 
 KEPT_MOST = 50
@@ -97,7 +97,7 @@ class Schemas:
             part.unlink(missing_ok=True)
 
 
-def digest(shown: Path, answer: Path, target: Path) -> terraform.Counts:
+def digest(shown: Path, answer: Path, target: Path) -> argv.Counts:
     """What the plan does; the schemas that it speaks of are written to `target`. Raises NotWhole."""
     plan: dict[str, Any] = msgspec.to_builtins(_decoded(_mapped(shown), _Plan, shown))
     if plan.get("errored"):
@@ -106,10 +106,10 @@ def digest(shown: Path, answer: Path, target: Path) -> terraform.Counts:
     schemas = _decoded(_mapped(answer), _Schemas, answer)
     known = {name: msgspec.structs.asdict(each) for name, each in schemas.provider_schemas.items()}
     about = {"format_version": schemas.format_version, "provider_schemas": known}
-    target.write_bytes(msgspec.json.encode(terraform.filtered_schemas(about, plan)))
+    target.write_bytes(msgspec.json.encode(argv.filtered_schemas(about, plan)))
     with contextlib.suppress(OSError):
         os.utime(answer)  # the ones that are used are kept
-    return terraform.read_plan(plan)
+    return argv.read_plan(plan)
 
 
 def _mapped(said: Path) -> mmap.mmap | bytes:

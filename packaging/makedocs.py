@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from terrapod_server.app import ENDPOINTS
-from terrapod_server.kit import members, permissions
+from terrapod_server.kit.api import members, permissions
 
 DOCS = Path(__file__).parents[1] / "docs"
 (DOCS / "permissions.md").write_text(permissions.page(ENDPOINTS))

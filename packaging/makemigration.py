@@ -7,7 +7,7 @@ from tortoise import Tortoise
 from tortoise.migrations.autodetector import MigrationAutodetector
 
 from terrapod_server.app import MODELS
-from terrapod_server.kit import database
+from terrapod_server.kit.db import database
 
 
 async def main() -> None:

@@ -7,12 +7,12 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
-from terrapod_server.config import Config, Section
+from terrapod_server.config.settings import Config, Section
 
 HEAD = """\
 # Settings of the server
 
-Written by `make docs` from `server/terrapod_server/config.py`; do not edit.
+Written by `make docs` from `server/terrapod_server/config/settings.py`; do not edit.
 
 `terrapod-server serve --config FILE` reads a TOML file, and then the environment, which wins. `terrapod-server check`
 reports every mistake in both at once, and with `--connect` tries what they name. `up` needs neither: it takes `DIR/server.toml` where there is one.

@@ -28,7 +28,7 @@ from kit.serving import Running, running
 from kit.site import Site
 from kit.site import terraform_program as make_terraform
 from terrapod_server import app
-from terrapod_server.kit import database
+from terrapod_server.kit.db import database
 
 _numbers = itertools.count(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job ignores it, and so would all programs

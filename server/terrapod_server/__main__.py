@@ -11,13 +11,18 @@ from typing import Any, TextIO
 
 import click
 
-from terrapod_server import config as settings
+from terrapod_server.config import settings
 from terrapod_shared import operator_errors, services
 from terrapod_shared.files import real_path
 
 try:
-    from terrapod_server import app, auditing, checking, engines, keyring, serving, up
-    from terrapod_server.service import install_service
+    from terrapod_server import app, serving
+    from terrapod_server.commands import audit as auditing
+    from terrapod_server.commands import binaries as engines
+    from terrapod_server.commands import check as checking
+    from terrapod_server.commands import keys as keyring
+    from terrapod_server.commands import up
+    from terrapod_server.commands.install_service import install_service
 except ModuleNotFoundError as missing:
     sys.exit(f"Error: {operator_errors.missing_extra('terrapod-server', 'server', missing)}")
 

@@ -23,43 +23,48 @@ from terrapod_server.access import actions as access
 from terrapod_server.access import api as access_api
 from terrapod_server.agents import actions as agents
 from terrapod_server.agents import api as agents_api
-from terrapod_server.agents import auth as listener_auth
-from terrapod_server.agents import deliveries, late_api
 from terrapod_server.agents import jobs as agents_jobs
 from terrapod_server.agents import model as agents_model
+from terrapod_server.agents.late import api
+from terrapod_server.agents.protocol import auth as listener_auth
+from terrapod_server.agents.protocol import deliveries
 from terrapod_server.audit import api as audit_api
 from terrapod_server.audit import jobs as audit_jobs
-from terrapod_server.audit.heads import Keys, is_signed_by
+from terrapod_server.audit.chain_heads import Keys, is_signed_by
 from terrapod_server.audit.writer import Writer
-from terrapod_server.config import Config
+from terrapod_server.config.settings import Config
 from terrapod_server.configs import actions as configs
 from terrapod_server.configs import api as configs_api
 from terrapod_server.configs import model as configs_model
+from terrapod_server.engines import api as mirror_api
+from terrapod_server.engines import model as mirror_model
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity import api as identity_api
-from terrapod_server.identity import auth_api, browser, oauth, passwords, rules, web
+from terrapod_server.identity import auth_api, browser, oauth, rules, web
 from terrapod_server.identity import jobs as identity_jobs
 from terrapod_server.identity.model import ApiToken, User
-from terrapod_server.identity.signin import SignIn
-from terrapod_server.kit import brake, database, database_errors, html, openapi, repeats
-from terrapod_server.kit.address import Addresses
-from terrapod_server.kit.budget import Budget
-from terrapod_server.kit.bus import Bus
-from terrapod_server.kit.call import Call, Deed, Services
-from terrapod_server.kit.documents import Registry, encode
-from terrapod_server.kit.guard import Guard
-from terrapod_server.kit.jsonapi import Access, Endpoint, Level, Raw, Resource, Thing
-from terrapod_server.kit.limits import Limiter
-from terrapod_server.kit.periodic import Job, Periodic
-from terrapod_server.kit.routes import Routes
-from terrapod_server.kit.server import Server
-from terrapod_server.kit.signed import Signer
-from terrapod_server.kit.workers import Workers
-from terrapod_server.mirror import api as mirror_api
-from terrapod_server.mirror import model as mirror_model
-from terrapod_server.registry import api as registry_api
-from terrapod_server.registry import model as registry_model
-from terrapod_server.registry import protocol as registry_protocol
+from terrapod_server.identity.signin import passwords
+from terrapod_server.identity.signin.providers import SignIn
+from terrapod_server.kit import html
+from terrapod_server.kit.api import openapi
+from terrapod_server.kit.api.call import Call, Deed, Services
+from terrapod_server.kit.api.declare import Access, Endpoint, Level, Raw, Resource, Thing
+from terrapod_server.kit.api.render import Registry, encode
+from terrapod_server.kit.db import database, database_errors
+from terrapod_server.kit.http import idempotency, lockout
+from terrapod_server.kit.http.address import Addresses
+from terrapod_server.kit.http.asgi import Server
+from terrapod_server.kit.http.budget import Budget
+from terrapod_server.kit.http.guard import Guard
+from terrapod_server.kit.http.rate_limits import Limiter
+from terrapod_server.kit.http.routes import Routes
+from terrapod_server.kit.http.signed import Signer
+from terrapod_server.kit.work.bus import Bus
+from terrapod_server.kit.work.periodic import Job, Periodic
+from terrapod_server.kit.work.workers import Workers
+from terrapod_server.registry.modules import api as registry_api
+from terrapod_server.registry.modules import model as registry_model
+from terrapod_server.registry.modules import protocol as registry_protocol
 from terrapod_server.runs import actions as runs
 from terrapod_server.runs import api as runs_api
 from terrapod_server.runs import deleted, queue
@@ -97,8 +102,8 @@ MODELS = tuple(
         "variables",
         "configs",
         "states",
-        "registry",
-        "mirror",
+        "registry.modules",
+        "engines",
         "runs",
         "agents",
         "audit",
@@ -196,7 +201,7 @@ TAGS: openapi.Tags = {
     "states": ("states", "state versions and outputs"),
     "agents": ("pools", "pools and their listeners, and what listeners call; late states"),
     "registry": ("modules", "private modules"),
-    "mirror": ("engines", "the cache of terraform and tofu"),
+    "engines": ("engines", "the cache of terraform and tofu"),
     "identity": ("identity", "accounts, tokens, sessions, and the ways to sign in"),
     "access": ("access", "roles and who has them"),
     "audit": ("audit", "the record of changes and refusals"),
@@ -246,7 +251,7 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     *runs_api.ENDPOINTS,
     *runs_pages.ENDPOINTS,
     *agents_api.ENDPOINTS,
-    *late_api.ENDPOINTS,
+    *api.ENDPOINTS,
     *audit_api.ENDPOINTS,
     *metrics.ENDPOINTS,
 )
@@ -264,12 +269,12 @@ RESOURCES: tuple[Resource, ...] = (
     *mirror_api.RESOURCES,
     *runs_api.RESOURCES,
     *agents_api.RESOURCES,
-    *late_api.RESOURCES,
+    *api.RESOURCES,
     *audit_api.RESOURCES,
 )
 JOBS: tuple[Job, ...] = (
-    *repeats.JOBS,
-    *brake.JOBS,
+    *idempotency.JOBS,
+    *lockout.JOBS,
     *identity_jobs.JOBS,
     *runs_jobs.JOBS,
     *agents_jobs.JOBS,
@@ -285,7 +290,7 @@ THINGS: tuple[Thing, ...] = (
     *registry_api.THINGS,
     *runs_api.THINGS,
     *agents_api.THINGS,
-    *late_api.THINGS,
+    *api.THINGS,
 )
 
 
@@ -321,7 +326,7 @@ def build(config: Config) -> App:
         workers=Workers(config.limits.readers, config.limits.reader_bytes),
         guard=Guard(authenticator.bearer, listener_auth.authenticate, levels.level, browser.caller),
         authenticator=authenticator,
-        sign_in=SignIn(config.auth, brake),
+        sign_in=SignIn(config.auth, lockout),
         on_configuration_uploaded=runs.on_configuration_uploaded,
         configuration_in_use=runs.configuration_in_use,
         on_state_finalized=runs.on_state_finalized,

@@ -5,12 +5,13 @@ import platform
 
 from starlette.responses import Response
 
-from terrapod_server.agents import depth, late
+from terrapod_server.agents import depth
+from terrapod_server.agents.late import actions
 from terrapod_server.agents.model import Authority, LateState, Pool
-from terrapod_server.kit import database
-from terrapod_server.kit.call import Call
-from terrapod_server.kit.certificates import end_of
-from terrapod_server.kit.jsonapi import Access, Endpoint, Raw
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.api.declare import Access, Endpoint, Raw
+from terrapod_server.kit.db import database
+from terrapod_server.kit.http.certificates import end_of
 from terrapod_server.runs import states
 from terrapod_shared.prometheus import MEDIA, Sample, family, process
 
@@ -90,7 +91,7 @@ _FIGURES = (
 
 
 async def _late() -> list[str]:
-    count = await LateState.filter(status=late.WAITING).count()
+    count = await LateState.filter(status=actions.WAITING).count()
     return list(family("terrapod_late_states", "gauge", "Late states that wait for an admin's word.", [({}, count)]))
 
 

@@ -17,10 +17,11 @@ from hypercorn.config import Config as Hypercorn
 from hypercorn.utils import LifespanFailureError, wrap_app
 
 from terrapod_server import app
-from terrapod_server.config import Config
-from terrapod_server.kit import database, filelock, memory
-from terrapod_server.kit.certificates import Certificate
-from terrapod_server.kit.connections import Connections, Terms
+from terrapod_server.config.settings import Config
+from terrapod_server.kit.db import database, filelock
+from terrapod_server.kit.http.certificates import Certificate
+from terrapod_server.kit.http.connections import Connections, Terms
+from terrapod_server.kit.work import memory
 from terrapod_shared.notify import Manager
 from terrapod_shared.operator_errors import OperatorError
 

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from terrapod_server import checking
-from terrapod_server.config import Storage
+from terrapod_server.commands import check
+from terrapod_server.config.settings import Storage
 from terrapod_server.store.cipher import EncryptedStore, KeyRing
 from terrapod_server.store.files import FileStore
 from terrapod_server.store.port import CHUNK, Span, Store, once
@@ -358,14 +358,14 @@ async def test_an_s3_that_does_not_answer(bucket: Storage) -> None:
 
 
 async def test_check_tries_a_store_and_leaves_nothing(store: Store) -> None:
-    assert await checking.try_store(store) == ""
+    assert await check.try_store(store) == ""
     assert await left_behind(store) == []
 
 
 async def test_check_says_what_a_bucket_lacks(bucket: Storage) -> None:
     store = S3Store(msgspec.structs.replace(bucket, bucket="absent"))
     try:
-        said = await checking.try_store(store)
+        said = await check.try_store(store)
     finally:
         await store.close()
     assert said.startswith("an object cannot be written: the object store answered NoSuchBucket"), said

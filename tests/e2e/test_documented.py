@@ -21,7 +21,7 @@ from kit.documented import ROOT, Block, Shell, blocks
 from kit.postgres import free_port
 from kit.remote import wait_for
 from kit.site import BIN
-from terrapod_server import config
+from terrapod_server.config import settings as config
 
 PASSWORD = "a heron stands in shallow water"
 RESOURCE = 'resource "terraform_data" "a" { input = "one" }\n'

@@ -16,8 +16,9 @@ from kit.canaries import dump
 from kit.postgres import free_port
 from kit.serving import state_bytes, tar, until
 from kit.site import BIN
-from terrapod_server import app, authority
-from terrapod_server.config import load
+from terrapod_server import app
+from terrapod_server.commands import tls
+from terrapod_server.config.settings import load
 from terrapod_server.store.cipher import KeyRing
 
 CANARY = "canary-7f3a9c-hunter2"
@@ -28,7 +29,7 @@ LIST = "/organizations/default/workspaces"
 async def served(data: Path, database_url: str, log: Path) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
     """`terrapod-server serve` over TLS and HTTP/2 that logs all it can, and an admin's client with its token."""
     data.mkdir()
-    certificate, key = authority.ensure(data, "127.0.0.1", KeyRing.create(data / "keys"))
+    certificate, key = tls.ensure(data, "127.0.0.1", KeyRing.create(data / "keys"))
     async with app.opened(load({}, None, data=str(data), database_url=database_url)):
         token = await app.admin_token("test")
     port = free_port()

@@ -26,7 +26,7 @@ from kit.schema import structure
 from kit.serving import state_bytes
 from kit.standing import Server
 from terrapod_server import app
-from terrapod_server.kit import database
+from terrapod_server.kit.db import database
 
 #: The last commit before the changes of listener protocol, state rules, key ids and names.
 EARLIER = "978b23cfbdccfc700fe1afcdf32904b9e00e6a07"

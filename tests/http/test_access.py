@@ -16,10 +16,11 @@ from terrapod_server.access import visible
 from terrapod_server.access.rules import Rights, Role
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity.model import ApiToken
-from terrapod_server.kit import database
-from terrapod_server.kit.bus import Bus
-from terrapod_server.kit.jsonapi import Level
-from terrapod_server.runs import events, queue
+from terrapod_server.kit.api.declare import Level
+from terrapod_server.kit.db import database
+from terrapod_server.kit.work.bus import Bus
+from terrapod_server.runs import queue
+from terrapod_server.runs import stream as events
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock

@@ -12,11 +12,11 @@ import pytest
 from kit.openpgp import Signer
 from kit.release_site import ReleaseSite, release_site, release_zip
 from kit.serving import Running, running
-from terrapod_server.agents import work
 from terrapod_server.agents.model import Listener
-from terrapod_server.config import Engines
-from terrapod_server.mirror import actions
-from terrapod_server.mirror.model import EngineFile
+from terrapod_server.agents.protocol import work
+from terrapod_server.config.settings import Engines
+from terrapod_server.engines import actions
+from terrapod_server.engines.model import EngineFile
 from terrapod_server.runs.model import Run
 from terrapod_shared import errors
 

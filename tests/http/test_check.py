@@ -15,9 +15,11 @@ from kit.postgres import Postgres, free_port
 from kit.process import FAKETIME, shifted
 from kit.serving import running
 from kit.site import BIN
-from terrapod_server import app, authority, checking
-from terrapod_server.config import Mistakes, load
-from terrapod_server.kit import certificates, database
+from terrapod_server import app
+from terrapod_server.commands import check, tls
+from terrapod_server.config.settings import Mistakes, load
+from terrapod_server.kit.db import database
+from terrapod_server.kit.http import certificates
 from terrapod_server.store.cipher import KeyRing
 
 MISTAKES = """
@@ -114,12 +116,10 @@ def test_a_file_that_is_none_of_settings_is_told_in_a_line(tmp_path: Path, text:
 async def found(url: str, data: Path, **settings: Any) -> dict[str, list[str]]:
     """What `check --connect` finds, by level."""
     config = load({}, None, data=str(data), database_url=url, port=free_port(), **settings)
-    return by_level(
-        [*checking.of_settings(config, time.time()), *[each async for each in checking.of_connections(config)]]
-    )
+    return by_level([*check.of_settings(config, time.time()), *[each async for each in check.of_connections(config)]])
 
 
-def by_level(findings: Iterable[checking.Finding]) -> dict[str, list[str]]:
+def by_level(findings: Iterable[check.Finding]) -> dict[str, list[str]]:
     levels: dict[str, list[str]] = {"ok": [], "warning": [], "error": []}
     for each in findings:
         levels[each.level].append(f"{each.what}: {each.text}")
@@ -216,10 +216,10 @@ def test_a_clock_that_is_wrong_is_told_with_the_exit_code(postgres: Postgres, tm
 
 
 def test_a_certificate_that_ends_soon_is_told(tmp_path: Path) -> None:
-    certificate, key = authority.ensure(tmp_path, "localhost", KeyRing.create(tmp_path / "keys"), ())
+    certificate, key = tls.ensure(tmp_path, "localhost", KeyRing.create(tmp_path / "keys"), ())
     config = load({}, None, data=str(tmp_path), tls={"certificate": str(certificate), "key": str(key)})
     end = certificates.end_of(certificate.read_bytes())
-    assert list(checking.of_settings(config, end - 15 * 86400)) == []
-    soon = by_level(checking.of_settings(config, end - 7 * 86400))
+    assert list(check.of_settings(config, end - 15 * 86400)) == []
+    soon = by_level(check.of_settings(config, end - 7 * 86400))
     assert soon["warning"] == ["tls.certificate: ends in 7.0 days: renew it"]
-    assert by_level(checking.of_settings(config, end + 1))["error"] == ["tls.certificate: has ended: renew it"]
+    assert by_level(check.of_settings(config, end + 1))["error"] == ["tls.certificate: has ended: renew it"]

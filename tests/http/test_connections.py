@@ -18,8 +18,8 @@ from hypercorn.utils import wrap_app
 
 from kit.process import Process, in_flight
 from kit.serving import Running, until
-from terrapod_server import authority
-from terrapod_server.kit.connections import Connections, Exchange, Room, Terms
+from terrapod_server.commands import tls as authority
+from terrapod_server.kit.http.connections import Connections, Exchange, Room, Terms
 from terrapod_server.store.cipher import KeyRing
 from terrapod_shared import wire
 

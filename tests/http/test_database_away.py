@@ -13,10 +13,10 @@ from kit.postgres import Postgres
 from kit.process import Process
 from kit.serving import running, until
 from terrapod_server import app
-from terrapod_server.config import load
+from terrapod_server.config.settings import load
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity import sessions, uses
-from terrapod_server.kit import database
+from terrapod_server.kit.db import database
 from terrapod_shared import errors
 from terrapod_shared.client import Client
 

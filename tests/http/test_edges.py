@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from kit.serving import Running, running, until
-from terrapod_server.kit import brake
+from terrapod_server.kit.http import lockout
 from terrapod_shared import ids, wire
 
 
@@ -112,7 +112,7 @@ async def test_wrong_join_tokens_of_a_proxy_refuse_no_good_one(server: Running, 
     wrong = msgspec.json.encode(wire.Join(join_token="wrong", name="x", version="1"))
     async with httpx.AsyncClient(base_url=server.url) as proxy:
         codes = [(await proxy.post("/api/v2/agent-pools/join", content=wrong)).status_code for _ in range(20)]
-    assert codes == [401] * brake.TRIES + [429] * (20 - brake.TRIES)
+    assert codes == [401] * lockout.TRIES + [429] * (20 - lockout.TRIES)
     for name in ("one", "two"):
         client = await server.listener(tmp_path / name, name)
         with contextlib.suppress(AttributeError):

@@ -17,8 +17,8 @@ from kit.postgres import free_port
 from kit.serving import Running, running, state_bytes, tar, until
 from kit.site import BIN
 from terrapod_server import app
-from terrapod_server.config import load
-from terrapod_server.kit import database
+from terrapod_server.config.settings import load
+from terrapod_server.kit.db import database
 from terrapod_server.store.cipher import KeyRing
 
 

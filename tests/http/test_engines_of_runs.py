@@ -18,7 +18,7 @@ from kit.release_site import ReleaseSite, release_site
 from kit.serving import DATA, Running, running, until
 from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server.agents.model import Listener
-from terrapod_server.mirror import releases
+from terrapod_server.engines import releases
 from terrapod_server.runs import engines
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_shared import clock, wire

@@ -11,9 +11,10 @@ import msgspec
 import pytest
 
 from kit.serving import Running, running, until
-from terrapod_server.config import load
-from terrapod_server.kit import brake, headers, html
-from terrapod_server.kit.limits import Limiter
+from terrapod_server.config.settings import load
+from terrapod_server.kit import html
+from terrapod_server.kit.http import headers, lockout
+from terrapod_server.kit.http.rate_limits import Limiter
 from terrapod_server.kit.model import Brake
 from terrapod_shared import wire
 from terrapod_shared.errors import TooManyRequests
@@ -31,7 +32,7 @@ async def tried(
 
     async def guess(number: int, address: str, account: str) -> bool:
         try:
-            await brake.check("sign-in", address, account, device, now=start + number * step)
+            await lockout.check("sign-in", address, account, device, now=start + number * step)
         except TooManyRequests as error:
             assert int(error.headers["Retry-After"]) >= 1
             return False
@@ -45,7 +46,7 @@ async def tried(
 
 
 async def came_in(address: str, now: float, device: str = "", account: str = OWNER) -> None:
-    await brake.succeeded(await brake.check("sign-in", address, account, device, now=now), device, now=now)
+    await lockout.succeeded(await lockout.check("sign-in", address, account, device, now=now), device, now=now)
 
 
 @pytest.mark.usefixtures("server")
@@ -73,14 +74,14 @@ async def test_a_thousand_addresses_on_one_account_do_not_lock_its_owner_out() -
     assert 5 <= await tried(attack, now, QUARTER_S) < 20
     end = now + QUARTER_S
     with pytest.raises(TooManyRequests):
-        await brake.check("sign-in", "192.0.2.1", OWNER, now=end)
+        await lockout.check("sign-in", "192.0.2.1", OWNER, now=end)
     with pytest.raises(TooManyRequests):
-        await brake.check("sign-in", "192.0.2.1", OWNER, secrets.token_urlsafe(24), now=end)
+        await lockout.check("sign-in", "192.0.2.1", OWNER, secrets.token_urlsafe(24), now=end)
     await came_in("198.51.100.1", end)
     await came_in("192.0.2.1", end, device)
     await came_in("203.0.0.7", end, device)  # even from an address that guesses
     other = [("192.0.2.9", "other@example.com")] * 50
-    assert await tried(other, end, 1, device=device) == brake.TRIES, "the device vouches for nobody else"
+    assert await tried(other, end, 1, device=device) == lockout.TRIES, "the device vouches for nobody else"
 
 
 @pytest.mark.usefixtures("server")
@@ -100,7 +101,7 @@ async def test_who_comes_in_costs_nothing_and_opens_nothing() -> None:
     wrong = 0
     for number in range(100):  # an account of one's own between the guesses gives none back
         try:
-            await brake.check("sign-in", "203.0.113.1", OWNER, now=now + number)
+            await lockout.check("sign-in", "203.0.113.1", OWNER, now=now + number)
             wrong += 1
             await came_in("203.0.113.1", now + number, account="mallory@example.com")
         except TooManyRequests:
@@ -112,15 +113,15 @@ async def test_unknown_accounts_are_braked_alike_and_rows_go(server: Running) ->
     now = time.time() - 86_400
     answers = []
     for account in (OWNER, "nobody@example.com"):
-        for number in range(brake.TRIES + 1):
+        for number in range(lockout.TRIES + 1):
             try:
-                await brake.check("sign-in", f"203.0.113.{number}", account, now=now)
+                await lockout.check("sign-in", f"203.0.113.{number}", account, now=now)
             except TooManyRequests as error:
                 answers.append((number, error.detail))
     assert len(set(answers)) == 1
     rows = await Brake.all()
     assert all(OWNER not in row.id and len(row.id) == 64 for row in rows)
-    await brake.purge(server.services)
+    await lockout.purge(server.services)
     assert await Brake.all().count() == 0
 
 
@@ -134,7 +135,7 @@ async def test_guesses_at_join_tokens(database_url: str, tmp_path: Path) -> None
                 return (await stranger.post("/api/v2/agent-pools/join", content=body, headers=sent)).status_code
 
             codes = [await join("203.0.113.1") for _ in range(100)]
-            assert (codes.count(401), codes.count(429)) == (brake.TRIES, 100 - brake.TRIES)
+            assert (codes.count(401), codes.count(429)) == (lockout.TRIES, 100 - lockout.TRIES)
             assert await join("203.0.113.2") == 401
 
             async def recorded() -> bool:

@@ -13,8 +13,9 @@ from kit import scripted
 from kit.daemon import is_alive, joined, listener, online, running_listener
 from kit.serving import Running, state_bytes, tar, until
 from terrapod_listener.link import identity
-from terrapod_server.agents import actions, work
+from terrapod_server.agents import actions
 from terrapod_server.agents.model import Listener
+from terrapod_server.agents.protocol import work
 from terrapod_server.runs.model import Phase, Run
 from terrapod_shared import clock
 

@@ -15,9 +15,9 @@ from tortoise.models import Model
 
 from kit.postgres import free_port
 from kit.serving import Running, until
-from terrapod_server.kit import database, generations
-from terrapod_server.kit.call import PageRequest
-from terrapod_server.kit.reads import Reader, Where
+from terrapod_server.kit.api.call import PageRequest
+from terrapod_server.kit.db import database, row_versions
+from terrapod_server.kit.db.row_cache import Reader, Where
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.workspaces import actions
 from terrapod_server.workspaces.model import Workspace
@@ -174,7 +174,7 @@ async def test_a_count_that_nobody_may_remember_is_counted_each_time(server: Run
     for page in ("", "&page[number]=9"):  # past the end too
         assert (await server.api.get(path + page)).json()["meta"]["pagination"]["total-count"] == 1
     with pytest.raises(TypeError, match="Phase"):
-        generations.read(Phase)
+        row_versions.read(Phase)
     with pytest.raises(TypeError, match="float"):
         Reader(Phase)
 

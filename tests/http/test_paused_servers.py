@@ -21,7 +21,7 @@ from kit.serving import Running, state_bytes, tar, until
 from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_listener.link.identity import Identity
 from terrapod_listener.link.join import join
-from terrapod_server.kit.database import postgres_dsn, settings
+from terrapod_server.kit.db.database import postgres_dsn, settings
 from terrapod_server.runs import queue
 from terrapod_server.runs.model import Phase, Run
 from terrapod_shared import errors, signing, wire

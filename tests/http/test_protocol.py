@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from kit.serving import DATA, Running, state_bytes, until
-from terrapod_server.kit import parse
+from terrapod_server.kit.api import parse
 from terrapod_server.kit.model import Repeat
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import errors

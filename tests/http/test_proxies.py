@@ -24,8 +24,8 @@ from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_listener.link.join import renew
 from terrapod_listener.phase.delivery import send
 from terrapod_listener.supervise import spool
-from terrapod_server.agents import work as server_work
 from terrapod_server.agents.model import JoinToken
+from terrapod_server.agents.protocol import work as server_work
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import errors, wire

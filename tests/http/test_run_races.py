@@ -8,8 +8,8 @@ import pytest
 
 from kit.serving import Running
 from terrapod_server.identity import actions as identity
-from terrapod_server.kit.bus import Bus
-from terrapod_server.kit.database import postgres_dsn
+from terrapod_server.kit.db.database import postgres_dsn
+from terrapod_server.kit.work.bus import Bus
 from terrapod_server.runs import queue
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_shared import wire

@@ -16,9 +16,9 @@ from kit.browser import Browser
 from kit.postgres import free_port
 from kit.saml import MAIL, NS, IdP, decoded, encoded, forged
 from kit.serving import Running, running
-from terrapod_server import config
+from terrapod_server.config import settings as config
 from terrapod_server.identity.model import Session, User, UserIdentity
-from terrapod_server.identity.saml import DS, SAML, Saml
+from terrapod_server.identity.signin.saml import DS, SAML, Saml
 
 pytestmark = pytest.mark.skipif(not shutil.which("xmlsec1"), reason="pysaml2's provider needs apt-get install xmlsec1")
 START = "/api/v2/auth/authorize?provider=corp"

@@ -8,12 +8,13 @@ from click.testing import CliRunner, Result
 
 from kit.postgres import free_port
 from kit.serving import running
-from terrapod_server import app, checking, migrations
+from terrapod_server import app, migrations
 from terrapod_server.__main__ import main
-from terrapod_server.config import load
-from terrapod_server.kit import database, schema_version
-from terrapod_server.kit.database_errors import DatabaseError
-from terrapod_server.kit.schema_version import SchemaVersion
+from terrapod_server.commands import check
+from terrapod_server.config.settings import load
+from terrapod_server.kit.db import database, schema_version
+from terrapod_server.kit.db.database_errors import DatabaseError
+from terrapod_server.kit.db.schema_version import SchemaVersion
 
 
 async def migrated(url: str, *statements: str) -> SchemaVersion | None:
@@ -78,7 +79,7 @@ async def test_tables_that_something_has_changed_are_told_in_a_line(
         await database.query(each)
     await database.close()
     config = load({}, None, data=str(tmp_path), database_url=empty_url)
-    found = [each async for each in checking.of_connections(config)]
+    found = [each async for each in check.of_connections(config)]
     if changes != ["DROP TABLE schema_version"]:  # which a release before the numbers had not
         assert [each for each in found if each.level == "error"], found
     with pytest.raises(DatabaseError, match=said) as caught:

@@ -17,7 +17,7 @@ from terrapod_server import app
 from terrapod_server.identity import onetime, sessions
 from terrapod_server.identity.model import OneTime, Session, User
 from terrapod_server.identity.rules import challenge_of
-from terrapod_server.identity.signin import Attempt
+from terrapod_server.identity.signin.providers import Attempt
 from terrapod_shared import clock
 
 PASSWORD = "a heron stands in shallow water"

@@ -6,7 +6,7 @@ from pathlib import Path
 import asyncpg
 
 from terrapod_listener.supervise.masking import forms
-from terrapod_server.kit import database
+from terrapod_server.kit.db import database
 
 
 def found_in(contents: Mapping[Path, bytes], secrets: Iterable[str]) -> list[tuple[str, str]]:

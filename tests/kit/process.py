@@ -17,7 +17,7 @@ from kit.postgres import free_port
 from kit.serving import Running, until
 from kit.site import BIN
 from terrapod_server import app
-from terrapod_server.config import load
+from terrapod_server.config.settings import load
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 

@@ -22,7 +22,7 @@ from lxml import etree
 from signxml.algorithms import CanonicalizationMethod
 from signxml.signer import XMLSigner
 
-from terrapod_server.identity.saml import DS, SAML, SAMLP
+from terrapod_server.identity.signin.saml import DS, SAML, SAMLP
 
 PERSISTENT = "urn:oasis:names:tc:SAML:2.0:nameid-format:persistent"
 MAIL = "urn:oasis:names:tc:SAML:1.1:nameid-format:emailAddress"

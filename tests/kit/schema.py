@@ -4,7 +4,7 @@ from typing import Any
 
 from tortoise import connections
 
-from terrapod_server.kit import database
+from terrapod_server.kit.db import database
 
 
 async def structure() -> set[tuple[Any, ...]]:

@@ -24,11 +24,11 @@ from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_listener.link.identity import Identity
 from terrapod_listener.link.join import join
 from terrapod_server import app, serving
-from terrapod_server.config import Config, load
+from terrapod_server.config.settings import Config, load
 from terrapod_server.identity import actions as identity
-from terrapod_server.kit import openapi
-from terrapod_server.kit.call import Services
-from terrapod_server.kit.jsonapi import Endpoint, Raw
+from terrapod_server.kit.api import openapi
+from terrapod_server.kit.api.call import Services
+from terrapod_server.kit.api.declare import Endpoint, Raw
 from terrapod_shared import wire
 
 DATA = dict[str, Any]

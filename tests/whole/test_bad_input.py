@@ -17,8 +17,8 @@ from kit.serving import Running, state_bytes
 from terrapod_server import app
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity import auth_api, sessions, web
-from terrapod_server.kit import openapi
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Many, Raw, Resource
+from terrapod_server.kit.api import openapi
+from terrapod_server.kit.api.declare import Access, Attr, Endpoint, Many, Raw, Resource
 from terrapod_shared import ids
 
 #: Their errors are pages, or in OAuth's form.

@@ -18,8 +18,9 @@ from terrapod_server.access import actions as access
 from terrapod_server.identity import actions as people
 from terrapod_server.identity import auth_api, sessions, web
 from terrapod_server.identity.model import ApiToken
-from terrapod_server.kit import database, openapi
-from terrapod_server.kit.jsonapi import Access, Endpoint, Raw
+from terrapod_server.kit.api import openapi
+from terrapod_server.kit.api.declare import Access, Endpoint, Raw
+from terrapod_server.kit.db import database
 from terrapod_shared import ids
 
 ROOT = Path(__file__).parents[2]

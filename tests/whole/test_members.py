@@ -9,8 +9,8 @@ import pytfe.models
 
 from kit.serving import Running
 from terrapod_server import app
-from terrapod_server.kit import members, openapi, parse
-from terrapod_server.kit.jsonapi import Resource
+from terrapod_server.kit.api import members, openapi, parse
+from terrapod_server.kit.api.declare import Resource
 from terrapod_shared.errors import Invalid
 
 ROOT = Path(__file__).parents[2]

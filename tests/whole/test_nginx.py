@@ -27,7 +27,7 @@ from kit.site import BIN, CLOUD
 from terrapod_cli.following import FINAL
 from terrapod_cli.logs import pieces
 from terrapod_server.agents.model import Listener
-from terrapod_server.kit.database import postgres_dsn
+from terrapod_server.kit.db.database import postgres_dsn
 from terrapod_shared.client import Client
 
 EXAMPLE = Path(__file__).parents[2] / "packaging" / "nginx" / "terrapod.conf"

@@ -17,15 +17,18 @@ _NEAR = 2000
 #: File and name (or function) of a pattern -> why it may be.
 ALLOWED = {
     (
-        "server/terrapod_server/identity/saml.py",
+        "server/terrapod_server/identity/signin/saml.py",
         "_CERTIFICATE",
     ): "reads the operator's own file of the identity provider",
-    ("server/terrapod_server/mirror/signatures.py", "_ARMOR"): "reads the operator's own file of keys",
+    ("server/terrapod_server/engines/signatures.py", "_ARMOR"): "reads the operator's own file of keys",
     (
         "server/terrapod_server/store/port.py",
         "_KEY",
     ): "each turn begins with a / that nothing else in it matches; of 900 bytes",
-    ("server/terrapod_server/registry/rules.py", "_SEMVER"): "each turn begins with a dot; of 128 letters at most",
+    (
+        "server/terrapod_server/registry/modules/rules.py",
+        "_SEMVER",
+    ): "each turn begins with a dot; of 128 letters at most",
     ("cli/terrapod_cli/hcl.py", "_TOKEN"): "reads the user's own settings on the user's own machine",
     ("cli/terrapod_cli/ignore.py", "_rule"): "the user's own patterns and file names on the user's own machine",
 }

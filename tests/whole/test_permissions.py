@@ -23,9 +23,10 @@ from terrapod_server.agents.model import LateState
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity import auth_api, sessions, web
 from terrapod_server.identity.model import User
-from terrapod_server.kit import database, permissions
-from terrapod_server.kit.database import is_postgres
-from terrapod_server.kit.jsonapi import Access, Endpoint, Level, Raw
+from terrapod_server.kit.api import permissions
+from terrapod_server.kit.api.declare import Access, Endpoint, Level, Raw
+from terrapod_server.kit.db import database
+from terrapod_server.kit.db.database import is_postgres
 from terrapod_server.runs.model import Phase
 from terrapod_shared import errors, ids, wire
 

@@ -14,8 +14,8 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from kit.serving import Running
 from terrapod_server import app
-from terrapod_server.kit import openapi
-from terrapod_server.kit.documents import encode
+from terrapod_server.kit.api import openapi
+from terrapod_server.kit.api.render import encode
 
 GENERATE = "from openapi_python_client.cli import app; app()"
 

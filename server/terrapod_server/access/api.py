@@ -6,8 +6,8 @@ from typing import Any
 
 from terrapod_server.access import actions, rules
 from terrapod_server.access.model import Role, RoleAssignment
-from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Page, Raw, Resource
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.api.declare import Access, Attr, Endpoint, Page, Raw, Resource
 from terrapod_shared.errors import Invalid
 
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from tortoise.exceptions import IntegrityError
 
 from terrapod_server.access import visible
-from terrapod_server.agents import authority
+from terrapod_server.agents import ca
 from terrapod_server.agents.model import (
     JoinToken,
     LateState,
@@ -26,9 +26,9 @@ from terrapod_server.agents.model import (
     PoolLabel,
     PoolWorkspace,
 )
-from terrapod_server.kit.call import Principal, Services
-from terrapod_server.kit.database import in_transaction, query
-from terrapod_server.kit.reads import Reader
+from terrapod_server.kit.api.call import Principal, Services
+from terrapod_server.kit.db.database import in_transaction, query
+from terrapod_server.kit.db.row_cache import Reader
 from terrapod_server.runs.model import Phase
 from terrapod_server.runs.waits import ONLINE
 from terrapod_server.states.model import KeptState
@@ -251,7 +251,7 @@ async def join(
     if not 0 < len(message.name) <= 90 or not message.name.isprintable():  # noqa: PLR2004
         wrong = "name must have 1 to 90 letters"
         raise Invalid(wrong, pointer="/name")
-    keys = await authority.keys(services)
+    keys = await ca.keys(services)
     private = None
     _check_sealing(message.sealing_key, is_needed=bool(message.csr))
     if message.csr:
@@ -333,7 +333,7 @@ def _certify(row: Listener, certificate: x509.Certificate, public: str) -> None:
 
 
 async def renew(services: Services, row: Listener, message: wire.Renew) -> wire.Renewed:
-    keys = await authority.keys(services)
+    keys = await ca.keys(services)
     public = signing.public_key_of_csr(message.csr)
     _check_sealing(message.sealing_key, is_needed=False)
     certificate = signing.issue(keys.ca_key, keys.ca, public, row.id, row.pool_id, CERTIFICATE_HOURS)

@@ -7,13 +7,14 @@ from starlette.responses import Response
 
 from terrapod_server.access import rules as access
 from terrapod_server.access import visible
-from terrapod_server.agents import actions, deliveries, depth
+from terrapod_server.agents import actions, depth
 from terrapod_server.agents.model import JoinToken, Listener, Pool, PoolExcluded, PoolWorkspace
+from terrapod_server.agents.protocol import deliveries
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity.api import TOKEN
 from terrapod_server.identity.model import ApiToken
-from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import (
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.api.declare import (
     Accepts,
     Access,
     Attr,
@@ -30,7 +31,7 @@ from terrapod_server.kit.jsonapi import (
     Thing,
     Value,
 )
-from terrapod_server.kit.reads import Where, like
+from terrapod_server.kit.db.row_cache import Where, like
 from terrapod_server.runs import accepting
 from terrapod_server.runs.waits import ONLINE
 from terrapod_server.workspaces import actions as workspaces

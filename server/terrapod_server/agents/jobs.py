@@ -4,11 +4,12 @@ import logging
 import time
 from datetime import timedelta
 
-from terrapod_server.agents import actions, idle
-from terrapod_server.agents.auth import NONCE_S
-from terrapod_server.kit import database
-from terrapod_server.kit.call import Deed, Services
-from terrapod_server.kit.periodic import Job
+from terrapod_server.agents import actions
+from terrapod_server.agents.protocol import dispatch
+from terrapod_server.agents.protocol.auth import NONCE_S
+from terrapod_server.kit.api.call import Deed, Services
+from terrapod_server.kit.db import database
+from terrapod_server.kit.work.periodic import Job
 from terrapod_shared import clock
 
 log = logging.getLogger(__name__)
@@ -48,5 +49,5 @@ async def forget_listeners(services: Services) -> None:
 JOBS = (
     Job("purge nonces", 30, purge_nonces),
     Job("forget listeners", 600, forget_listeners, leader=False),
-    Job("write down idle listeners", 2, idle.write_down, leader=False),
+    Job("write down idle listeners", 2, dispatch.write_down, leader=False),
 )

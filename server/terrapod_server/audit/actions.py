@@ -6,12 +6,12 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from terrapod_server.audit.heads import Head, Heads, Ledger
+from terrapod_server.audit.chain_heads import Head, Heads, Ledger
 from terrapod_server.audit.model import AuditEntry
-from terrapod_server.kit import database
-from terrapod_server.kit.call import PageRequest
-from terrapod_server.kit.jsonapi import Page
-from terrapod_server.kit.reads import Where
+from terrapod_server.kit.api.call import PageRequest
+from terrapod_server.kit.api.declare import Page
+from terrapod_server.kit.db import database
+from terrapod_server.kit.db.row_cache import Where
 from terrapod_shared import clock, ids
 
 #: So many entries go in one transaction.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from terrapod_server.audit.rules import Entry
-from terrapod_server.kit.database import in_transaction, is_postgres
+from terrapod_server.kit.db.database import in_transaction, is_postgres
 
 _WIDTH = len(Entry._fields)
 #: Rows of one statement on SQLite. Its driver gives way to other threads at every statement: with one a row, the

@@ -4,8 +4,8 @@ import logging
 from datetime import timedelta
 
 from terrapod_server.audit import actions
-from terrapod_server.kit.call import Services
-from terrapod_server.kit.periodic import Job
+from terrapod_server.kit.api.call import Services
+from terrapod_server.kit.work.periodic import Job
 
 log = logging.getLogger("terrapod.audit")
 

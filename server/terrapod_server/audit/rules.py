@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from terrapod_server.kit.address import group
-from terrapod_server.kit.jsonapi import Endpoint, Raw, Recorded
+from terrapod_server.kit.api.declare import Endpoint, Raw, Recorded
+from terrapod_server.kit.http.address import group
 
 _SAFE = frozenset({"GET", "HEAD"})
 #: A path's value that may be written down: an id, a name, an address; not what looks like a credential.

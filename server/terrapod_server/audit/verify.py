@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from terrapod_server.audit.heads import Head, Heads, Keys, lines, opened
+from terrapod_server.audit.chain_heads import Head, Heads, Keys, lines, opened
 from terrapod_server.audit.model import AuditCheckpoint
 from terrapod_server.audit.rules import Entry, mac_of
-from terrapod_server.kit import database
+from terrapod_server.kit.db import database
 
 _ROWS = 2_000
 _COLUMNS = ", ".join(Entry._fields)

@@ -23,7 +23,7 @@ import msgspec
 from starlette.requests import Request
 
 from terrapod_server.audit import spool
-from terrapod_server.audit.heads import Head, Heads, Keys, Ledger
+from terrapod_server.audit.chain_heads import Head, Heads, Keys, Ledger
 from terrapod_server.audit.insert import insert
 from terrapod_server.audit.rules import (
     NOTHING,
@@ -36,9 +36,9 @@ from terrapod_server.audit.rules import (
     shape,
     shown,
 )
-from terrapod_server.kit.address import Addresses
-from terrapod_server.kit.call import ANONYMOUS, Deed, Principal
-from terrapod_server.kit.jsonapi import Endpoint, Raw
+from terrapod_server.kit.api.call import ANONYMOUS, Deed, Principal
+from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.http.address import Addresses
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Unavailable
 

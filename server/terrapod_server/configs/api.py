@@ -5,8 +5,20 @@ from starlette.responses import Response
 from terrapod_server.configs import actions
 from terrapod_server.configs.model import ConfigurationVersion
 from terrapod_server.identity import actions as identity
-from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, Limit, One, Page, Raw, Recorded, Resource, Thing
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.api.declare import (
+    Access,
+    Attr,
+    Endpoint,
+    Level,
+    Limit,
+    One,
+    Page,
+    Raw,
+    Recorded,
+    Resource,
+    Thing,
+)
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared.errors import Forbidden, NotFound
 

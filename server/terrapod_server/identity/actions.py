@@ -14,11 +14,11 @@ from terrapod_server.access import rules
 from terrapod_server.identity import sessions, uses
 from terrapod_server.identity.model import ApiToken, User, UserIdentity
 from terrapod_server.identity.sessions import fingerprint
-from terrapod_server.kit.bus import Bus
-from terrapod_server.kit.call import Principal
-from terrapod_server.kit.database import in_transaction
-from terrapod_server.kit.jsonapi import Level
-from terrapod_server.kit.signed import Signer
+from terrapod_server.kit.api.call import Principal
+from terrapod_server.kit.api.declare import Level
+from terrapod_server.kit.db.database import in_transaction
+from terrapod_server.kit.http.signed import Signer
+from terrapod_server.kit.work.bus import Bus
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound
 

@@ -5,10 +5,11 @@ from datetime import datetime
 from typing import Any
 
 from terrapod_server.access import actions as access
-from terrapod_server.identity import actions, passwords
+from terrapod_server.identity import actions
 from terrapod_server.identity.model import ApiToken, User
-from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Level, One, Page, Raw, Resource
+from terrapod_server.identity.signin import passwords
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.api.declare import Access, Attr, Endpoint, Level, One, Page, Raw, Resource
 from terrapod_shared.errors import Forbidden, Invalid, NotFound
 
 

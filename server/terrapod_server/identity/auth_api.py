@@ -10,12 +10,12 @@ from terrapod_server.access import actions as access
 from terrapod_server.identity import actions, oauth, rules, sessions
 from terrapod_server.identity.browser import SAML_BYTES, Visitor, form_of, single
 from terrapod_server.identity.model import Session
-from terrapod_server.identity.signin import CALLBACK, SignIn
+from terrapod_server.identity.signin.providers import CALLBACK, SignIn
 from terrapod_server.identity.web import CODE_FORM, begin_session, exchange, replace_password, rfc6749
 from terrapod_server.kit import html
-from terrapod_server.kit.call import Call
-from terrapod_server.kit.documents import encode
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, Raw, Recorded, Resource
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.api.declare import Access, Attr, Endpoint, Raw, Recorded, Resource
+from terrapod_server.kit.api.render import encode
 from terrapod_shared import clock
 from terrapod_shared.errors import Conflict, Invalid, NotFound
 

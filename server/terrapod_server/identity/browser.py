@@ -16,8 +16,8 @@ from starlette.responses import Response
 
 from terrapod_server.identity import sessions
 from terrapod_server.identity.model import Session, User
-from terrapod_server.kit.call import Call, Principal, Services, base_of
-from terrapod_server.kit.signed import Signer
+from terrapod_server.kit.api.call import Call, Principal, Services, base_of
+from terrapod_server.kit.http.signed import Signer
 from terrapod_shared.errors import BadRequest, Forbidden, NotFound, UnsupportedMedia
 
 FORM = "application/x-www-form-urlencoded"

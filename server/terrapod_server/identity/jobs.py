@@ -1,8 +1,8 @@
 """What is over is removed: sessions, and secrets that nobody came back with."""
 
 from terrapod_server.identity import onetime, sessions
-from terrapod_server.kit.call import Services
-from terrapod_server.kit.periodic import Job
+from terrapod_server.kit.api.call import Services
+from terrapod_server.kit.work.periodic import Job
 
 
 async def purge(_services: Services) -> None:

@@ -8,15 +8,16 @@ from urllib.parse import urlencode, urlsplit
 
 from starlette.responses import Response
 
-from terrapod_server.identity import actions, oauth, pages, passwords, rules, sessions
+from terrapod_server.identity import actions, oauth, pages, rules, sessions
 from terrapod_server.identity.browser import Visitor, form_of, person, single
 from terrapod_server.identity.model import Session, User
 from terrapod_server.identity.pages import Way
-from terrapod_server.identity.signin import Attempt, SignIn
+from terrapod_server.identity.signin import passwords
+from terrapod_server.identity.signin.providers import Attempt, SignIn
 from terrapod_server.kit import html
-from terrapod_server.kit.call import Call
-from terrapod_server.kit.documents import encode
-from terrapod_server.kit.jsonapi import Access, Endpoint, Raw
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.api.declare import Access, Endpoint, Raw
+from terrapod_server.kit.api.render import encode
 from terrapod_shared import clock
 from terrapod_shared.errors import Invalid, NotFound, TerrapodError, Unauthorized
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from terrapod_server.kit import database
+from terrapod_server.kit.db import database
 
 
 def open_to(pool: str, workspace_id: str) -> str:

@@ -10,9 +10,9 @@ from typing import Any, Self
 
 from terrapod_server.configs import actions as configs
 from terrapod_server.configs.model import ConfigurationVersion
-from terrapod_server.kit.call import Principal, Services
-from terrapod_server.kit.database import in_transaction, is_postgres
-from terrapod_server.kit.reads import Reader, Record, Where
+from terrapod_server.kit.api.call import Principal, Services
+from terrapod_server.kit.db.database import in_transaction, is_postgres
+from terrapod_server.kit.db.row_cache import Reader, Record, Where
 from terrapod_server.runs import engines, logs, readers, states, unknown
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status

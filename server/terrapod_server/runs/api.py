@@ -5,8 +5,8 @@ from typing import Any
 
 from starlette.responses import Response
 
-from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import (
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.api.declare import (
     Accepts,
     Access,
     Attr,
@@ -22,8 +22,8 @@ from terrapod_server.kit.jsonapi import (
     Row,
     Thing,
 )
-from terrapod_server.kit.reads import Record, Where, like
-from terrapod_server.runs import actions, composing, events, framing, logs, readers, states, waits
+from terrapod_server.kit.db.row_cache import Record, Where, like
+from terrapod_server.runs import actions, composing, framing, logs, readers, states, stream, waits
 from terrapod_server.runs import queue as queue_
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
@@ -474,7 +474,7 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("POST", "/api/v2/runs", RUN, create, Access.USER, status=201, requires=("workspace",)),
     Endpoint("GET", _ONE, RUN, show, Level.READ),
     Endpoint("GET", _LIST, RUN, index, Level.READ, **_MANY),
-    Raw("GET", _LIST + "/events", events.stream, Level.READ, gives="text/event-stream"),
+    Raw("GET", _LIST + "/events", stream.stream, Level.READ, gives="text/event-stream"),
     Endpoint("GET", _ORG + "/runs", RUN, index_all, Access.USER, **_MANY),
     Endpoint("GET", _ORG + "/runs/queue", RUN, queue, Access.USER, many=True),
     Endpoint("GET", _ORG + "/capacity", CAPACITY, capacity, Access.USER),

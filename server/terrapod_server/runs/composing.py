@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from terrapod_server.kit.call import Services
-from terrapod_server.kit.workers import Died
+from terrapod_server.kit.api.call import Services
+from terrapod_server.kit.work.workers import Died
 from terrapod_server.runs import queue, redact
 from terrapod_server.runs.model import Phase
 from terrapod_server.store.port import once

@@ -9,11 +9,11 @@ few seconds, since a site may answer again and a cache may be filled.
 import logging
 from typing import Any, Final
 
-from terrapod_server.kit import database
-from terrapod_server.kit.call import Services
-from terrapod_server.mirror import actions as mirror
-from terrapod_server.mirror import rules
-from terrapod_server.mirror.actions import Settled
+from terrapod_server.engines import actions as mirror
+from terrapod_server.engines import rules
+from terrapod_server.engines.actions import Settled
+from terrapod_server.kit.api.call import Services
+from terrapod_server.kit.db import database
 from terrapod_server.runs.model import Run, RunEvent
 from terrapod_server.runs.states import Status
 from terrapod_shared import programs

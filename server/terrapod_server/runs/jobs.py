@@ -1,6 +1,6 @@
 """What the runs room does every so often."""
 
-from terrapod_server.kit.periodic import Job
+from terrapod_server.kit.work.periodic import Job
 from terrapod_server.runs import deleted, engines, logs, queue
 
 #: Each server process does them, since a leader that is paused would keep the others from it: what they do, they do

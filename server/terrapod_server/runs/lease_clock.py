@@ -2,7 +2,7 @@
 
 import time
 
-from terrapod_server.kit import database
+from terrapod_server.kit.db import database
 
 
 def clock_sql() -> str:

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self
 
 from terrapod_server.configs import actions as configs
-from terrapod_server.kit import database
-from terrapod_server.kit.call import Services
+from terrapod_server.kit.api.call import Services
+from terrapod_server.kit.db import database
 from terrapod_server.runs import accepting, engines, logs, readers, states, unknown
 from terrapod_server.runs.actions import Change, get
 from terrapod_server.runs.lease_clock import clock_sql

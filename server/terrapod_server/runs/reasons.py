@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from terrapod_server.mirror import rules
+from terrapod_server.engines import rules
 from terrapod_server.runs.states import Status
 
 #: Where something other than the run itself says why it waits.

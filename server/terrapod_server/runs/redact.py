@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from terrapod_server.kit import jsonscan
+from terrapod_server.kit.api import jsonscan
 
 Raw = msgspec.Raw
 _HIDDEN = "(sensitive value)"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from terrapod_server.kit import database
-from terrapod_server.kit.call import Principal
+from terrapod_server.kit.api.call import Principal
+from terrapod_server.kit.db import database
 from terrapod_server.runs import accepting, engines, reasons, states
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Status

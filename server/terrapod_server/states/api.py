@@ -6,8 +6,8 @@ from typing import Any
 from starlette.responses import RedirectResponse, Response
 
 from terrapod_server.identity import actions as identity
-from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import (
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.api.declare import (
     Access,
     Attr,
     Endpoint,
@@ -21,7 +21,7 @@ from terrapod_server.kit.jsonapi import (
     Resource,
     Thing,
 )
-from terrapod_server.kit.reads import Record
+from terrapod_server.kit.db.row_cache import Record
 from terrapod_server.states import actions
 from terrapod_server.states.model import StateOutput, StateVersion
 from terrapod_server.store import keys

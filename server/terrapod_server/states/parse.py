@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from terrapod_server.kit.jsonscan import Bounds, Malformed, Scanner, Slice, check
+from terrapod_server.kit.api.jsonscan import Bounds, Malformed, Scanner, Slice, check
 from terrapod_server.states.skeleton import EVERYTHING, Skeleton
 
 #: A larger value of an output is in the state only, and so are those that come when the second number is used up.

@@ -8,7 +8,7 @@ looked at, so it can do no harm.
 
 from collections.abc import Callable, Mapping
 
-from terrapod_server.kit.jsonscan import BRACKET, Malformed, Slice
+from terrapod_server.kit.api.jsonscan import BRACKET, Malformed, Slice
 
 EVERYTHING = 1 << 30
 _CLOSED = {0x5B: b"[]", 0x7B: b"{}"}

@@ -19,7 +19,7 @@ import aiohttp
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from terrapod_server.config import Storage
+from terrapod_server.config.settings import Storage
 from terrapod_server.store.port import (
     EVERYTHING,
     Replaced,

@@ -3,7 +3,7 @@
 import importlib
 from pathlib import Path
 
-from terrapod_server.config import Config
+from terrapod_server.config.settings import Config
 from terrapod_server.store.files import FileStore
 from terrapod_server.store.port import Store
 

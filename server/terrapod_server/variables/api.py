@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Attr, Endpoint, Level, One, Page, Raw, Resource
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.api.declare import Attr, Endpoint, Level, One, Page, Raw, Resource
 from terrapod_server.variables import actions
 from terrapod_server.variables.model import Variable
 from terrapod_server.workspaces import actions as workspaces

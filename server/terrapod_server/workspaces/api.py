@@ -5,8 +5,8 @@ from typing import Any
 
 from terrapod_server.access import rules as access
 from terrapod_server.identity import actions as identity
-from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import (
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.api.declare import (
     Accepts,
     Access,
     Attr,
@@ -20,7 +20,7 @@ from terrapod_server.kit.jsonapi import (
     Resource,
     Thing,
 )
-from terrapod_server.kit.reads import Record
+from terrapod_server.kit.db.row_cache import Record
 from terrapod_server.workspaces import actions, rules
 from terrapod_server.workspaces.model import Workspace
 from terrapod_server.workspaces.organization import PROJECT_ID

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from terrapod_server.kit.call import Call
-from terrapod_server.kit.jsonapi import Access, Attr, Endpoint, One, Page, Raw, Resource
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.api.declare import Access, Attr, Endpoint, One, Page, Raw, Resource
 from terrapod_shared.errors import Invalid, NotFound
 
 PROJECT_ID = "prj-00000000000000000default"

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from terrapod_server.app import ENDPOINTS
-from terrapod_server.audit.heads import Keys, Ledger, lines
+from terrapod_server.audit.chain_heads import Keys, Ledger, lines
 from terrapod_server.audit.rules import NOTHING, Chain, Entry, Refusals, is_recorded, is_refusal, mac_of, shape, shown
-from terrapod_server.kit.jsonapi import Endpoint, Raw, Recorded
+from terrapod_server.kit.api.declare import Endpoint, Raw, Recorded
 
 EMPTY = Entry("ae-1", "", 0, 1, "user", "", "", "", "", "POST", "/x", "", "", "", 200, "", "", 1, 1, "")
 

@@ -10,10 +10,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtensionOID
 
-from terrapod_server import authority
-from terrapod_server.config import Config, is_name
+from terrapod_server.commands import tls
+from terrapod_server.commands.up import host_here, hosts_elsewhere
+from terrapod_server.config.settings import Config, is_name
 from terrapod_server.store.cipher import KeyRing
-from terrapod_server.up import host_here, hosts_elsewhere
 from terrapod_shared import clock
 
 HERE = ["localhost", "127.0.0.1", "::1"]
@@ -46,13 +46,13 @@ def named(file: Path) -> list[str]:
 def test_a_certificate_names_its_host_and_what_is_asked_for(
     tmp_path: Path, ring: KeyRing, host: str, names: list[str], wanted: list[str]
 ) -> None:
-    file, _ = authority.ensure(tmp_path, host, ring, names)
+    file, _ = tls.ensure(tmp_path, host, ring, names)
     assert named(file) == [*HERE, *wanted]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_on_all_addresses_it_names_this_host_and_its_addresses(tmp_path: Path, ring: KeyRing, host: str) -> None:
-    file, _ = authority.ensure(tmp_path, host, ring, ["terrapod.lan"])
+    file, _ = tls.ensure(tmp_path, host, ring, ["terrapod.lan"])
     found = named(file)
     assert {*HERE, socket.gethostname(), "terrapod.lan"} <= set(found)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
@@ -66,7 +66,7 @@ def test_on_all_addresses_it_names_this_host_and_its_addresses(tmp_path: Path, r
 
 
 def test_both_certificates_are_good_on_a_host_whose_clock_is_behind(tmp_path: Path, ring: KeyRing) -> None:
-    file, _ = authority.ensure(tmp_path, "127.0.0.1", ring, [])
+    file, _ = tls.ensure(tmp_path, "127.0.0.1", ring, [])
     for each in (file, tmp_path / "ca.pem"):
         certificate = x509.load_pem_x509_certificate(each.read_bytes())
         assert clock.now() - certificate.not_valid_before_utc >= timedelta(days=1)
@@ -75,11 +75,11 @@ def test_both_certificates_are_good_on_a_host_whose_clock_is_behind(tmp_path: Pa
 
 
 def test_it_is_made_again_for_a_new_name_by_the_same_authority(tmp_path: Path, ring: KeyRing) -> None:
-    file, _ = authority.ensure(tmp_path, "127.0.0.1", ring, ["a.lan", "b.lan"])
+    file, _ = tls.ensure(tmp_path, "127.0.0.1", ring, ["a.lan", "b.lan"])
     first, ca = file.read_bytes(), (tmp_path / "ca.pem").read_bytes()
-    authority.ensure(tmp_path, "127.0.0.1", ring, ["b.lan"])
+    tls.ensure(tmp_path, "127.0.0.1", ring, ["b.lan"])
     assert file.read_bytes() == first, "it has the name already"
-    authority.ensure(tmp_path, "127.0.0.1", ring, ["c.lan"])
+    tls.ensure(tmp_path, "127.0.0.1", ring, ["c.lan"])
     assert named(file) == [*HERE, "c.lan"]
     assert (tmp_path / "ca.pem").read_bytes() == ca
 
@@ -89,12 +89,12 @@ def test_it_is_made_again_for_a_new_name_by_the_same_authority(tmp_path: Path, r
 def test_a_damaged_file_is_made_again_and_all_fit_together(
     tmp_path: Path, ring: KeyRing, name: str, content: bytes | None
 ) -> None:
-    authority.ensure(tmp_path, "127.0.0.1", ring)
+    tls.ensure(tmp_path, "127.0.0.1", ring)
     before = (tmp_path / "ca.pem").read_bytes()
     (tmp_path / name).unlink()
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    authority.ensure(tmp_path, "127.0.0.1", ring)
+    tls.ensure(tmp_path, "127.0.0.1", ring)
     ca, leaf = (x509.load_pem_x509_certificate((tmp_path / each).read_bytes()) for each in ("ca.pem", "server.pem"))
     key = serialization.load_pem_private_key((tmp_path / "server-key.pem").read_bytes(), None)
     leaf.verify_directly_issued_by(ca)
@@ -105,9 +105,9 @@ def test_a_damaged_file_is_made_again_and_all_fit_together(
 def test_without_the_key_of_its_authority_a_new_name_makes_a_new_one_and_says_so(
     tmp_path: Path, ring: KeyRing, caplog: pytest.LogCaptureFixture
 ) -> None:
-    authority.ensure(tmp_path, "127.0.0.1", ring)
+    tls.ensure(tmp_path, "127.0.0.1", ring)
     (tmp_path / "ca-key").unlink()
-    authority.ensure(tmp_path, "127.0.0.1", ring, ["a.lan"])
+    tls.ensure(tmp_path, "127.0.0.1", ring, ["a.lan"])
     ca, leaf = (x509.load_pem_x509_certificate((tmp_path / each).read_bytes()) for each in ("ca.pem", "server.pem"))
     leaf.verify_directly_issued_by(ca)
     assert "to the other hosts again" in caplog.text
@@ -117,14 +117,14 @@ def test_what_was_made_while_the_clock_was_ahead_is_made_again(tmp_path: Path, r
     with pytest.MonkeyPatch.context() as patch:
         ahead = clock.now() + timedelta(days=400)
         patch.setattr(clock, "now", lambda: ahead)
-        authority.ensure(tmp_path, "127.0.0.1", ring)
-    authority.ensure(tmp_path, "127.0.0.1", ring)
+        tls.ensure(tmp_path, "127.0.0.1", ring)
+    tls.ensure(tmp_path, "127.0.0.1", ring)
     for name in ("ca.pem", "server.pem"):
         assert x509.load_pem_x509_certificate((tmp_path / name).read_bytes()).not_valid_before_utc < clock.now()
 
 
 def test_it_names_an_address_of_loopback_on_which_a_server_listens(tmp_path: Path, ring: KeyRing) -> None:
-    file, _ = authority.ensure(tmp_path, "127.0.0.2", ring)
+    file, _ = tls.ensure(tmp_path, "127.0.0.2", ring)
     assert "127.0.0.2" in named(file)
 
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.serving import state_bytes, tar
-from terrapod_server import config
-from terrapod_server.kit import parse as parsing
-from terrapod_server.kit.jsonapi import Attr, Resource
-from terrapod_server.kit.routes import Routes
-from terrapod_server.kit.signed import Signer
-from terrapod_server.mirror import rules as releases
+from terrapod_server.config import settings
+from terrapod_server.engines import rules as releases
+from terrapod_server.kit.api import parse as parsing
+from terrapod_server.kit.api.declare import Attr, Resource
+from terrapod_server.kit.http.routes import Routes
+from terrapod_server.kit.http.signed import Signer
 from terrapod_server.runs import framing, redact, states
 from terrapod_server.runs.states import Event, Status
 from terrapod_server.states import parse
@@ -297,13 +297,13 @@ def test_settings_tell_all_mistakes_at_once() -> None:
         "TERRAPOD_STORAGE__KIND": "tape",
         "TERRAPOD_LIMITS__JSON_BYTES": "5",
     }
-    with pytest.raises(config.Mistakes) as mistakes:
-        config.load(environment)
+    with pytest.raises(settings.Mistakes) as mistakes:
+        settings.load(environment)
     assert len(mistakes.value.lines) == 3
-    assert config.load({"TERRAPOD_TOKEN": "tpod_x"}) == config.load({}), (
+    assert settings.load({"TERRAPOD_TOKEN": "tpod_x"}) == settings.load({}), (
         "exporting the token, as `up` says, breaks no later start"
     )
-    assert config.load({"TERRAPOD_LIMITS__JSON_BYTES": "5"}).limits.json_bytes == 5
+    assert settings.load({"TERRAPOD_LIMITS__JSON_BYTES": "5"}).limits.json_bytes == 5
 
 
 def test_routes_know_slashes_and_methods() -> None:
@@ -313,7 +313,7 @@ def test_routes_know_slashes_and_methods() -> None:
 
 
 def test_the_names_that_configurations_may_give_the_server() -> None:
-    assert config.load({}).hosts == ["localhost:8443", "127.0.0.1:8443"]
-    assert config.Config(host="0.0.0.0", port=9).hosts == ["localhost:9", "127.0.0.1:9"]
-    assert config.Config(host="tf.example.com").hosts == ["tf.example.com:8443"]
-    assert config.load({}, public_url="https://tf.example.com/").hosts == ["tf.example.com"]
+    assert settings.load({}).hosts == ["localhost:8443", "127.0.0.1:8443"]
+    assert settings.Config(host="0.0.0.0", port=9).hosts == ["localhost:9", "127.0.0.1:9"]
+    assert settings.Config(host="tf.example.com").hosts == ["tf.example.com:8443"]
+    assert settings.load({}, public_url="https://tf.example.com/").hosts == ["tf.example.com"]

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from terrapod_server.kit.documents import Remembered
-from terrapod_server.kit.sqlite import Readers
+from terrapod_server.kit.api.render import Remembered
+from terrapod_server.kit.db.sqlite import Readers
 
 #: Counts to a number: seconds for millions.
 _SLOW = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1) SELECT count(*) FROM n"

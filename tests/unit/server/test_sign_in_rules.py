@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from terrapod_server.config import ClaimRule, Mistakes, load
+from terrapod_server.config.settings import ClaimRule, Mistakes, load
 from terrapod_server.identity import rules
 
 PREFIXES = ("terrapod:", "terrapod-")

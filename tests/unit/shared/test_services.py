@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from terrapod_listener.__main__ import main as listener
 from terrapod_listener.daemon.install_service import SERVICE as LISTENER
 from terrapod_server.__main__ import main as server
-from terrapod_server.service import SERVICE as SERVER
+from terrapod_server.commands.install_service import SERVICE as SERVER
 from terrapod_shared import services
 
 PYTHON = Path("/opt/terrapod/bin/python3")

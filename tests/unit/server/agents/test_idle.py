@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from terrapod_server.agents.idle import Line, Place
-from terrapod_server.kit.bus import Subscription
+from terrapod_server.agents.protocol.dispatch import Line, Place
+from terrapod_server.kit.work.bus import Subscription
 
 
 def places(line: Line, *kinds: str) -> list[Place]:

@@ -3,7 +3,7 @@
 import pytest
 from starlette.requests import Request
 
-from terrapod_server.kit.address import Addresses, group
+from terrapod_server.kit.http.address import Addresses, group
 
 
 def request(peer: str, *headers: tuple[str, str]) -> Request:

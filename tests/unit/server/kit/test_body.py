@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from terrapod_server.kit.body import Body, Pace
+from terrapod_server.kit.http.body import Body, Pace
 from terrapod_shared.errors import TooSlow
 
 PACE = Pace(document_s=0.4, stall_s=0.2, span_s=0.6, least=100)

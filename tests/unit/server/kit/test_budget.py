@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from terrapod_server.kit.budget import Budget, Held
+from terrapod_server.kit.http.budget import Budget, Held
 from terrapod_shared.errors import Unavailable
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from terrapod_server.kit import filelock
+from terrapod_server.kit.db import filelock
 
 HOLDS = """
 import sys

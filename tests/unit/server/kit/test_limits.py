@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from terrapod_server.config import RateLimits
-from terrapod_server.kit import limits
-from terrapod_server.kit.call import ANONYMOUS, Principal
-from terrapod_server.kit.limits import Buckets, Limiter
+from terrapod_server.config.settings import RateLimits
+from terrapod_server.kit.api.call import ANONYMOUS, Principal
+from terrapod_server.kit.http import rate_limits
+from terrapod_server.kit.http.rate_limits import Buckets, Limiter
 from terrapod_shared.errors import TooManyRequests
 
 
@@ -25,7 +25,7 @@ def request(**headers: str) -> Request:
     return Request({"type": "http", "client": ("203.0.113.1", 1), "headers": raw})
 
 
-def shown(headers: limits.Headers) -> dict[str, str]:
+def shown(headers: rate_limits.Headers) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in headers}
 
 
@@ -61,7 +61,7 @@ def test_no_limit_and_one_that_go_tfe_could_not_live_with() -> None:
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_MOST", 10)
+    monkeypatch.setattr(rate_limits, "_MOST", 10)
     buckets = Buckets(10, 2, Clock())
     for number in range(100):
         buckets.take(str(number))

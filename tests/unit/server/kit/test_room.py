@@ -4,7 +4,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terrapod_server.kit.connections import Room, Terms
+from terrapod_server.kit.http.connections import Room, Terms
 
 
 def room(most: int = 100, each: int = 100, exempt: str = "127.0.0.1") -> Room:

@@ -9,7 +9,7 @@ import pytest
 
 from kit.serving import until
 from kit.worker_jobs import MEMORY
-from terrapod_server.kit.workers import Died, Workers
+from terrapod_server.kit.work.workers import Died, Workers
 
 HERE = "kit.worker_jobs:"
 

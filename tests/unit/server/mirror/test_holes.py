@@ -2,7 +2,7 @@
 
 import pytest
 
-from terrapod_server.mirror import holes, rules
+from terrapod_server.engines import advisories, rules
 from terrapod_shared import versions
 
 
@@ -18,18 +18,20 @@ from terrapod_shared import versions
     ],
 )
 def test_versions_with_known_holes(tool: str, good: list[str], bad: list[str]) -> None:
-    assert [version for version in good if holes.why_not(tool, version)] == []
-    assert [version for version in bad if not holes.why_not(tool, version)] == []
-    assert all(f"engines.{tool}_floor" in holes.why_not(tool, version) for version in bad)
+    assert [version for version in good if advisories.why_not(tool, version)] == []
+    assert [version for version in bad if not advisories.why_not(tool, version)] == []
+    assert all(f"engines.{tool}_floor" in advisories.why_not(tool, version) for version in bad)
 
 
 def test_an_owners_floor_stands_in_the_place_of_the_table() -> None:
-    assert holes.why_not("terraform", "1.4.0", "1.4.0") == ""
-    assert holes.why_not("terraform", "1.4.0-rc1", "1.4.0")
-    assert holes.why_not("terraform", "1.9.0", "1.10.0") == "terraform 1.9.0 is below engines.terraform_floor, 1.10.0"
+    assert advisories.why_not("terraform", "1.4.0", "1.4.0") == ""
+    assert advisories.why_not("terraform", "1.4.0-rc1", "1.4.0")
+    assert (
+        advisories.why_not("terraform", "1.9.0", "1.10.0") == "terraform 1.9.0 is below engines.terraform_floor, 1.10.0"
+    )
 
 
 def test_the_table_can_be_read() -> None:
-    for hole in holes.HOLES:
+    for hole in advisories.HOLES:
         assert hole.tool in rules.TOOLS
         assert [versions.exact(each) for each in hole.fixed] == sorted(filter(None, map(versions.exact, hole.fixed)))

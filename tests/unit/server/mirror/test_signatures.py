@@ -7,7 +7,7 @@ import pysequoia
 import pytest
 
 from kit.openpgp import Signer
-from terrapod_server.mirror import signatures
+from terrapod_server.engines import signatures
 
 RECORDED = Path(__file__).parent / "recorded"
 HASHICORP = "C874011F0AB405110D02105534365D9472D7468F"

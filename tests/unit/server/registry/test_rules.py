@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terrapod_server.registry import rules
+from terrapod_server.registry.modules import rules
 
 #: SemVer's own example of precedence, and a little more; oldest first.
 ORDERED = [

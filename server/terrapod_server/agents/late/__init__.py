@@ -1,0 +1,1 @@
+"""States that arrive after the lease of their apply has ended."""

@@ -1,0 +1,1 @@
+"""What listeners call: signed requests, waiting for work, and the delivery of its results."""

@@ -1,0 +1,1 @@
+"""What `terrapod-server` does besides serving: one module a command."""

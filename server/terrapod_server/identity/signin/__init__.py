@@ -1,0 +1,1 @@
+"""The ways to sign in: passwords, OIDC and SAML."""

@@ -1,0 +1,1 @@
+"""The API of declarations: parsing, rendering and documents made of them."""

@@ -1,0 +1,270 @@
+"""Rows -> JSON:API documents, with `include` and pagination."""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+from tortoise.models import Model
+
+from terrapod_server.kit.api.call import Call, PageRequest
+from terrapod_server.kit.api.declare import Level, Many, One, Page, Resource, Row
+from terrapod_server.kit.db.row_cache import Record
+
+Document = dict[str, Any]
+#: How deep `include=a.b.c` is followed.
+INCLUDE_DEPTH = 3
+#: How many paths of one `include` are followed: each costs reads of its own, and clients name a handful.
+INCLUDE_PATHS = 16
+
+
+class Remembered:
+    """The rows that were rendered last, by what else they depend on; the oldest go when they grow too many."""
+
+    def __init__(self, most: int = 4096, most_bytes: int = 8 << 20) -> None:
+        self._most, self._most_bytes, self._bytes = most, most_bytes, 0
+        self._documents: dict[Hashable, dict[Hashable, msgspec.Raw]] = {}
+        self._order: deque[tuple[Hashable, Hashable]] = deque()
+
+    def of(self, context: Hashable) -> Mapping[Hashable, msgspec.Raw]:
+        return self._documents.get(context, {})
+
+    def put(self, context: Hashable, raw: Hashable, document: msgspec.Raw) -> None:
+        known = self._documents.setdefault(context, {})
+        if raw in known:
+            return
+        known[raw] = document
+        self._order.append((context, raw))
+        self._bytes += len(memoryview(document))
+        while len(self._order) > self._most or self._bytes > self._most_bytes:
+            self._forget(*self._order.popleft())
+
+    def _forget(self, context: Hashable, raw: Hashable) -> None:
+        known = self._documents[context]
+        self._bytes -= len(memoryview(known.pop(raw)))
+        if not known:
+            del self._documents[context]
+
+
+class Renderer:
+    """Renders one resource type; what depends on the declaration alone is worked out once."""
+
+    def __init__(self, resource: Resource) -> None:
+        self.resource = resource
+        self._attributes = [
+            (attr.name, attr.value or _column(attr.column), attr.only_in) for attr in resource.attributes
+        ]
+        self._relations = [(relation, _keys(relation)) for relation in resource.relations]
+        self.remembered = Remembered()
+
+    def render(self, row: Row, call: Call, view: str | None = None) -> Document:
+        document: Document = {
+            "id": self.resource.id(row),
+            "type": self.resource.type,
+            "attributes": {
+                name: value(row, call)
+                for name, value, only_in in self._attributes
+                if only_in is None or only_in == view
+            },
+        }
+        if self._relations:
+            document["relationships"] = {
+                relation.name: _relationship(relation, keys, row, call) for relation, keys in self._relations
+            }
+        if self.resource.links:
+            links = {name: value(row, call) for name, value in self.resource.links.items()}
+            document["links"] = {name: link for name, link in links.items() if link is not None}
+        return document
+
+    def encoded(self, row: Row, call: Call, view: str | None) -> msgspec.Raw:
+        return msgspec.Raw(encode(self.render(row, call, view)))
+
+    def related(self, row: Row, name: str, call: Call) -> tuple[str, list[str]] | None:
+        """The type and ids at the other side of a relation, or None where there is no such relation."""
+        for relation, keys in self._relations:
+            if relation.name != name or keys is None:
+                continue
+            found = keys(row, call)
+            ids = [found] if isinstance(found, str) else [key for key in found or () if key]
+            return _type(relation, row), ids
+        return None
+
+
+class Registry:
+    """All resource types of the server, by name."""
+
+    def __init__(self, resources: Iterable[Resource]) -> None:
+        self.renderers: dict[str, Renderer] = {}
+        for resource in resources:
+            if resource.type in self.renderers and self.renderers[resource.type].resource is not resource:
+                message = f"resource type {resource.type} is declared twice"
+                raise ValueError(message)
+            self.renderers[resource.type] = Renderer(resource)
+
+    def check(self) -> list[str]:
+        """Relations that name a type which nobody declares."""
+        return [
+            f"{name}.{relation.name}: no resource {relation.type}"
+            for name, renderer in self.renderers.items()
+            for relation in renderer.resource.relations
+            if isinstance(relation.type, str) and relation.type not in self.renderers
+        ]
+
+    async def one(self, resource: Resource, row: Row, call: Call, view: str | None = None) -> Document:
+        document: Document = {"data": await self._render(resource, [row], call, view, single=True)}
+        await self._include(document, resource, [row], call)
+        return document
+
+    async def many(self, resource: Resource, page: Page, call: Call, view: str | None = None) -> Document:
+        rows = list(page.rows)
+        document: Document = {"data": await self._render(resource, rows, call, view)}
+        await self._include(document, resource, rows, call)
+        document["meta"] = {"pagination": pagination(call.page, page.total, len(rows))}
+        return document
+
+    async def _render(
+        self, resource: Resource, rows: Sequence[Row], call: Call, view: str | None, *, single: bool = False
+    ) -> Any:
+        renderer = self.renderers[resource.type]
+        if resource.lasts is not None and rows and isinstance(rows[0], Record):
+            documents = await self._remembered(renderer, rows, call, view)
+        else:
+            rows = [opened(row) for row in rows]
+            if resource.prepare is not None:
+                await resource.prepare(rows, call)
+            documents = [renderer.encoded(row, call, view) for row in rows]
+        return documents[0] if single else documents
+
+    @staticmethod
+    async def _remembered(
+        renderer: Renderer, records: Sequence[Record[Any]], call: Call, view: str | None
+    ) -> list[msgspec.Raw]:
+        """The records' documents, of which only those that were not kept are rendered."""
+        contexts = {
+            level: (view, call.level if level is None else level, call.base) for level in {r.level for r in records}
+        }
+        known = {level: renderer.remembered.of(context) for level, context in contexts.items()}
+        documents: list[Any] = [known[record.level].get(record.as_read) for record in records]
+        missing = [place for place, document in enumerate(documents) if document is None]
+        resource = renderer.resource
+        if missing and resource.prepare is not None:
+            await resource.prepare([records[place].row for place in missing], call)
+        for place in missing:
+            record = records[place]
+            document = documents[place] = renderer.encoded(record.row, call, view)
+            if resource.lasts is not None and resource.lasts(record.row):
+                renderer.remembered.put(contexts[record.level], record.as_read, document)
+        return documents
+
+    async def _include(self, document: Document, resource: Resource, rows: Sequence[Row], call: Call) -> None:
+        """`?include=`; names that nobody knows are passed over, since an error would end terraform's plan."""
+        wanted = call.param("include")
+        if not wanted:
+            return
+        rows = [opened(row) for row in rows]
+        if resource.prepare is not None:  # a remembered document was not rendered of these
+            await resource.prepare(rows, call)
+        included: dict[tuple[str, str], Any] = {}
+        for path in itertools.islice(dict.fromkeys(wanted.replace("_", "-").split(",")), INCLUDE_PATHS):
+            level: list[tuple[Resource, Sequence[Row]]] = [(resource, rows)]
+            for name in path.strip().split(".")[:INCLUDE_DEPTH]:
+                level = await self._step(level, name, call, included)
+        for row in rows:
+            included.pop((resource.type, resource.id(row)), None)
+        document["included"] = list(included.values())
+
+    async def _step(
+        self,
+        level: list[tuple[Resource, Sequence[Row]]],
+        name: str,
+        call: Call,
+        included: dict[tuple[str, str], Any],
+    ) -> list[tuple[Resource, Sequence[Row]]]:
+        wanted: dict[str, dict[str, Level]] = {}
+        for resource, rows in level:
+            renderer = self.renderers[resource.type]
+            for row in rows:
+                found = renderer.related(row, name, call)
+                if found:
+                    at = call.level_on(row)
+                    others = wanted.setdefault(found[0], {})
+                    others.update({key: max(at, others.get(key, at)) for key in found[1]})
+        reached: list[tuple[Resource, Sequence[Row]]] = []
+        for kind, ids in wanted.items():
+            renderer = self.renderers[kind]
+            if renderer.resource.load is None or not ids:
+                continue
+            rows = _shown(renderer.resource, await renderer.resource.load(list(ids)), ids, call)
+            reached.append((renderer.resource, rows))
+            entries = await self._render(renderer.resource, rows, call, None)
+            included.update(
+                {(kind, renderer.resource.id(row)): entry for row, entry in zip(rows, entries, strict=True)}
+            )
+        return reached
+
+
+def _shown(resource: Resource, rows: Sequence[Row], levels: Mapping[str, Level], call: Call) -> Sequence[Row]:
+    """What may be included, each row with its level: a thing's own, else that of the row which led to it."""
+    if call.principal.kind == "run":
+        return rows if resource.run_token else []
+    if resource.has_rights:
+        return call.readable(rows)
+    for row in rows:
+        if isinstance(row, Model):
+            row.level = levels[resource.id(row)]
+    return rows
+
+
+def pagination(page: PageRequest, total: int | None, shown: int) -> Mapping[str, int | None]:
+    """The five numbers; `current-page` echoes what was asked for, also past the end."""
+    if total is None:
+        return {"current-page": 1, "prev-page": None, "next-page": None, "total-pages": 1, "total-count": shown}
+    pages = max(1, -(-total // page.size))
+    return {
+        "current-page": page.number,
+        "prev-page": page.number - 1 if page.number > 1 else None,
+        "next-page": page.number + 1 if page.number < pages else None,
+        "total-pages": pages,
+        "total-count": total,
+    }
+
+
+def encode(document: Any) -> bytes:
+    """JSON bytes; aware times in UTC come out as RFC 3339 with a literal Z."""
+    return msgspec.json.encode(document)
+
+
+def opened(row: Row) -> Row:
+    """The row as an object, whichever way it was read."""
+    return row.row if isinstance(row, Record) else row
+
+
+def _column(name: str) -> Callable[[Row, Call], Any]:
+    read = attrgetter(name)
+    return lambda row, _call: read(row)
+
+
+def _keys(relation: One | Many) -> Callable[[Row, Call], Any] | None:
+    if isinstance(relation, One):
+        return relation.key or _column(relation.column)
+    return relation.keys
+
+
+def _type(relation: One | Many, row: Row) -> str:
+    kind = relation.type
+    return kind if isinstance(kind, str) else kind(row)
+
+
+def _relationship(relation: One | Many, keys: Callable[[Row, Call], Any] | None, row: Row, call: Call) -> Document:
+    document: Document = {}
+    if isinstance(relation, One) and keys is not None:
+        key = keys(row, call)
+        document["data"] = {"id": key, "type": _type(relation, row)} if key else None
+    elif keys is not None:
+        kind = _type(relation, row)
+        document["data"] = [{"id": key, "type": kind} for key in keys(row, call)]
+    if relation.link is not None:
+        document["links"] = {"related": relation.link(row, call)}
+    return document

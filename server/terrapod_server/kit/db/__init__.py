@@ -1,0 +1,1 @@
+"""The database: transactions, the row cache and its versions, and the SQLite reader."""

@@ -1,0 +1,1 @@
+"""HTTP: the ASGI application, routes, guard, limits, bodies and connections."""

@@ -1,0 +1,1 @@
+"""Private modules: published through the API, read by terraform."""

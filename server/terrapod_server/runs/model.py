@@ -11,7 +11,7 @@ from terrapod_server.store.sealed import SealedColumn
 
 
 class Run(Model):
-    """A run. `status` is written by `actions.Change.fire` and by nothing else."""
+    """A run. `status` is written by `change.Change.fire` and by nothing else."""
 
     id = fields.CharField(primary_key=True, max_length=40)
     workspace_id = fields.CharField(max_length=40)

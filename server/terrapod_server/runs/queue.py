@@ -20,7 +20,8 @@ from terrapod_server.configs import actions as configs
 from terrapod_server.kit.api.call import Services
 from terrapod_server.kit.db import database
 from terrapod_server.runs import accepting, engines, logs, readers, states, unknown
-from terrapod_server.runs.actions import Change, get
+from terrapod_server.runs.actions import get
+from terrapod_server.runs.change import Change
 from terrapod_server.runs.lease_clock import clock_sql
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status

@@ -12,7 +12,7 @@ from typing import Any
 from terrapod_server.agents.model import LateState, Listener
 from terrapod_server.kit.api.call import Principal, Services
 from terrapod_server.kit.db import database_errors
-from terrapod_server.runs.actions import Change
+from terrapod_server.runs.change import Change
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.states import actions as states
 from terrapod_server.store import keys

@@ -1,0 +1,221 @@
+"""Changes of runs: `Change.fire` is the one writer of a run's status in the program."""
+
+import logging
+from types import TracebackType
+from typing import Any, Self
+
+from terrapod_server.configs.model import ConfigurationVersion
+from terrapod_server.kit.api.call import Services
+from terrapod_server.kit.db.database import in_transaction, is_postgres
+from terrapod_server.runs import logs, readers, states, unknown
+from terrapod_server.runs.model import Phase, Run, RunEvent
+from terrapod_server.runs.states import Event, Status
+from terrapod_server.workspaces import actions as workspaces
+from terrapod_server.workspaces.model import Workspace
+from terrapod_shared import clock
+from terrapod_shared.errors import Conflict, TerrapodError
+
+log = logging.getLogger(__name__)
+
+_PHASE_STAMPS = {
+    "queued": "queued-at",
+    "running": "started-at",
+    "finished": "finished-at",
+    "errored": "errored-at",
+    "canceled": "canceled-at",
+}
+
+
+class Change:
+    """One transaction on the runs of one workspace, under its row's lock; wakes others after the commit.
+
+    async with Change(services, workspace_id) as change:
+        await change.fire(run, Event.CONFIRM)
+    """
+
+    def __init__(self, services: Services, workspace_id: str) -> None:
+        self._services, self._workspace_id = services, workspace_id
+        self._topics: set[str] = set()
+        self._later: dict[str, float] = {}
+        self._unsealed: set[str] = set()
+        self._ended: list[str] = []
+        self._transaction = in_transaction()
+        self.workspace: Workspace
+
+    async def __aenter__(self) -> Self:
+        connection = await self._transaction.__aenter__()
+        try:
+            if is_postgres():  # SQLite runs one transaction at a time
+                await connection.execute_query_dict(
+                    "SELECT id FROM workspace WHERE id = $1 FOR UPDATE", [self._workspace_id]
+                )
+            self.workspace = await workspaces.get(self._workspace_id)
+        except BaseException as error:
+            await self._transaction.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            try:
+                await self._settle()
+            except BaseException as late:
+                await self._transaction.__aexit__(type(late), late, late.__traceback__)
+                raise
+        await self._transaction.__aexit__(kind, error, trace)
+        if error is None:
+            self._services.measured.ended_runs.update(self._ended)
+            await self._services.bus.publish(*sorted(self._topics))
+            for topic, seconds in self._later.items():
+                self._services.bus.publish_later(seconds, topic)
+            for phase_id in self._unsealed:
+                try:
+                    await logs.seal(self._services, phase_id)
+                except TerrapodError as late:  # the change stands, and the job that seals what is left comes by
+                    log.warning("cannot seal the log of %s: %s", phase_id, late)
+
+    def wake(self, topic: str) -> None:
+        """Publishes a topic after the commit."""
+        self._topics.add(topic)
+
+    async def fire(
+        self, run: Run, event: Event, *, user_id: str = "", description: str = "", unknown_why: str = "", **also: Any
+    ) -> Run:
+        """Moves a run along its table, once, however many callers try; the row given is brought up to date.
+
+        `unknown_why` tells why nobody knows what its apply has made: the run keeps the workspace's lock.
+        The UPDATE names the status it read: of two callers one moves the row.
+        Raises IllegalTransition, or Conflict for who lost.
+        """
+        status = states.after(run.status, event)
+        stamp = clock.stamp(clock.now())
+        values: dict[str, Any] = {
+            "status": status,
+            "status_timestamps": {**run.status_timestamps, states.timestamp_name(status): stamp},
+            "holds_queue": self._holds(run, status),
+            **also,
+        }
+        if not await Run.filter(id=run.id, status=run.status).update(**values):
+            message = f"run {run.id} was changed by somebody else meanwhile"
+            raise Conflict(message)
+        plan, apply = states.phases_after(run.status, event)
+        for phase_id, word in ((run.plan_id, plan), (run.apply_id, apply)):
+            if word is not None:
+                await self._phase(phase_id, word, stamp)
+        await RunEvent.create(
+            run_id=run.id,
+            workspace_id=run.workspace_id,
+            event=event.value,
+            status=status.value,
+            user_id=user_id,
+            description=description,
+        )
+        for name, value in values.items():
+            setattr(run, name, value)
+        if status in states.FINAL:
+            self._ended.append(status.value)
+        await self._lock(run, unknown_why)
+        self.wake(f"workspace:{run.workspace_id}")
+        if event in (Event.QUEUE, Event.QUEUE_APPLY, Event.LOSE):
+            self.wake(f"pool:{run.pool_id}")
+        return run
+
+    @staticmethod
+    def _holds(run: Run, status: Status) -> bool:
+        if run.plan_only or status in states.FINAL or status is Status.PLANNED_AND_SAVED:
+            return False
+        waits = status is Status.CONFIRMED and run.status is Status.PLANNED_AND_SAVED
+        return not waits and status is not Status.PENDING
+
+    async def _phase(self, phase_id: str, word: str, stamp: str) -> None:
+        phase = await Phase.get(id=phase_id)
+        values: dict[str, Any] = {"status": word}
+        if word in _PHASE_STAMPS:
+            values["status_timestamps"] = {**phase.status_timestamps, _PHASE_STAMPS[word]: stamp}
+        if word == "queued":
+            values |= {"lease_state": "ready", "lease_listener_id": None, "lease_until": 0.0, "digests": {}}
+        elif word != "running":
+            values |= {"lease_state": "ended" if phase.lease_number else "none"}
+            if phase.lease_state in ("ready", "offered"):
+                values["lease_number"] = phase.lease_number + 1  # whoever still holds the offer is fenced off
+            if phase.lease_number and phase.log_size < 0:  # no listener said where the log ends: it ends here
+                here = await logs.size(self._services, phase)
+                if here or phase.status == "running":
+                    values["log_size"] = here
+                    self._unsealed.add(phase_id)
+        await Phase.filter(id=phase_id).update(**values)
+
+    async def _lock(self, run: Run, unknown_why: str) -> None:
+        """The run's lock: from the confirmation of the run that holds the queue to its end, or until its state is known."""
+        if run.status in states.LOCKING and run.holds_queue:
+            await Workspace.filter(id=run.workspace_id, run_lock_id=None).update(run_lock_id=run.id)
+        elif run.is_final and unknown_why:
+            reason = unknown.lock_reason(run.id, self.workspace.name, unknown_why)
+            await Workspace.filter(id=run.workspace_id, run_lock_id=run.id).update(run_lock_reason=reason)
+            await self.note(run, "state_unknown", description=unknown_why)
+        elif run.is_final:
+            await Workspace.filter(id=run.workspace_id, run_lock_id=run.id).update(run_lock_id=None)
+
+    async def note(self, run: Run, event: str, *, user_id: str = "", description: str = "") -> None:
+        """Writes an event that moves nothing."""
+        await RunEvent.create(
+            run_id=run.id,
+            workspace_id=run.workspace_id,
+            event=event,
+            status=run.status.value,
+            user_id=user_id,
+            description=description,
+        )
+        self.wake(f"workspace:{run.workspace_id}")
+
+    async def confirm(self, run: Run, *, user_id: str = "", **also: Any) -> None:
+        """Confirms, and queues the apply unless something holds it."""
+        await self.fire(run, Event.CONFIRM, user_id=user_id, **also)
+        if run.holds_queue:
+            await self.fire(run, Event.QUEUE_APPLY)
+
+    async def confirm_by_itself(self, run: Run) -> None:
+        """Confirms a run that nobody has to; who reads its plan's log may first read on."""
+        await self.confirm(run)
+        seconds = await readers.hold(run)
+        if seconds:
+            self._later[f"pool:{run.pool_id}"] = seconds
+
+    async def advance(self) -> None:
+        """Lets the next runs go: what may run beside others at once, of the others the first in line."""
+        workspace = await workspaces.get(self._workspace_id)
+        waiting = Run.filter(workspace_id=workspace.id)
+        for run in await waiting.filter(status=Status.PENDING, plan_only=True).order_by("id"):
+            await self._begin(run)
+        if workspace.locked or workspace.run_lock_reason:
+            return
+        holder = await waiting.filter(holds_queue=True).first()
+        if holder is not None:
+            if holder.status is Status.PLANNED and holder.auto_apply and not holder.cancel_requested:
+                await self.confirm_by_itself(holder)
+            return
+        for run in await waiting.filter(status__in=[Status.PENDING, Status.CONFIRMED], plan_only=False).order_by("id"):
+            if run.status is Status.CONFIRMED:
+                await self.fire(run, Event.QUEUE_APPLY)
+                return
+            if await self._begin(run):
+                return
+
+    async def _begin(self, run: Run) -> bool:
+        """Queues a pending run whose configuration is there."""
+        if not await ConfigurationVersion.exists(id=run.configuration_version_id, status="uploaded"):
+            return False
+        await self.fire(run, Event.QUEUE)
+        return True
+
+    async def _settle(self) -> None:
+        """Brings the workspace's `current-run` up to date: the oldest that is unfinished, else the newest."""
+        runs = Run.filter(workspace_id=self._workspace_id)
+        found = (
+            await runs.filter(plan_only=False, status__in=list(states.UNFINISHED)).order_by("id").first().values("id")
+        )
+        if not found:
+            found = await runs.order_by("-id").first().values("id")
+        await Workspace.filter(id=self._workspace_id).update(current_run_id=found["id"] if found else None)

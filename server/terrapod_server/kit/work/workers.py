@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 IDLE_S = 5.0
 #: Processor time of one document, and the time after which a process that uses none is ended.
 CPU_S, HUNG_S = 60, 900.0
-_START = "import sys; sys.path[:] = sys.argv[3:]; from terrapod_server.kit import worker; worker.main(*map(int, sys.argv[1:3]))"
+_START = "import sys; sys.path[:] = sys.argv[3:]; from terrapod_server.kit.work import worker; worker.main(*map(int, sys.argv[1:3]))"
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TZ")
 
 

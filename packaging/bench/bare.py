@@ -40,6 +40,7 @@ async def main(port: int, folder: Path, *tls: str) -> None:
     hypercorn.bind = [f"127.0.0.1:{port}"]
     hypercorn.alpn_protocols = ["http/1.1"]
     hypercorn.keep_alive_timeout = 75
+    hypercorn.keep_alive_max_requests = 100_000
     if tls:
         hypercorn.certfile, hypercorn.keyfile = tls
     hypercorn.accesslog = None

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import uvloop
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 
 
 async def _client(order: dict[str, Any], rounds: list[list[str]], until: float, done: list[int]) -> None:
@@ -36,6 +37,9 @@ async def _client(order: dict[str, Any], rounds: list[list[str]], until: float, 
         if int(head[9:12]) not in (200, 204, 401):
             sys.exit(head.decode())
         number += 1
+        if _CLOSE.search(head):
+            writer.close()
+            reader, writer = await asyncio.open_connection(url.hostname, url.port)
     done.append(number)
     writer.close()
 

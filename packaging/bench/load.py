@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import uvloop
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ async def _client(order: Order, until: float, took: list[float]) -> None:
         elif not head.startswith(b"HTTP/1.1 204"):
             sys.exit(f"{order.url}: {head.decode()}")
         took.append(time.perf_counter() - begun)
+        if _CLOSE.search(head):  # a server may end a connection after so many requests
+            writer.close()
+            reader, writer = await asyncio.open_connection(url.hostname, url.port)
     writer.close()
 
 

@@ -32,10 +32,12 @@ def memory(pid: int, name: str = "VmRSS") -> float:
 
 
 def _environment() -> dict[str, str]:
-    """No settings of the user's, and release sites that are nowhere: nothing leaves loopback."""
+    """No settings of the user's, and release sites that are nowhere: nothing leaves loopback. One user makes the whole
+    load, so there are no rate limits for users."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TERRAPOD_")}
     nowhere = {"TERRAFORM_URL": "terraform", "TOFU_URL": "tofu", "TOFU_INDEX_URL": "tofu.json"}
-    return kept | {f"TERRAPOD_ENGINES__{name}": f"http://127.0.0.1:9/{path}" for name, path in nowhere.items()}
+    sites = {f"TERRAPOD_ENGINES__{name}": f"http://127.0.0.1:9/{path}" for name, path in nowhere.items()}
+    return kept | sites | {"TERRAPOD_RATE_LIMITS__USER_PER_S": "0"}
 
 
 def children(pid: int) -> list[int]:

@@ -343,3 +343,16 @@ async def test_http2_waits_for_no_window_that_never_opens(tmp_path: Path) -> Non
             return app.ended == 1
 
         await until(has_ended, 10)
+
+
+async def test_a_client_keeps_its_connection_for_more_than_a_thousand_requests(pg_server: Running) -> None:
+    url = httpx.URL(pg_server.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    asked = f"GET /api/v2/runs/run-none HTTP/1.1\r\nHost: {url.host}\r\nAuthorization: Bearer {pg_server.token}\r\n\r\n"
+    for _ in range(1_100):
+        writer.write(asked.encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"connection: close" not in head.lower()
+        length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+        await reader.readexactly(int(length))
+    writer.close()

@@ -25,6 +25,7 @@ from terrapod_server.agents import actions as agents
 from terrapod_server.agents import api as agents_api
 from terrapod_server.agents import jobs as agents_jobs
 from terrapod_server.agents import model as agents_model
+from terrapod_server.agents import waits
 from terrapod_server.agents.late import api
 from terrapod_server.agents.protocol import auth as listener_auth
 from terrapod_server.agents.protocol import deliveries
@@ -67,7 +68,7 @@ from terrapod_server.registry.modules import model as registry_model
 from terrapod_server.registry.modules import protocol as registry_protocol
 from terrapod_server.runs import actions as runs
 from terrapod_server.runs import api as runs_api
-from terrapod_server.runs import deleted, queue
+from terrapod_server.runs import deleted, leases
 from terrapod_server.runs import jobs as runs_jobs
 from terrapod_server.runs import model as runs_model
 from terrapod_server.runs import pages as runs_pages
@@ -312,7 +313,7 @@ def build(config: Config) -> App:
     signer = Signer(*_signing_keys(keyring))
     dsn = database.postgres_dsn(config.database) if not config.database.startswith("sqlite:") else None
     bus = Bus(dsn)
-    authenticator = identity.Authenticator(signer, queue.lease_is_live, bus)
+    authenticator = identity.Authenticator(signer, leases.lease_is_live, bus)
     levels = access.Levels(THINGS)
     services = Services(
         config=config,
@@ -335,6 +336,7 @@ def build(config: Config) -> App:
         run_has_status=runs.run_has_status,
         local_engines=agents.local_engines,
         pool_for=agents.pool_for,
+        explain_waits=waits.prepare,
         before_workspace_deleted=[deleted.before_workspace_deleted, states.before_workspace_deleted],
         clear_deleted=deleted.clear,
         on_workspace_deleted=[
@@ -406,7 +408,7 @@ class _Life:
                 await _known_keys(self._config).settle(self._services.cipher)
                 await self._services.bus.start()
                 await agents.ensure_default_pool()
-                await queue.on_start()
+                await leases.on_start()
         except BaseException:
             await self.stop()
             raise

@@ -19,7 +19,7 @@ from terrapod_server.identity.model import ApiToken
 from terrapod_server.kit.api.declare import Level
 from terrapod_server.kit.db import database
 from terrapod_server.kit.work.bus import Bus
-from terrapod_server.runs import queue
+from terrapod_server.runs import leases
 from terrapod_server.runs import stream as events
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
@@ -298,7 +298,7 @@ async def test_an_include_is_followed_a_handful_of_times(server: Running) -> Non
 
 async def test_what_was_read_before_a_change_is_not_remembered_after_it(server: Running) -> None:
     token = await server.person("ann@example.org")
-    authenticator = identity.Authenticator(server.services.signer, queue.lease_is_live, server.services.bus)
+    authenticator = identity.Authenticator(server.services.signer, leases.lease_is_live, server.services.bus)
     asked = asyncio.create_task(authenticator.bearer(token))
     await asyncio.sleep(0)  # it waits for the database now
     assert not asked.done()
@@ -419,7 +419,7 @@ async def test_another_process_forgets_at_once(pg_server: Running, postgres_url:
     token = await pg_server.person("ann@example.org", "audit")
     bus = Bus(database.postgres_dsn(postgres_url))
     await bus.start()
-    second = identity.Authenticator(pg_server.services.signer, queue.lease_is_live, bus)
+    second = identity.Authenticator(pg_server.services.signer, leases.lease_is_live, bus)
     following = asyncio.create_task(second.follow())
 
     async def is_auditor() -> bool:

@@ -14,8 +14,9 @@ from kit.phases import apply_it, plan_it, take
 from kit.serving import Running, state_bytes, until
 from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server.agents.model import LateState
+from terrapod_server.agents.protocol import claiming
 from terrapod_server.configs.model import ConfigurationVersion
-from terrapod_server.runs import deleted, queue
+from terrapod_server.runs import deleted, leases
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.states.model import KeptState, StateOutput, StateVersion
 from terrapod_server.variables.model import Variable
@@ -147,7 +148,7 @@ async def test_what_applies_is_not_deleted(server: Running, tmp_path: Path) -> N
     await listener.report(work.run_id, wire.Report(phase="apply", status="applying"), work.lease.number)
     await refused()
     await Phase.filter(run_id=work.run_id, kind="apply").update(lease_until=-1.0)
-    await queue.sweep(server.services)
+    await leases.sweep(server.services)
     await refused()  # held
     await apply_it(listener, work, tmp_path)
     assert await server.status(work.run_id) == "applied"
@@ -264,7 +265,8 @@ async def test_a_deletion_races_with_a_claim(pg_server: Running, tmp_path: Path)
         await server.configuration(workspace)
         run = (await server.run(workspace)).json()["data"]["id"]
         answer, phase = await asyncio.gather(
-            delete(server, workspace), queue.claim(listener.identity.kept.listener_id, await server.pool_id(), ENGINES)
+            delete(server, workspace),
+            claiming.claim(listener.identity.kept.listener_id, await server.pool_id(), ENGINES),
         )
         assert answer.status_code == 204, answer.text
         if phase is not None:

@@ -8,7 +8,7 @@ from kit.cli import of_server
 from kit.phases import plan_it, take
 from kit.serving import DATA, Running
 from terrapod_server.agents.model import Listener
-from terrapod_server.runs import queue
+from terrapod_server.runs import leases
 from terrapod_server.runs.model import Phase
 from terrapod_shared import clock, wire
 
@@ -55,8 +55,8 @@ async def test_the_depth_of_a_queue(server: Running, tmp_path: Path) -> None:
     shown = await pool(server)
     assert figures(shown) == (2, 1, 1, 0, 1, 2, 1)
     assert 90 <= shown["queue-oldest-seconds"] < 120
-    await Phase.filter(id=queue.phase_id_of(applied, "apply")).update(lease_until=-1.0)
-    await queue.sweep(server.services)
+    await Phase.filter(id=leases.phase_id_of(applied, "apply")).update(lease_until=-1.0)
+    await leases.sweep(server.services)
     assert figures(await pool(server))[:4] == (2, 1, 0, 1), "lost: held"
     assert await server.status(asked) == "planned"
 

@@ -11,7 +11,7 @@ from kit.serving import DATA, Running, until
 from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server.agents import actions, jobs
 from terrapod_server.agents.model import Listener
-from terrapod_server.runs import queue
+from terrapod_server.runs import leases
 from terrapod_server.runs.model import Phase
 from terrapod_shared import clock, errors, wire
 
@@ -91,9 +91,9 @@ async def test_who_has_what_somebody_waits_for_is_kept(server: Running, tmp_path
     assert (await shown(server, planning))["free-slots"] == 0, "who is offline takes nothing"
     assert [row.name for row in await actions.forget(clock.now() - timedelta(days=30))] == ["free"]
 
-    apply_id = queue.phase_id_of(work.run_id, "apply")
+    apply_id = leases.phase_id_of(work.run_id, "apply")
     await Phase.filter(id=apply_id).update(lease_until=-1.0)
-    await queue.sweep(server.services)
+    await leases.sweep(server.services)
     assert (await Phase.get(id=apply_id)).lease_state == "held"
     assert await actions.forget(clock.now()) == []
     assert (await server.api.post(f"/runs/{work.run_id}/actions/release")).status_code == 202

@@ -12,7 +12,7 @@ from kit.phases import apply_it, plan_it, take
 from kit.serving import DATA, Running, state_bytes, until
 from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server.agents.model import LateState
-from terrapod_server.runs import queue
+from terrapod_server.runs import leases
 from terrapod_server.runs.model import Phase
 from terrapod_shared import errors, wire
 
@@ -30,8 +30,8 @@ async def held(server: Running, listener: ListenerClient, workspace: str, folder
     """An apply whose listener is lost."""
     work = await applying(server, listener, workspace, folder)
     await listener.report(work.run_id, wire.Report(phase="apply", status="applying"), work.lease.number)
-    await Phase.filter(id=queue.phase_id_of(work.run_id, "apply")).update(lease_until=-1.0)
-    await queue.sweep(server.services)
+    await Phase.filter(id=leases.phase_id_of(work.run_id, "apply")).update(lease_until=-1.0)
+    await leases.sweep(server.services)
     return work
 
 

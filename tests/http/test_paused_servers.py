@@ -22,7 +22,7 @@ from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_listener.link.identity import Identity
 from terrapod_listener.link.join import join
 from terrapod_server.kit.db.database import postgres_dsn, settings
-from terrapod_server.runs import queue
+from terrapod_server.runs import leases
 from terrapod_server.runs.model import Phase, Run
 from terrapod_shared import errors, signing, wire
 
@@ -349,5 +349,5 @@ async def test_what_a_paused_server_stores_of_a_log_is_passed_over(pg_server: Ru
 
 
 async def lose(run: str) -> None:
-    await Phase.filter(id=queue.phase_id_of(run, "plan")).update(lease_until=-1.0)
+    await Phase.filter(id=leases.phase_id_of(run, "plan")).update(lease_until=-1.0)
     await until(lambda: Run.exists(id=run, status="plan_queued"))

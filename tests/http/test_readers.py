@@ -16,7 +16,7 @@ from kit.process import Process
 from kit.serving import Running, until
 from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_listener.link.identity import Identity
-from terrapod_server.runs import queue, readers
+from terrapod_server.runs import leases, readers
 from terrapod_server.runs.model import Phase, Run
 from terrapod_shared import wire
 
@@ -169,8 +169,8 @@ async def test_a_plan_that_is_refused_or_lost_is_not_held(server: Running, tmp_p
         await listener.report(run, refused, work.lease.number)
     work = await take(listener)
     await listener.report(run, wire.Report(phase="plan", status="planning"), work.lease.number)
-    await Phase.filter(id=queue.phase_id_of(run, "plan")).update(lease_until=-1.0)
-    await queue.sweep(server.services)
+    await Phase.filter(id=leases.phase_id_of(run, "plan")).update(lease_until=-1.0)
+    await leases.sweep(server.services)
     again = await offered(listener)
     assert again
     assert again.phase == "plan"
@@ -180,7 +180,7 @@ async def test_a_clock_that_was_set_back_holds_nothing(server: Running, tmp_path
     listener = await server.listener(tmp_path / "home")
     run = await begin(server)
     await plan_it(listener, await take(listener), tmp_path)
-    await Phase.filter(id=queue.phase_id_of(run, "apply")).update(lease_until=1e12)
+    await Phase.filter(id=leases.phase_id_of(run, "apply")).update(lease_until=1e12)
     work = await offered(listener)
     assert work
     assert work.phase == "apply"

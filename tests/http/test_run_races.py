@@ -7,10 +7,11 @@ import httpx
 import pytest
 
 from kit.serving import Running
+from terrapod_server.agents.protocol import claiming
 from terrapod_server.identity import actions as identity
 from terrapod_server.kit.db.database import postgres_dsn
 from terrapod_server.kit.work.bus import Bus
-from terrapod_server.runs import queue
+from terrapod_server.runs import leases
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_shared import wire
 from terrapod_shared.errors import LeaseEnded
@@ -39,16 +40,16 @@ async def begin(server: Running, count: int, **attributes: str) -> list[str]:
 
 async def planning(server: Running) -> Phase:
     """The oldest waiting plan, accepted, with what an ended plan must have."""
-    phase = await queue.claim(LISTENER, await server.pool_id(), ENGINES)
+    phase = await claiming.claim(LISTENER, await server.pool_id(), ENGINES)
     assert phase is not None
-    await queue.accept(server.services, phase.run_id, "plan", phase.lease_number, LISTENER)
+    await leases.accept(server.services, phase.run_id, "plan", phase.lease_number, LISTENER)
     for name in ("plan-file", "plan-json"):
-        await queue.note_artifact(server.services, phase.run_id, "plan", phase.lease_number, LISTENER, name, "0" * 64)
+        await leases.note_artifact(server.services, phase.run_id, "plan", phase.lease_number, LISTENER, name, "0" * 64)
     return phase
 
 
 async def end(server: Running, phase: Phase) -> Run:
-    return await queue.finish(server.services, phase.run_id, PLANNED, phase.lease_number, LISTENER, 0)
+    return await leases.finish(server.services, phase.run_id, PLANNED, phase.lease_number, LISTENER, 0)
 
 
 async def test_a_cancel_races_the_end_of_the_plan(pg_server: Running) -> None:
@@ -94,9 +95,9 @@ async def test_a_refusal_races_the_sweep(pg_server: Running) -> None:
 
         async def refuse(of: Phase = phase) -> None:
             with contextlib.suppress(LeaseEnded):
-                await queue.refuse(pg_server.services, of.run_id, "plan", of.lease_number, LISTENER, "no disk")
+                await leases.refuse(pg_server.services, of.run_id, "plan", of.lease_number, LISTENER, "no disk")
 
-        await asyncio.gather(refuse(), queue.sweep(pg_server.services), refuse(), queue.sweep(pg_server.services))
+        await asyncio.gather(refuse(), leases.sweep(pg_server.services), refuse(), leases.sweep(pg_server.services))
         after = await Phase.get(id=phase.id)
         assert (after.lost_count, after.lease_number, after.lease_state) == (1, phase.lease_number + 1, "ready")
         assert await pg_server.status(phase.run_id) == "plan_queued"
@@ -116,7 +117,7 @@ async def test_twenty_claims_on_five_phases_of_two_pools(
     wanted = {first: await begin(pg_server, 3)}
     wanted[second] = await begin(pg_server, 2, **{"execution-mode": "agent", "agent-pool-id": second})
     claims = await asyncio.gather(
-        *(queue.claim(f"listener-{number}", (first, second)[number % 2], ENGINES) for number in range(20))
+        *(claiming.claim(f"listener-{number}", (first, second)[number % 2], ENGINES) for number in range(20))
     )
     taken = [phase for phase in claims if phase is not None]
     for pool, runs in wanted.items():

@@ -12,7 +12,7 @@ import pytest
 from kit.phases import apply_it, plan_it, take
 from kit.serving import Running, state_bytes
 from terrapod_server.agents.model import Listener
-from terrapod_server.runs import queue
+from terrapod_server.runs import leases
 from terrapod_server.runs.model import Phase, Run
 from terrapod_shared import clock, errors, signing, wire
 
@@ -264,8 +264,8 @@ async def test_a_lost_apply_says_what_it_waits_for(server: Running, tmp_path: Pa
     await listener.report(run, wire.Report(phase="apply", status="applying"), work.lease.number)
     refused = await server.api.post(path)
     assert (refused.status_code, "its listener is not lost" in refused.text) == (409, True)
-    await Phase.filter(id=queue.phase_id_of(run, "apply")).update(lease_until=-1.0)
-    await queue.sweep(server.services)
+    await Phase.filter(id=leases.phase_id_of(run, "apply")).update(lease_until=-1.0)
+    await leases.sweep(server.services)
     shown = await attributes(server, run)
     assert "waiting for it to come back, or for somebody to release the run" in str(shown["status-message"])
     assert (await server.api.post(f"/workspaces/{workspace}/actions/lock")).status_code == 409, "it keeps the workspace"

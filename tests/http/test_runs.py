@@ -11,7 +11,8 @@ import pytest
 from kit.phases import apply_it, plan_it, take
 from kit.serving import Running, state_bytes, tar, until
 from terrapod_listener.link.client import Server as ListenerClient
-from terrapod_server.runs import logs, queue, states
+from terrapod_server.agents.protocol import claiming
+from terrapod_server.runs import leases, logs, states
 from terrapod_server.runs.model import Phase, Run
 from terrapod_shared import clock, errors, wire
 
@@ -187,20 +188,20 @@ async def test_a_lost_plan_is_queued_again_and_a_lost_apply_is_held(server: Runn
     work = await take(listener)
     await listener.report(run, wire.Report(phase="plan", status="planning"), work.lease.number)
     await _expire(run, "plan")
-    await queue.sweep(server.services)
+    await leases.sweep(server.services)
     assert await server.status(run) == "plan_queued"
     await plan_it(listener, await take(listener), tmp_path)
     await server.api.post(f"/runs/{run}/actions/apply")
     work = await take(listener)
     await listener.report(run, wire.Report(phase="apply", status="applying"), work.lease.number)
     await _expire(run, "apply")
-    await queue.sweep(server.services)
+    await leases.sweep(server.services)
     shown = (await server.api.get(f"/runs/{run}")).json()["data"]["attributes"]
     assert (shown["status"], "listener was lost" in shown["status-message"]) == ("applying", True)
     pulse = await listener.beat(wire.Beat(leases=[wire.HeldLease(run_id=run, phase="apply", number=work.lease.number)]))
     assert pulse.leases[0].verdict == "resumed"
     await _expire(run, "apply")
-    await queue.sweep(server.services)
+    await leases.sweep(server.services)
     assert (await server.api.post(f"/runs/{run}/actions/release")).status_code == 202
     assert await server.status(run) == "errored"
     raw = state_bytes(1)
@@ -214,7 +215,7 @@ async def test_a_lost_plan_is_queued_again_and_a_lost_apply_is_held(server: Runn
 
 
 async def _expire(run: str, kind: str) -> None:
-    await Phase.filter(id=queue.phase_id_of(run, kind)).update(lease_until=-1.0)
+    await Phase.filter(id=leases.phase_id_of(run, kind)).update(lease_until=-1.0)
 
 
 async def test_events_are_streamed_and_resumed(server: Running, tmp_path: Path) -> None:
@@ -251,7 +252,9 @@ async def test_races_on_postgres(pg_server: Running, tmp_path: Path) -> None:
         await server.configuration(workspace["id"])
         made.append((await server.run(workspace["id"])).json()["data"]["id"])
     claimed = [
-        p for p in await asyncio.gather(*(queue.claim(listener_id, pool, ["terraform 1.15.5"]) for _ in range(20))) if p
+        p
+        for p in await asyncio.gather(*(claiming.claim(listener_id, pool, ["terraform 1.15.5"]) for _ in range(20)))
+        if p
     ]
     assert sorted(phase.run_id for phase in claimed) == sorted(made), "each phase once"
 
@@ -346,7 +349,7 @@ async def test_a_plan_is_queued_again_three_times(server: Running, tmp_path: Pat
         await put_log(listener, work, 2 * number, b"%d\n" % number)
         if how == "lost":
             await _expire(run, "plan")
-            await queue.sweep(server.services)
+            await leases.sweep(server.services)
         else:
             refusal = wire.Report(phase="plan", status="refused", reason="no disk")
             await listener.report(run, refusal, work.lease.number)
@@ -369,7 +372,7 @@ async def test_the_log_of_a_lost_plan_stays_when_the_run_is_canceled(server: Run
     await listener.report(run, wire.Report(phase="plan", status="planning"), work.lease.number)
     await put_log(listener, work, 0, b"begun\n")
     await _expire(run, "plan")
-    await queue.sweep(server.services)
+    await leases.sweep(server.services)
     assert (await server.api.post(f"/runs/{run}/actions/cancel")).status_code == 202
     assert await log_of(server, run, "plan") == b"\x02begun\n\x03"
 
@@ -385,7 +388,7 @@ async def test_the_log_of_a_released_apply_stays(server: Running, tmp_path: Path
     await put_log(listener, work, 0, b"applying\n")
     assert await log_of(server, run, "apply") == b"\x02applying\n"
     await _expire(run, "apply")
-    await queue.sweep(server.services)
+    await leases.sweep(server.services)
     assert (await server.api.post(f"/runs/{run}/actions/release")).status_code == 202
     assert await log_of(server, run, "apply") == b"\x02applying\n\x03"
     phase = await Phase.get(id=work_phase(work))
@@ -393,7 +396,7 @@ async def test_the_log_of_a_released_apply_stays(server: Running, tmp_path: Path
 
 
 def work_phase(work: wire.Work) -> str:
-    return queue.phase_id_of(work.run_id, work.phase)
+    return leases.phase_id_of(work.run_id, work.phase)
 
 
 async def test_an_apply_ends_only_with_its_state(server: Running, tmp_path: Path) -> None:

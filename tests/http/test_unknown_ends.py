@@ -11,7 +11,7 @@ from kit.cli import of_server
 from kit.phases import apply_it, plan_it, take
 from kit.serving import DATA, Running, state_bytes
 from terrapod_listener.link.client import Server as ListenerClient
-from terrapod_server.runs import queue
+from terrapod_server.runs import leases
 from terrapod_server.runs.model import Phase
 from terrapod_shared import ids, wire
 
@@ -29,8 +29,8 @@ async def applying(server: Running, listener: ListenerClient, workspace: str, fo
 
 
 async def released(server: Running, _: ListenerClient, work: wire.Work) -> None:
-    await Phase.filter(id=queue.phase_id_of(work.run_id, "apply")).update(lease_until=-1.0)
-    await queue.sweep(server.services)
+    await Phase.filter(id=leases.phase_id_of(work.run_id, "apply")).update(lease_until=-1.0)
+    await leases.sweep(server.services)
     assert (await server.api.post(f"/runs/{work.run_id}/actions/release")).status_code == 202
 
 
@@ -301,8 +301,8 @@ async def test_the_next_run_never_slips_past_a_release(pg_server: Running, tmp_p
         assert work.run_id == run
         await listener.report(run, wire.Report(phase="apply", status="applying"), work.lease.number)
         runs = [await begin(server, workspace, message=str(number)) for number in range(3)]
-        await Phase.filter(id=queue.phase_id_of(run, "apply")).update(lease_until=-1.0)
-        await queue.sweep(server.services)
+        await Phase.filter(id=leases.phase_id_of(run, "apply")).update(lease_until=-1.0)
+        await leases.sweep(server.services)
         answers = await asyncio.gather(
             server.api.post(f"/runs/{run}/actions/release"),
             server.api.post(f"/runs/{run}/actions/release"),

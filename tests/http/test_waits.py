@@ -7,8 +7,9 @@ from typing import Any
 from kit.cli import of_server
 from kit.phases import plan_it, take
 from kit.serving import DATA, Running
+from terrapod_server.agents import waits
 from terrapod_server.agents.model import Listener
-from terrapod_server.runs import queue, waits
+from terrapod_server.runs import leases
 from terrapod_server.runs.model import Phase, Run
 from terrapod_shared import clock, wire
 
@@ -131,8 +132,8 @@ async def test_a_held_apply_says_what_can_be_done(server: Running, tmp_path: Pat
     assert work.waited == "Waited 2 h for somebody's approval."
     await listener.report(run, wire.Report(phase="apply", status="applying"), work.lease.number)
     assert await why(server, run) is None
-    await Phase.filter(id=queue.phase_id_of(run, "apply")).update(lease_until=-1.0)
-    await queue.sweep(server.services)
+    await Phase.filter(id=leases.phase_id_of(run, "apply")).update(lease_until=-1.0)
+    await leases.sweep(server.services)
     found = await why(server, run)
     assert found["kind"] == "held"
     assert "listener eu-west was lost while it applied (last seen 20" in found["text"]

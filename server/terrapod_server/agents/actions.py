@@ -26,11 +26,11 @@ from terrapod_server.agents.model import (
     PoolLabel,
     PoolWorkspace,
 )
+from terrapod_server.agents.rules import ONLINE
 from terrapod_server.kit.api.call import Principal, Services
 from terrapod_server.kit.db.database import in_transaction, query
 from terrapod_server.kit.db.row_cache import Reader
 from terrapod_server.runs.model import Phase
-from terrapod_server.runs.waits import ONLINE
 from terrapod_server.states.model import KeptState
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, ids, signing, wire

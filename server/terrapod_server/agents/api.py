@@ -7,9 +7,10 @@ from starlette.responses import Response
 
 from terrapod_server.access import rules as access
 from terrapod_server.access import visible
-from terrapod_server.agents import actions, depth
+from terrapod_server.agents import accepting, actions, depth
 from terrapod_server.agents.model import JoinToken, Listener, Pool, PoolExcluded, PoolWorkspace
 from terrapod_server.agents.protocol import deliveries
+from terrapod_server.agents.rules import ONLINE
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity.api import TOKEN
 from terrapod_server.identity.model import ApiToken
@@ -32,8 +33,6 @@ from terrapod_server.kit.api.declare import (
     Value,
 )
 from terrapod_server.kit.db.row_cache import Where, like
-from terrapod_server.runs import accepting
-from terrapod_server.runs.waits import ONLINE
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, wire

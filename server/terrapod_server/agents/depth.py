@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from terrapod_server.agents import accepting
+from terrapod_server.agents.rules import ONLINE
 from terrapod_server.kit.db import database
-from terrapod_server.runs import accepting
-from terrapod_server.runs.waits import ONLINE
 from terrapod_shared import clock
 
 

@@ -23,8 +23,7 @@ from terrapod_server.kit.api.declare import (
     Thing,
 )
 from terrapod_server.kit.db.row_cache import Record, Where, like
-from terrapod_server.runs import actions, composing, framing, logs, readers, states, stream, waits
-from terrapod_server.runs import queue as queue_
+from terrapod_server.runs import actions, composing, framing, leases, logs, readers, reasons, states, stream
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
 from terrapod_server.workspaces import actions as workspaces
@@ -153,11 +152,11 @@ RUN = Resource(
         Accepts("policy-paths", "policies to be checked", ([],)),
     ),
     load=actions.by_ids,
-    prepare=lambda rows, call: waits.prepare(rows, call.principal),
+    prepare=lambda rows, call: call.services.explain_waits(rows, call.principal),
     links={"self": lambda r, _: f"/api/v2/runs/{r.id}"},
     #: Why a run waits stands in no row of its own; from when a canceled one may be killed is
     #: a matter of time; variables are not kept in clear.
-    lasts=lambda r: waits.lasts(r) and not r.variables and (r.is_final or not r.cancel_requested),
+    lasts=lambda r: not reasons.needs_facts_of(r) and not r.variables and (r.is_final or not r.cancel_requested),
 )
 
 
@@ -411,7 +410,7 @@ async def json_output(call: Call) -> Response:
     plan = await show_plan(call)
     if "plan-json" not in plan.digests:
         return Response(status_code=204)
-    return await call.stored(queue_.artifact_key(plan, "plan-json"), "application/json")
+    return await call.stored(leases.artifact_key(plan, "plan-json"), "application/json")
 
 
 async def json_output_redacted(call: Call) -> Response:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 from terrapod_server.kit.api.call import Services
 from terrapod_server.kit.work.workers import Died
-from terrapod_server.runs import queue, redact
+from terrapod_server.runs import leases, redact
 from terrapod_server.runs.model import Phase
 from terrapod_server.store.port import once
 from terrapod_shared.errors import Invalid
@@ -35,7 +35,7 @@ class Composer:
 
     async def key(self, plan: Phase) -> str:
         """Where the plan's redacted form is in the store. Raises Invalid where it cannot be made."""
-        key = queue.artifact_key(plan, "redacted")
+        key = leases.artifact_key(plan, "redacted")
         if await self._services.store.exists(key):
             return key
         if why := self._refused.get(plan.id):
@@ -57,7 +57,7 @@ class Composer:
 
     async def _make(self, plan: Phase, key: str) -> None:
         store = self._services.store
-        keys = [queue.artifact_key(plan, name) for name in ("plan-json", "schemas") if name in plan.digests]
+        keys = [leases.artifact_key(plan, name) for name in ("plan-json", "schemas") if name in plan.digests]
         try:
             if sum([await store.size(each) for each in keys]) <= IN_THREAD_MOST:
                 parts = [await store.whole(each, IN_THREAD_MOST) for each in keys]

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from terrapod_server.kit.api.call import Services
 from terrapod_server.kit.db import database
-from terrapod_server.runs import queue, states
+from terrapod_server.runs import leases, states
 from terrapod_server.runs.lease_clock import clock_sql
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.states.model import KeptState
@@ -58,7 +58,7 @@ async def on_workspace_deleted(workspace_id: str) -> set[str]:
     await Phase.filter(workspace_id=workspace_id).exclude(lease_state="gone").delete()
     await RunEvent.filter(workspace_id=workspace_id).delete()
     await Run.filter(workspace_id=workspace_id).delete()
-    return {f"workspace:{workspace_id}", *(queue.lapsed(row["lease_listener_id"]) for row in told)}
+    return {f"workspace:{workspace_id}", *(leases.lapsed(row["lease_listener_id"]) for row in told)}
 
 
 async def clear(services: Services, workspace_id: str) -> None:

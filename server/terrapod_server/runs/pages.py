@@ -16,7 +16,7 @@ from terrapod_server.identity import actions as identity
 from terrapod_server.kit import html
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Endpoint, Level, Raw
-from terrapod_server.runs import actions, api, logs, states, waits
+from terrapod_server.runs import actions, api, logs, states
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.runs.states import Status
 from terrapod_server.workspaces import actions as workspaces
@@ -52,7 +52,7 @@ async def show(call: Call) -> Response:
     href = _href(workspace, run)
     if call.request.url.path.rstrip("/") != href:  # by HCP's address, or by a name that the workspace had
         return html.redirect(href)
-    await waits.prepare([run], call.principal)
+    await call.services.explain_waits([run], call.principal)
     plan, apply = [await actions.phase(key) for key in (run.plan_id, run.apply_id)]
     found = [await _log(call, phase, run, href) for phase in (plan, apply) if _has_log(phase)]
     waiting: Any = getattr(run, "waits_for", None)

@@ -37,6 +37,11 @@ def needs_facts(status: Status, *, auto_apply: bool, status_message: str) -> boo
     return status in WAITING or (status is Status.PLANNED and auto_apply)
 
 
+def needs_facts_of(run: Any) -> bool:
+    """The same of a run's row: whether why it waits, if it does, stands outside of it."""
+    return needs_facts(run.status, auto_apply=run.auto_apply, status_message=run.status_message)
+
+
 def of(status: Status, facts: Facts | None, *, since: str | None, status_message: str = "") -> dict[str, Any] | None:
     """`{kind, text, since}`, or None for a run that waits for nothing."""
     found = _found(status, facts, status_message)

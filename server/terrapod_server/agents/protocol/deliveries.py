@@ -13,7 +13,7 @@ from starlette.responses import Response
 from terrapod_server.agents import actions
 from terrapod_server.agents.late import actions as late
 from terrapod_server.agents.model import Listener
-from terrapod_server.agents.protocol import auth, dispatch, work
+from terrapod_server.agents.protocol import auth, claiming, dispatch, work
 from terrapod_server.configs import actions as configs
 from terrapod_server.engines import actions as mirror
 from terrapod_server.kit.api import parse
@@ -21,7 +21,7 @@ from terrapod_server.kit.api.call import Call, Principal, Services
 from terrapod_server.kit.db import database_errors
 from terrapod_server.kit.http import lockout
 from terrapod_server.runs import actions as runs
-from terrapod_server.runs import engines, logs, queue
+from terrapod_server.runs import engines, leases, logs
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.states import actions as states
 from terrapod_shared import clock, wire
@@ -129,16 +129,16 @@ async def heartbeat(call: Call) -> Response:
     me = _me(call)
     message = _decode(await auth.small(call), wire.Beat)
     wait = _wait_s(call)
-    bus, lapsed = call.services.bus, queue.lapsed(me.id)
+    bus, lapsed = call.services.bus, leases.lapsed(me.id)
     async with bus.subscribe(f"listener:{me.id}", lapsed) as subscription, bus.subscribe(lapsed) as lost:
         if await actions.beat(me, message):
             await engines.settle_waiting(call.services, me.pool_id)
-        verdicts = await queue.prolong(call.services, me.id, message.leases)
+        verdicts = await leases.prolong(call.services, me.id, message.leases)
         pulse = await _pulse(me, verdicts)
         if wait and not _is_news(message, pulse):
             await call.wait(subscription, wait)
             if lost.take():
-                verdicts = await queue.prolong(call.services, me.id, message.leases)
+                verdicts = await leases.prolong(call.services, me.id, message.leases)
             pulse = await _pulse(me, verdicts)
         if message.left:
             settled = await late.settled(me.id, message.left[: wire.LEFT_MOST])
@@ -162,7 +162,7 @@ async def _pulse(me: Listener, verdicts: list[wire.LeaseVerdict]) -> wire.Pulse:
     return wire.Pulse(
         server_time=clock.now().timestamp(),
         leases=verdicts,
-        cancels=await queue.cancels_for(me.id),
+        cancels=await leases.cancels_for(me.id),
         drain=row.drain_requested,
         renew=row.certificate_until - _HALF_LIFE < clock.now(),
     )
@@ -180,7 +180,7 @@ async def next_run(call: Call) -> Response:
     now = asyncio.get_running_loop().time
     until, loaded = now() + min(_wait_s(call), wire.POLL_S), now()
     await dispatch.heard(me)
-    own, lapsed = f"listener:{me.id}", queue.lapsed(me.id)
+    own, lapsed = f"listener:{me.id}", leases.lapsed(me.id)
     async with (
         bus.subscribe(own, lapsed) as woken,
         bus.subscribe(own) as mine,
@@ -196,7 +196,7 @@ async def next_run(call: Call) -> Response:
             if me.drain_requested:
                 return Response(status_code=204, headers={wire.DRAIN_HEADER: "true"})
             if line.may_look(place):
-                claim = partial(queue.claim, me.id, me.pool_id, engines, me.accepts)
+                claim = partial(claiming.claim, me.id, me.pool_id, engines, me.accepts)
                 phase = await line.look(place, claim)
                 if phase is not None:
                     answer = await _offer(call, phase)
@@ -236,12 +236,12 @@ async def _offer(call: Call, phase: Phase) -> Response | None:
     if me.drain_requested:
         await _give_back(call, phase, listener_id, "the listener takes no more work")
         return None
-    keeping = asyncio.create_task(queue.keep_offer(phase))
+    keeping = asyncio.create_task(leases.keep_offer(phase))
     try:
         body = msgspec.json.encode(await work.build(call.services, me, phase))
     except Unreachable as error:  # it says nothing about the run: others are taken, and this one waits
         log.warning("%s waits for its engine: %s", phase.id, error.detail)
-        await queue.wait_for_engine(call.services, phase, error.detail)
+        await leases.wait_for_engine(call.services, phase, error.detail)
         return None
     except Exception as error:
         if database_errors.is_reason(error, call.services.config.database):  # it says nothing about the run
@@ -263,7 +263,7 @@ async def _offer(call: Call, phase: Phase) -> Response | None:
 
 async def _give_back(call: Call, phase: Phase, listener_id: str, why: str, *, counts: bool = False) -> None:
     number = phase.lease_number
-    await queue.refuse(call.services, phase.run_id, phase.kind, number, listener_id, why, counts=counts)
+    await leases.refuse(call.services, phase.run_id, phase.kind, number, listener_id, why, counts=counts)
 
 
 @auth.signs
@@ -276,18 +276,18 @@ async def report(call: Call) -> Response:
         if call.request.state.is_late:
             why = "this listener's certificate is over: renew it before taking work"
             raise Unauthorized(why)
-        seconds = await queue.accept(services, run_id, message.phase, number, me.id)
+        seconds = await leases.accept(services, run_id, message.phase, number, me.id)
         return _answer(wire.Reported(status=message.status, seconds=seconds))
     if message.status == "refused":
         why = f"listener {me.name} gave it back: {message.reason or 'it said no reason'}"
         counts = not message.is_unwilling
-        await queue.refuse(services, run_id, message.phase, number, me.id, why, counts=counts)
+        await leases.refuse(services, run_id, message.phase, number, me.id, why, counts=counts)
         return _answer(wire.Reported(status="refused"))
-    phase = await Phase.get_or_none(id=queue.phase_id_of(run_id, message.phase))
+    phase = await Phase.get_or_none(id=leases.phase_id_of(run_id, message.phase))
     if phase is None:
         raise NotFound
     end = await logs.size(services, phase)
-    run = await queue.finish(services, run_id, message, number, me.id, end)
+    run = await leases.finish(services, run_id, message, number, me.id, end)
     task = asyncio.create_task(_seal(services, phase.id))
     _sealing.add(task)
     task.add_done_callback(_sealing.discard)
@@ -329,7 +329,7 @@ async def put_log(call: Call) -> Response:
         raise Invalid(message)
     call.expect_upload()
     chunk = await auth.small(call, logs.CHUNK_MOST)  # first: the lease may end while a body is on its way
-    phase = await queue.check(call.path["run"], kind, call.principal.lease, _me(call).id)
+    phase = await leases.check(call.path["run"], kind, call.principal.lease, _me(call).id)
     following = await logs.append(call.services, phase, int(text), chunk)
     return _answer(wire.LogAnswer(next_offset=following))
 
@@ -343,10 +343,10 @@ async def put_artifact(call: Call) -> Response:
     if name not in _ARTIFACTS:
         raise NotFound
     run_id, number, me = call.path["run"], call.principal.lease, _me(call)
-    phase = await queue.check(run_id, "plan", number, me.id)
+    phase = await leases.check(run_id, "plan", number, me.id)
     call.limit_bytes = wire.ARTIFACT_MOST[name]
-    stored = await call.services.store.put(queue.artifact_key(phase, name), auth.body(call))
-    await queue.note_artifact(call.services, run_id, "plan", number, me.id, name, stored.sha256)
+    stored = await call.services.store.put(leases.artifact_key(phase, name), auth.body(call))
+    await leases.note_artifact(call.services, run_id, "plan", number, me.id, name, stored.sha256)
     return _digest(stored.sha256)
 
 
@@ -364,7 +364,7 @@ async def _put_state(call: Call) -> Response:
     lineage, md5 = call.param("lineage", "") or "", (call.param("md5", "") or "").lower()
     call.limit_bytes = call.services.config.limits.state_bytes
     try:
-        phase = await queue.check(run_id, "apply", number, me.id)
+        phase = await leases.check(run_id, "apply", number, me.id)
     except LeaseEnded:
         return await _late(call, run_id, serial, lineage, md5)
     row = await states.accept_from_run(
@@ -376,16 +376,16 @@ async def _put_state(call: Call) -> Response:
         md5=md5,
         chunks=auth.body(call),
         intermediate=call.flag("intermediate"),
-        fence=lambda: queue.check(run_id, "apply", number, me.id),
+        fence=lambda: leases.check(run_id, "apply", number, me.id),
     )
-    await queue.note_artifact(call.services, run_id, "apply", number, me.id, "state", row.sha256)
+    await leases.note_artifact(call.services, run_id, "apply", number, me.id, "state", row.sha256)
     return _digest(row.sha256)
 
 
 async def _late(call: Call, run_id: str, serial: int, lineage: str, md5: str) -> Response:
     """A state whose lease is over: kept aside, one for each lease that the sender held."""
     me, number = _me(call), call.principal.lease
-    phase = await Phase.get_or_none(id=queue.phase_id_of(run_id, "apply"))
+    phase = await Phase.get_or_none(id=leases.phase_id_of(run_id, "apply"))
     if phase is None or number > phase.lease_number or not _held(phase, me, number):
         raise NotFound
     await late.keep(call.services, phase, me, number, (serial, lineage, md5), auth.body(call))
@@ -402,7 +402,7 @@ async def _run(run_id: str, number: int, listener_id: str) -> Run:
     try:
         return await runs.get(run_id)
     except NotFound:
-        await queue.check(run_id, "plan", number, listener_id)
+        await leases.check(run_id, "plan", number, listener_id)
         raise
 
 
@@ -411,7 +411,7 @@ async def get_artifact(call: Call) -> Response:
     name, run_id, me = call.path["artifact"], call.path["run"], _me(call)
     run = await _run(run_id, call.principal.lease, me.id)
     kind = "apply" if (await Phase.get(id=run.apply_id)).lease_listener_id == me.id else "plan"
-    await queue.check(run_id, kind, call.principal.lease, me.id)
+    await leases.check(run_id, kind, call.principal.lease, me.id)
     if name == "configuration":
         version = await configs.get(run.configuration_version_id)
         key, digest = version.stored_key, version.sha256
@@ -424,7 +424,7 @@ async def get_artifact(call: Call) -> Response:
         plan = await Phase.get(id=run.plan_id)
         if name not in plan.digests:
             raise NotFound
-        key, digest = queue.artifact_key(plan, name), plan.digests[name]
+        key, digest = leases.artifact_key(plan, name), plan.digests[name]
     else:
         raise NotFound
     return await call.stored(key, _BYTES, headers={wire.DIGEST_HEADER: digest})

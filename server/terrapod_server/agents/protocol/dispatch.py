@@ -17,10 +17,10 @@ from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from terrapod_server.agents.model import Listener
+from terrapod_server.agents.rules import ONLINE
 from terrapod_server.kit.api.call import Services
 from terrapod_server.kit.db import database
 from terrapod_server.kit.work.bus import Bus, Subscription
-from terrapod_server.runs.waits import ONLINE
 from terrapod_shared import clock
 
 T = TypeVar("T")

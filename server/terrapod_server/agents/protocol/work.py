@@ -10,7 +10,7 @@ from terrapod_server.configs import actions as configs
 from terrapod_server.engines import actions as mirror
 from terrapod_server.kit.api.call import Services
 from terrapod_server.runs import actions as runs
-from terrapod_server.runs import logs, queue, waits
+from terrapod_server.runs import leases, logs, waited
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.states import actions as states
 from terrapod_server.states.model import StateVersion
@@ -73,7 +73,7 @@ async def build(services: Services, listener: Listener, phase: Phase) -> wire.Wo
         ),
         log_offset=await logs.size(services, phase),
         issued_at=time.time(),
-        waited=await waits.told(run, phase),
+        waited=await waited.text(run, phase),
     )
 
 
@@ -127,10 +127,10 @@ async def _resolved(services: Services, run: Run, phase: Phase) -> list[Resolved
     if phase.kind == "plan":
         fixed = [each for each in now if each.category == "terraform"]
         if fixed:
-            await services.store.put(queue.artifact_key(phase, _FIXED), once(msgspec.json.encode(fixed)))
+            await services.store.put(leases.artifact_key(phase, _FIXED), once(msgspec.json.encode(fixed)))
         return now
     try:
-        key = queue.artifact_key(await Phase.get(id=run.plan_id), _FIXED)
+        key = leases.artifact_key(await Phase.get(id=run.plan_id), _FIXED)
         fixed = msgspec.json.decode(await services.store.whole(key, _FIXED_MOST), type=list[Resolved])
     except NotFound:
         fixed = []

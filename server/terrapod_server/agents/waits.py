@@ -1,29 +1,25 @@
-"""What runs wait for, asked in one statement for a page of runs; and how long a phase has waited, for its log."""
+"""What runs wait for, asked in one statement for a page of runs."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
 from typing import Any
 
+from terrapod_server.agents import accepting
+from terrapod_server.agents.rules import ONLINE
 from terrapod_server.kit.api.call import Principal
 from terrapod_server.kit.db import database
-from terrapod_server.runs import accepting, engines, reasons, states
-from terrapod_server.runs.model import Phase, Run, RunEvent
+from terrapod_server.runs import reasons, states
+from terrapod_server.runs.model import Run
 from terrapod_server.runs.states import Status
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock
 
-#: A listener that has been heard of within this time is there: an idle one polls every 30 s, and a dead one is to be
-#: known as such within 45 s.
-ONLINE = timedelta(seconds=42)
-#: Shorter waits are not told in a log.
-NOTICEABLE_S = 5.0
 _HOLDERS = 3
 _IN_LINE = (Status.PENDING, Status.CONFIRMED)
 
 
 async def prepare(rows: Sequence[Run], principal: Principal) -> None:
     """Gives each run its place in the queue and why it waits. Runs that are over cost nothing."""
-    asked = [row for row in rows if _needs(row)]
+    asked = [row for row in rows if reasons.needs_facts_of(row)]
     found = await facts([row.id for row in asked], principal) if asked else {}
     for row in rows:
         known = found.get(row.id)
@@ -34,15 +30,6 @@ async def prepare(rows: Sequence[Run], principal: Principal) -> None:
             since=row.status_timestamps.get(_since(row)),
             status_message=row.status_message,
         )
-
-
-def lasts(row: Run) -> bool:
-    """Whether why it waits, if it does, stands in the row itself."""
-    return not _needs(row)
-
-
-def _needs(row: Run) -> bool:
-    return reasons.needs_facts(row.status, auto_apply=row.auto_apply, status_message=row.status_message)
 
 
 def _since(row: Run) -> str:
@@ -132,52 +119,3 @@ async def facts(run_ids: Sequence[str], principal: Principal) -> dict[str, dict[
         [*run_ids, clock.now() - ONLINE, *readable.values],
     )
     return {row["id"]: row for row in rows}
-
-
-async def told(run: Run, phase: Phase) -> str:
-    """For the log of a phase that begins: how long it waited and for what; empty where that was not noticeable."""
-    queued = _at(phase.status_timestamps, "queued-at")
-    if queued is None:
-        return ""
-    parts = []
-    if phase.kind == "plan":
-        turn = _between(_at(run.status_timestamps, "plan-queueable-at"), _at(run.status_timestamps, "plan-queued-at"))
-        if turn >= NOTICEABLE_S:
-            parts.append(f"{reasons.lasted(turn)} for {await _before(run)}")
-    else:
-        confirmed = _at(run.status_timestamps, "confirmed-at")
-        approval = _between(_at(run.status_timestamps, "planned-at"), confirmed)
-        if approval >= NOTICEABLE_S and run.confirmed_by_id:
-            parts.append(f"{reasons.lasted(approval)} for somebody's approval")
-        turn = _between(confirmed, queued)
-        if turn >= NOTICEABLE_S:
-            parts.append(f"{reasons.lasted(turn)} for its turn in the workspace")
-    listener = _between(queued, clock.now())
-    if listener >= NOTICEABLE_S:
-        reasons_given = RunEvent.filter(run_id=run.id, event__in=["refused", engines.EVENT], at__gte=queued)
-        refused = await reasons_given.order_by("-id").first()
-        why = f" (at last {refused.description})" if refused else ""
-        parts.append(f"{reasons.lasted(listener)} for a listener{why}")
-    text = f"Waited {', '.join(parts)}." if parts else ""
-    return "".join(letter for letter in text if letter.isprintable())  # a listener's reason ends in other people's logs
-
-
-async def _before(run: Run) -> str:
-    """What it waited for before it was planned, as far as the rows still tell."""
-    if run.plan_only:
-        return "its configuration"
-    earlier = Run.filter(workspace_id=run.workspace_id, plan_only=False, id__lt=run.id, status__in=list(states.FINAL))
-    found = await earlier.order_by("-id").first()
-    ended = _at(found.status_timestamps, states.timestamp_name(found.status)) if found else None
-    if found is not None and ended is not None and ended > run.created_at:
-        return f"{found.id}, which came before it"
-    return "its turn in the workspace"
-
-
-def _at(stamps: dict[str, str], name: str) -> datetime | None:
-    text = stamps.get(name)
-    return datetime.fromisoformat(text) if text else None
-
-
-def _between(first: datetime | None, second: datetime | None) -> float:
-    return (second - first).total_seconds() if first is not None and second is not None else 0.0

@@ -1,4 +1,4 @@
-"""Handing phases to listeners, under leases with fences.
+"""Leases on phases, with fences.
 
 A phase that is `ready` is offered to one listener for 15 s; accepted, it is
 leased for 40 s, which heartbeats prolong. The lease's number goes up with each
@@ -13,13 +13,14 @@ statement that judges, and on SQLite this process's monotonic one.
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 from terrapod_server.configs import actions as configs
 from terrapod_server.kit.api.call import Services
 from terrapod_server.kit.db import database
-from terrapod_server.runs import accepting, engines, logs, readers, states, unknown
+from terrapod_server.kit.db.row_cache import Where
+from terrapod_server.runs import engines, logs, readers, states, unknown
 from terrapod_server.runs.actions import get
 from terrapod_server.runs.change import Change
 from terrapod_server.runs.lease_clock import clock_sql
@@ -57,40 +58,28 @@ async def on_start() -> None:
         await Phase.filter(lease_state="gone").update(lease_until=until + wire.LEASE_S)
 
 
-async def claim(
-    listener_id: str, pool_id: str, engines: Iterable[str] = (), accepts: Mapping[str, Any] | None = None
-) -> Phase | None:
-    """Offers the oldest waiting phase of the pool to a listener, or None. One statement.
+async def offer(listener_id: str, pool_id: str, condition: Where) -> Phase | None:
+    """Offers the oldest phase of the pool that is ready and meets the condition to a listener, or None. One statement.
 
-    `engines` are the local ones that the listener announced, as `tool version`,
-    `accepts` the work that it takes: what it does not is never shown to it.
-    A workspace that the pool is not open to is passed over, whenever it was
-    that it lost the right.
+    The condition is about the phase `p`, its run `r` and its workspace `w`.
     """
     lock = "FOR UPDATE OF p SKIP LOCKED" if database.is_postgres() else ""
-    local = list(engines)
-    marks = ", ".join(f"${number}" for number in range(3, 3 + len(local))) or "''"
-    values: list[Any] = [listener_id, pool_id, *local]
-    condition = accepting.condition(accepts or {}, values)
     rows = await database.query(
         f"""
         WITH chosen AS (
             SELECT p.id AS id FROM run_phase p
             JOIN run r ON r.id = p.run_id
-            JOIN agent_pool a ON a.id = p.pool_id
             JOIN workspace w ON w.id = p.workspace_id
             WHERE p.pool_id = $2 AND p.lease_state = 'ready' AND {readers.condition()}
-              AND {accepting.open_to("a", "p.workspace_id")}
-              AND r.engine_version <> ''
-              AND (NOT r.engine_is_local OR r.engine_tool || ' ' || r.engine_version IN ({marks})){condition}
+              AND r.engine_version <> '' AND {database.shifted(condition.sql, 2)}
             ORDER BY p.id LIMIT 1 {lock}
         )
         UPDATE run_phase SET lease_state = 'offered', lease_listener_id = $1,
             lease_number = lease_number + 1, lease_until = {clock_sql()} + {wire.OFFER_S}
         WHERE id IN (SELECT id FROM chosen) AND lease_state = 'ready'
         RETURNING id
-        """,  # noqa: S608  only our own numbers and marks are put in
-        values,
+        """,  # noqa: S608  only our own words, numbers and marks are put in
+        [listener_id, pool_id, *condition.values],
     )
     return await Phase.get(id=rows[0]["id"]) if rows else None
 

@@ -17,11 +17,11 @@ from terrapod_shared.files import real_path
 
 try:
     from terrapod_server import app, serving
+    from terrapod_server.commands import accounts, up
     from terrapod_server.commands import audit as auditing
     from terrapod_server.commands import binaries as engines
     from terrapod_server.commands import check as checking
     from terrapod_server.commands import keys as keyring
-    from terrapod_server.commands import up
     from terrapod_server.commands.install_service import install_service
 except ModuleNotFoundError as missing:
     sys.exit(f"Error: {operator_errors.missing_extra('terrapod-server', 'server', missing)}")
@@ -201,7 +201,7 @@ def _in_app(config: settings.Config, work: Callable[[app.App], Awaitable[None]])
 def create(email: str, admin: bool, password_stdin: bool, file: Path | None, data: Path | None) -> None:
     """Make a user, such as the first administrator; the server may be running."""
     config, password = _config_of(file, data), _password(password_stdin)
-    _in_app(config, lambda made: app.make_user(made, email, password, is_admin=admin))
+    _in_app(config, lambda made: accounts.make_user(made.services, email, password, is_admin=admin))
     click.echo(f"{email.lower()} can sign in now")
 
 
@@ -213,7 +213,7 @@ def create(email: str, admin: bool, password_stdin: bool, file: Path | None, dat
 def set_password(email: str, password_stdin: bool, file: Path | None, data: Path | None) -> None:
     """Give a user another password; all its sessions end."""
     config, password = _config_of(file, data), _password(password_stdin)
-    _in_app(config, lambda made: app.set_password(made, email, password))
+    _in_app(config, lambda made: accounts.set_password(made.services, email, password))
     click.echo(f"{email.lower()} has a new password, and no session any more")
 
 
@@ -227,7 +227,9 @@ def tokens() -> None:
 
 
 @tokens.command(name="create")
-@click.option("--admin", is_flag=True, help=f"For the first administrator, {app.ADMIN_EMAIL}, who is made if missing.")
+@click.option(
+    "--admin", is_flag=True, help=f"For the first administrator, {accounts.ADMIN_EMAIL}, who is made if missing."
+)
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="New file for the token, mode 0600.")
 @click.option(
     "--days", type=click.IntRange(0, 36500), default=30, show_default=True, help="How long it is good; 0: for ever."
@@ -252,9 +254,9 @@ def create_token(
     config = _config_of(file, data)
 
     async def make(made: app.App) -> None:
-        token_id, text = await app.create_admin_token(made, description, days)
+        token_id, text = await accounts.create_admin_token(made.services, description, days)
         until = f"for {days} days" if days else "until it is deleted"
-        click.echo(f"token {token_id} of {app.ADMIN_EMAIL}, good {until}; it is shown this once", err=True)
+        click.echo(f"token {token_id} of {accounts.ADMIN_EMAIL}, good {until}; it is shown this once", err=True)
         if kept is None:
             click.echo(text)
         else:
@@ -360,7 +362,7 @@ def forget(yes: bool, file: Path | None, data: Path | None) -> None:
     them is left. What they encrypted (states, variables, logs, the listeners' authority) can never be read again.
     """
     config = _owned(_load(file, data))
-    lost = asyncio.run(app.forget_keys(config, is_certain=yes))
+    lost = asyncio.run(keyring.forget(config, is_certain=yes))
     for each in lost:
         click.echo(f"{each}  is in use, and {config.keys} lacks it")
     if yes:

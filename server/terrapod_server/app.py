@@ -8,12 +8,9 @@ into `Services` here.
 import asyncio
 import contextlib
 import logging
-import os
-import pwd
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from starlette.responses import Response
@@ -43,12 +40,10 @@ from terrapod_server.identity import actions as identity
 from terrapod_server.identity import api as identity_api
 from terrapod_server.identity import auth_api, browser, oauth, rules, web
 from terrapod_server.identity import jobs as identity_jobs
-from terrapod_server.identity.model import ApiToken, User
-from terrapod_server.identity.signin import passwords
 from terrapod_server.identity.signin.providers import SignIn
 from terrapod_server.kit import html
 from terrapod_server.kit.api import openapi
-from terrapod_server.kit.api.call import Call, Deed, Services
+from terrapod_server.kit.api.call import Call, Services
 from terrapod_server.kit.api.declare import Access, Endpoint, Level, Raw, Resource, Thing
 from terrapod_server.kit.api.render import Registry, encode
 from terrapod_server.kit.db import database, database_errors
@@ -85,8 +80,6 @@ from terrapod_server.variables import api as variables_api
 from terrapod_server.variables import model as variables_model
 from terrapod_server.workspaces import api as workspaces_api
 from terrapod_server.workspaces import organization
-from terrapod_shared import clock
-from terrapod_shared.errors import Conflict, Unavailable
 from terrapod_shared.operator_errors import make_folder
 
 log = logging.getLogger(__name__)
@@ -135,7 +128,6 @@ _DISCOVERY = {
         "ports": list(rules.PORTS),
     },
 }
-ADMIN_EMAIL = "admin@localhost"
 
 
 async def health(_call: Call) -> Response:
@@ -357,7 +349,7 @@ def build(config: Config) -> App:
     return App(config, services, Server(Routes(ENDPOINTS), registry, services, life.start, life.stop))
 
 
-def _known_keys(config: Config) -> KnownKeys:
+def known_keys_of(config: Config) -> KnownKeys:
     columns = [each for each in SEALED if isinstance(each, SealedColumn)]
     objects = [each for each in SEALED if isinstance(each, SealedObjects)]
 
@@ -405,7 +397,7 @@ class _Life:
         try:
             with database_errors.explained(self._config.database):
                 await database.migrate()
-                await _known_keys(self._config).settle(self._services.cipher)
+                await known_keys_of(self._config).settle(self._services.cipher)
                 await self._services.bus.start()
                 await agents.ensure_default_pool()
                 await leases.on_start()
@@ -442,9 +434,9 @@ async def opened(config: Config) -> AsyncIterator[App]:
     """An app with its database open and migrated, for commands that serve nothing. Raises OperatorError."""
     app = build(config)
     try:
-        async with _database_of(config):
+        async with database_of(config):
             await database.migrate()
-            await _known_keys(config).settle(app.services.cipher)
+            await known_keys_of(config).settle(app.services.cipher)
             yield app
     finally:
         await app.services.sign_in.close()
@@ -452,7 +444,7 @@ async def opened(config: Config) -> AsyncIterator[App]:
 
 
 @contextlib.asynccontextmanager
-async def _database_of(config: Config) -> AsyncIterator[None]:
+async def database_of(config: Config) -> AsyncIterator[None]:
     await database.open_(config.database, MODELS, config.database_pool)
     try:
         with database_errors.explained(config.database):
@@ -461,132 +453,4 @@ async def _database_of(config: Config) -> AsyncIterator[None]:
         await database.close()
 
 
-async def check_keys(config: Config) -> None:
-    """Whether a start would find all keys that are in use; changes nothing. Raises Unusable."""
-    ring = known_keys.load(config.keys)
-    if config.has_database:
-        async with _database_of(config):
-            await _known_keys(config).check(ring)
-
-
-async def forget_keys(config: Config, *, is_certain: bool) -> list[str]:
-    """Ids of the keys in use that the key file lacks; they are given up where it `is_certain`. Raises Unusable."""
-    ring = known_keys.load(config.keys)
-    async with _database_of(config):
-        if not is_certain:
-            return await _known_keys(config).lost(ring)
-        await database.migrate()
-        return await _known_keys(config).forget(ring)
-
-
-@contextlib.asynccontextmanager
-async def _recording(made: App) -> AsyncIterator[None]:
-    """The audit log, open for deeds: that of an app that serves already is. Raises Unavailable where they cannot be kept."""
-    audit = made.services.audit
-    if audit is None or audit.is_running:
-        yield
-        return
-    message = f"the audit log cannot be written below {audit.folder}"
-    try:
-        await audit.start()
-    except OSError as error:
-        raise Unavailable(f"{message}: {error.strerror or error}") from None
-    try:
-        yield
-    finally:
-        await audit.stop()
-    if audit.backlog:
-        raise Unavailable(message)
-
-
-def _operator(method: str, path: str, kind: str, resource_id: str, status: int, program: str) -> Deed:
-    """What somebody does at the command line of this host; the name is that of the host's user."""
-    uid = os.getuid()
-    try:
-        name = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        name = f"uid {uid}"
-    return Deed(
-        actor_kind="operator", actor=f"{name} on {socket.gethostname()}", method=method, path=path,
-        resource_type=kind, resource_id=resource_id, status=status, program=program,
-    )  # fmt: skip
-
-
-async def make_user(made: App, email: str, password: str, *, is_admin: bool) -> None:
-    """A user with a password, empty for none. Raises Invalid, or Conflict where there is one already."""
-    kept = await _hashed(made, email, password) if password else ""
-    async with _recording(made):
-        user = await identity.create_user(email, password_hash=kept)
-        if is_admin:
-            await access.make_admin(identity.LOCAL, user.email)
-        path = "/api/v2/organizations/{org}/users"
-        made.services.note(_operator("POST", path, "users", user.id, 201, "terrapod-server users create"))
-
-
-async def set_password(made: App, email: str, password: str) -> None:
-    """Gives the user another password; all its sessions end. Raises NotFound, Invalid."""
-    user = await identity.user(email)
-    hashed = await _hashed(made, user.email, password)
-    async with _recording(made):
-        await identity.set_password(user, hashed)
-        deed = _operator("PATCH", "/api/v2/users/{user}", "users", user.id, 200, "terrapod-server users set-password")
-        made.services.note(deed)
-
-
-async def _hashed(made: App, email: str, password: str) -> str:
-    await passwords.check_quality(password, email)
-    hashed: str = await made.services.sign_in.passwords.hash(password)
-    return hashed
-
-
-async def admin_token(description: str) -> str:
-    """A new token of the first administrator, who is made where there is none."""
-    return (await _admin_token(description, None)).text or ""
-
-
-async def _admin_token(description: str, until: datetime | None) -> ApiToken:
-    """Raises Conflict where the first administrator was deactivated: its tokens are good for nothing."""
-    admin = await User.get_or_none(email=ADMIN_EMAIL) or await identity.create_user(ADMIN_EMAIL)
-    if not admin.is_active:
-        message = (
-            f"{ADMIN_EMAIL} was deactivated, so a token of it would not be accepted: make another administrator by "
-            "terrapod-server users create --admin"
-        )
-        raise Conflict(message)
-    await access.make_admin(identity.LOCAL, ADMIN_EMAIL)
-    return await identity.create_token(admin.id, description, expired_at=until)
-
-
-async def create_admin_token(made: App, description: str, days: int) -> tuple[str, str]:
-    """Id and text of a new token of the first administrator, in the audit log; 0 days: it does not expire.
-
-    Raises Conflict, and Unavailable where the audit log cannot be written: then there is no such token.
-    """
-    token = await _admin_token(description, clock.now() + timedelta(days=days) if days else None)
-    try:
-        async with _recording(made):
-            path = "/api/v2/users/{user}/authentication-tokens"
-            program = "terrapod-server tokens create"
-            made.services.note(_operator("POST", path, "authentication-tokens", token.id, 201, program))
-    except BaseException:
-        await token.delete()
-        raise
-    return token.id, token.text or ""
-
-
-__all__ = [
-    "ENDPOINTS",
-    "JOBS",
-    "MODELS",
-    "RESOURCES",
-    "App",
-    "Unusable",
-    "admin_token",
-    "build",
-    "check_keys",
-    "create_admin_token",
-    "forget_keys",
-    "make_user",
-    "opened",
-    "set_password",
-]
+__all__ = ["ENDPOINTS", "JOBS", "MODELS", "RESOURCES", "App", "Unusable", "build", "opened"]

@@ -17,7 +17,7 @@ from kit.postgres import free_port
 from kit.serving import state_bytes, tar, until
 from kit.site import BIN
 from terrapod_server import app
-from terrapod_server.commands import tls
+from terrapod_server.commands import accounts, tls
 from terrapod_server.config.settings import load
 from terrapod_server.store.cipher import KeyRing
 
@@ -31,7 +31,7 @@ async def served(data: Path, database_url: str, log: Path) -> AsyncIterator[tupl
     data.mkdir()
     certificate, key = tls.ensure(data, "127.0.0.1", KeyRing.create(data / "keys"))
     async with app.opened(load({}, None, data=str(data), database_url=database_url)):
-        token = await app.admin_token("test")
+        token = await accounts.admin_token("test")
     port = free_port()
     settings = {
         "DATA": str(data), "DATABASE_URL": database_url, "PORT": str(port), "LOG_LEVEL": "debug", "ACCESS_LOG": "true",

@@ -10,14 +10,13 @@ from kit.browser import Browser
 from kit.cli import Here
 from kit.serving import Running
 from kit.site import BIN
-from terrapod_server import app
+from terrapod_server.commands import accounts
 
 ANN, PASSWORD = "ann@example.org", "a heron stands in shallow water"
 
 
 async def test_signing_in_on_the_real_page(server: Running, tmp_path: Path) -> None:
-    made = app.App(server.services.config, server.services, None)  # type: ignore[arg-type]
-    await app.make_user(made, ANN, PASSWORD, is_admin=True)
+    await accounts.make_user(server.services, ANN, PASSWORD, is_admin=True)
     process = await asyncio.create_subprocess_exec(
         str(BIN / "terrapod"), "login", server.url, "--no-browser", "--json",
         env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)}, stdin=asyncio.subprocess.DEVNULL,

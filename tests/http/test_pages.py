@@ -14,7 +14,7 @@ from kit.browser import Browser
 from kit.phases import plan_it, take
 from kit.serving import Running
 from terrapod_listener.link.client import Server as ListenerClient
-from terrapod_server import app
+from terrapod_server.commands import accounts
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity import sessions
 from terrapod_server.identity.model import ApiToken, Session
@@ -39,8 +39,7 @@ async def browser(server: Running) -> AsyncIterator[Browser]:
 
 
 async def account(server: Running, email: str = ANN, *, admin: bool = False) -> None:
-    made = app.App(server.services.config, server.services, None)  # type: ignore[arg-type]
-    await app.make_user(made, email, PASSWORD, is_admin=admin)
+    await accounts.make_user(server.services, email, PASSWORD, is_admin=admin)
 
 
 async def reader(server: Running, email: str) -> None:

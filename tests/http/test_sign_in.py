@@ -13,7 +13,7 @@ import pytest
 
 from kit.browser import Browser
 from kit.serving import Running, running, until
-from terrapod_server import app
+from terrapod_server.commands import accounts
 from terrapod_server.identity import onetime, sessions
 from terrapod_server.identity.model import OneTime, Session, User
 from terrapod_server.identity.rules import challenge_of
@@ -26,8 +26,7 @@ ANN = "ann@example.org"
 
 
 async def account(server: Running, email: str = ANN, *, admin: bool = False) -> None:
-    made = app.App(server.services.config, server.services, None)  # type: ignore[arg-type]
-    await app.make_user(made, email, PASSWORD, is_admin=admin)
+    await accounts.make_user(server.services, email, PASSWORD, is_admin=admin)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from kit.postgres import free_port
 from kit.serving import Running, until
 from kit.site import BIN
 from terrapod_server import app
+from terrapod_server.commands import accounts
 from terrapod_server.config.settings import load
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
@@ -57,7 +58,7 @@ class Process:
         """The database with an administrator, and a client that outlives the processes."""
         config = load(self.settings, None)
         async with app.opened(config) as made:
-            token = await app.admin_token("test")
+            token = await accounts.admin_token("test")
         headers = {"Authorization": f"Bearer {token}"}
         base = f"{self.url}/api/v2/"
         async with httpx.AsyncClient(base_url=base, headers=headers, timeout=60, verify=self.verify) as api:

@@ -24,6 +24,7 @@ from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_listener.link.identity import Identity
 from terrapod_listener.link.join import join
 from terrapod_server import app, serving
+from terrapod_server.commands import accounts
 from terrapod_server.config.settings import Config, load
 from terrapod_server.identity import actions as identity
 from terrapod_server.kit.api import openapi
@@ -179,7 +180,7 @@ async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterat
     if not ready.is_set():
         waiting.cancel()
         await task
-    token = await app.admin_token("test")
+    token = await accounts.admin_token("test")
     url = f"http://127.0.0.1:{port}"
     answered = _noted(built[0].services)
     try:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from kit.serving import Running, state_bytes
 from terrapod_server import app
+from terrapod_server.commands import accounts
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity import auth_api, sessions, web
 from terrapod_server.kit.api import openapi
@@ -152,7 +153,7 @@ async def furnished(server: Running, tmp_path: Path) -> dict[str, str]:
 async def test_no_request_gets_a_5xx(server: Running, furnished: dict[str, str]) -> None:
     documented = openapi.document(app.ENDPOINTS)["paths"]
     loop = asyncio.get_running_loop()
-    _, session = await sessions.begin(await identity.user(app.ADMIN_EMAIL), "local", (), "", "")
+    _, session = await sessions.begin(await identity.user(accounts.ADMIN_EMAIL), "local", (), "", "")
 
     async def send(method: str, path: str, raw: bytes | None) -> httpx.Response:
         cookie = {"Cookie": f"terrapod={session}"} if path.startswith("/app/") else {}

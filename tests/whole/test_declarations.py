@@ -15,6 +15,7 @@ from kit.schema import structure
 from kit.serving import Running
 from terrapod_server import app
 from terrapod_server.access import actions as access
+from terrapod_server.commands import accounts
 from terrapod_server.identity import actions as people
 from terrapod_server.identity import auth_api, sessions, web
 from terrapod_server.identity.model import ApiToken
@@ -72,7 +73,7 @@ async def test_a_stranger_learns_nothing(server: Running) -> None:
 
 
 async def test_unknown_ids_are_404_and_never_500(server: Running) -> None:
-    _, session = await sessions.begin(await people.user(app.ADMIN_EMAIL), "local", (), "", "")
+    _, session = await sessions.begin(await people.user(accounts.ADMIN_EMAIL), "local", (), "", "")
     for endpoint in app.ENDPOINTS:
         if "{" not in endpoint.path.replace("{org}", "") or endpoint.needs in (Access.LISTENER, Access.CAPABILITY):
             continue

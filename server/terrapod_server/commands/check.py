@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from terrapod_server import app, migrations
+from terrapod_server.commands import keys
 from terrapod_server.config.settings import Config
 from terrapod_server.identity.signin.oidc import Oidc
 from terrapod_server.kit.db import database
@@ -89,7 +90,7 @@ async def of_keys(config: Config) -> Finding:
     """Whether the key file has all keys that the database names."""
     try:
         services.check_owner(config.folder)
-        await app.check_keys(config)
+        await keys.check(config)
     except app.Unusable as error:
         return Finding("error", "keys", str(error))
     except OperatorError as error:

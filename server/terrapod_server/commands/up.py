@@ -26,7 +26,7 @@ import uvloop
 
 from terrapod_server import app, serving
 from terrapod_server.agents import actions as agents
-from terrapod_server.commands import tls
+from terrapod_server.commands import accounts, tls
 from terrapod_server.config.settings import (
     Config,
     Mistakes,
@@ -198,7 +198,7 @@ async def _first_token(data: Path) -> None:
     """The file of a first start; made again where a start was killed before it was written, or where it is empty."""
     file = data / "admin-token"
     if not file.exists() or not file.read_bytes().strip():
-        write_private(file, (await app.admin_token("made by terrapod-server up")).encode())
+        write_private(file, (await accounts.admin_token("made by terrapod-server up")).encode())
 
 
 def _welcome(config: Config, options: Options) -> None:

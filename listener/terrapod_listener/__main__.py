@@ -14,12 +14,10 @@ import msgspec
 from click.core import ParameterSource
 
 from terrapod_listener import config as settings
-from terrapod_listener.daemon import loop
-from terrapod_listener.daemon import recover as rescue_
+from terrapod_listener.daemon import loop, recover
 from terrapod_listener.daemon.install_service import install_service
 from terrapod_listener.daemon.parent import Parent
-from terrapod_listener.link import identity
-from terrapod_listener.link import join as joining
+from terrapod_listener.link import identity, join
 from terrapod_shared import operator_errors, services
 from terrapod_shared.errors import TerrapodError
 from terrapod_shared.files import real_path
@@ -42,7 +40,7 @@ def main() -> None:
     """A Terrapod listener: joins a pool, waits for runs, does the work, streams the logs back."""
 
 
-@main.command()
+@main.command("join")
 @click.option(
     "--server", required=True, envvar="TERRAPOD_LISTENER_SERVER", help="Address, such as https://terrapod.example.com."
 )
@@ -67,7 +65,7 @@ def main() -> None:
 )
 @_HOME
 @click.pass_context
-def join(
+def join_command(
     context: click.Context,
     server: str,
     token_file: Path | None,
@@ -86,7 +84,7 @@ def join(
     token = _join_token(context, token_file, token_stdin, token)
     operator_errors.make_folder(real_path(home), "the listener's home (--home)")  # before the token is spent
     try:
-        joined = asyncio.run(joining.join(real_path(home), server, token, name, ca))
+        joined = asyncio.run(join.join(real_path(home), server, token, name, ca))
     except TerrapodError as error:
         raise click.ClickException(error.detail) from None
     me = joined.kept
@@ -104,12 +102,12 @@ def _join_token(context: click.Context, file: Path | None, from_stdin: bool, tex
         raise click.UsageError(message)
     try:
         if chosen == {"token_stdin"}:
-            return joining.token_of(sys.stdin.buffer.readline(joining.TOKEN_MOST + 1), "standard input")
+            return join.token_of(sys.stdin.buffer.readline(join.TOKEN_MOST + 1), "standard input")
         if chosen == {"token_file"} and file is not None:
             with file.open("rb") as opened:
-                return joining.token_of(opened.read(joining.TOKEN_MOST + 1), str(file))
-        return joining.token_of(os.fsencode(text or ""), "--token")
-    except joining.NoToken as error:
+                return join.token_of(opened.read(join.TOKEN_MOST + 1), str(file))
+        return join.token_of(os.fsencode(text or ""), "--token")
+    except join.NoToken as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         message = f"cannot read the join token from {file}: {error.strerror or error}"
@@ -186,7 +184,7 @@ def run(
 def status(home: Path) -> None:
     """Say who this listener is, and what waits here."""
     home = real_path(home)
-    for line in rescue_.lines(home, _opened(home)):
+    for line in recover.lines(home, _opened(home)):
         click.echo(line)
 
 
@@ -200,11 +198,11 @@ def drain(wait: bool, home: Path) -> None:
     """
     home = real_path(home)
     services.check_owner(home)
-    if not rescue_.drain(home) and not wait:
+    if not recover.drain(home) and not wait:
         message = f"no listener runs with {home}"
         raise click.ClickException(message)
     if wait:
-        rescue_.wait_until_gone(home)
+        recover.wait_until_gone(home)
 
 
 @main.command()
@@ -221,7 +219,7 @@ def rescue(run_id: str, output: Path | None, push: bool, drop: bool, yes: bool, 
     """
     home = real_path(home)
     services.check_owner(home)
-    found = rescue_.find(home, run_id)
+    found = recover.find(home, run_id)
     if drop:
         _drop(home, run_id, found[2] if found and not yes else None)
         return
@@ -229,18 +227,18 @@ def rescue(run_id: str, output: Path | None, push: bool, drop: bool, yes: bool, 
         message = f"this host has no state of {run_id}"
         raise click.ClickException(message)
     if push:
-        if rescue_.is_under_way(home, run_id):
+        if recover.is_under_way(home, run_id):
             message = f"{run_id} is still applied: its state is delivered when it is over"
             raise click.ClickException(message)
         try:
-            click.echo(asyncio.run(rescue_.push(home, _opened(home), run_id)))
+            click.echo(asyncio.run(recover.push(home, _opened(home), run_id)))
         except TerrapodError as error:
             message = f"the server did not take it: {error.detail}"
             raise click.ClickException(message) from None
         return
     path, _, mark = found
     try:
-        rescue_.copy(home, run_id, path, output)
+        recover.copy(home, run_id, path, output)
     except OSError as error:
         message = f"the state at {path} could not be copied: {error.strerror or error}"
         raise click.ClickException(message) from None
@@ -256,7 +254,7 @@ def _drop(home: Path, run_id: str, mark: dict[str, Any] | None) -> None:
         )
         raise click.ClickException(message)
     try:
-        click.echo(rescue_.drop(home, run_id))
+        click.echo(recover.drop(home, run_id))
     except TerrapodError as error:
         raise click.ClickException(error.detail) from None
 

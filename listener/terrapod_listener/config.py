@@ -9,11 +9,7 @@ from typing import Any, Literal, get_origin
 
 import msgspec
 
-from terrapod_listener.phase.accept import Settings as Accept
-from terrapod_listener.phase.accept import mistakes as mistakes_of_accept
-from terrapod_listener.phase.hooks import Settings as Hooks
-from terrapod_listener.phase.hooks import mistakes as mistakes_of_hooks
-from terrapod_shared import settings
+from terrapod_shared import settings, wire
 from terrapod_shared.operator_errors import explain_os_error
 
 FILE = "listener.toml"
@@ -21,6 +17,9 @@ PREFIX = "TERRAPOD_LISTENER_"
 #: Below are users of the system and people; -1 and its neighbours are nobody's.
 _UID_LEAST, _UID_MOST = 1_000, 4_000_000_000
 _PROCESSES_LEAST = 64
+#: Letters of a pattern in `accept`, and how many there are.
+PATTERN_MOST, _PATTERNS_MOST = 254, 100
+_DAY_S = 86_400
 
 
 class LocalEngine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,14 +31,30 @@ class LocalEngine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     files: list[str] = []
 
 
+class AcceptSettings(wire.Accepts, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Which work the host's owner lets this listener take, as the server is told; but a word that is misspelt opens nothing."""
+
+
+class HookSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Each hook is a program's absolute path and its arguments; no shell reads them."""
+
+    pre_init: list[str] = []  #: before `init`, in both phases; where it fails the phase is errored
+    post_init: list[str] = []  #: after `init`, however it ended
+    pre_plan: list[str] = []  #: before `plan`; where it fails the phase is errored
+    post_plan: list[str] = []  #: after `plan`, however it ended
+    pre_apply: list[str] = []  #: before `apply`; where it fails nothing is applied and the phase is errored
+    post_apply: list[str] = []  #: after `apply`, however it ended, once its state is delivered or in the spool
+    timeout_s: float = 300.0  #: seconds that one hook may take; then it is killed and has failed
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of the listener."""
 
     capacity: int = 2  #: runs at once
     engines: list[LocalEngine] = []
     pass_environment: list[str] = []  #: names of variables of the listener's that runs get, such as HTTPS_PROXY
-    accept: Accept = Accept()  #: which work it takes: workspaces, labels, phases, tools; default: all
-    hooks: Hooks = Hooks()  #: the host owner's commands before and after init, plan and apply
+    accept: AcceptSettings = AcceptSettings()  #: which work it takes: workspaces, labels, phases, tools; default: all
+    hooks: HookSettings = HookSettings()  #: the host owner's commands before and after init, plan and apply
     isolation: Literal["auto", "bubblewrap", "user", "none"] = (
         "auto"  #: how runs are kept apart; auto: the strongest here
     )
@@ -103,8 +118,8 @@ def load(home: Path, environ: Mapping[str, str] = os.environ) -> Config:
     mistakes += _mistakes_of_health(known)
     mistakes += [f"engines: {e.path} is not there" for e in config.engines if not Path(e.path).is_file()]
     mistakes += _mistakes_of_providers(known)
-    mistakes += mistakes_of_accept(config.accept)
-    mistakes += mistakes_of_hooks(config.hooks)
+    mistakes += _mistakes_of_accept(config.accept)
+    mistakes += _mistakes_of_hooks(config.hooks)
     if mistakes:
         raise Mistakes(mistakes)
     return config
@@ -147,3 +162,24 @@ def _mistakes_of_health(known: Mapping[str, Any]) -> Iterator[str]:
         return
     if not is_loopback and not known.get("health_public"):
         yield f"health_host: {host} is not loopback: others could read it; health_public = true allows that"
+
+
+def _mistakes_of_accept(accept: wire.Accepts) -> Iterator[str]:
+    if len(accept.workspaces) + len(accept.labels) > _PATTERNS_MOST:
+        yield f"accept: at most {_PATTERNS_MOST} patterns"
+    for each in (*accept.workspaces, *accept.labels, *accept.labels.values()):
+        if len(each) > PATTERN_MOST:
+            yield f"accept: a pattern has at most {PATTERN_MOST} letters: {each[:40]}..."
+    if "" in accept.workspaces or "" in accept.labels:
+        yield "accept: an empty name matches nothing"
+
+
+def _mistakes_of_hooks(hooks: HookSettings) -> Iterator[str]:
+    for field in msgspec.structs.fields(HookSettings):
+        argv = getattr(hooks, field.name)
+        if not isinstance(argv, list) or not argv:
+            continue
+        if not argv[0].startswith("/") or not os.access(argv[0], os.X_OK) or not Path(argv[0]).is_file():
+            yield f"hooks.{field.name}: {argv[0]} is no absolute path of a program"
+    if not 0 < hooks.timeout_s <= _DAY_S:
+        yield "hooks.timeout_s: must be above 0, and a day at most"

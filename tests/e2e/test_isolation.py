@@ -180,7 +180,7 @@ while True:
 HOST = """
 import subprocess
 from pathlib import Path
-from terrapod_listener import isolation, metadata
+from terrapod_listener.sandbox import isolation, metadata
 ask = ["/bin/bash", "-c", "cat < /dev/tcp/169.254.169.254/80; true"]
 home = Path(%(home)r)
 found = isolation.find(home, isolation.Settings(want="bubblewrap", first_uid=91000))

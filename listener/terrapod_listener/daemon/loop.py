@@ -18,7 +18,6 @@ from terrapod_listener.config import Config
 from terrapod_listener.daemon import recover
 from terrapod_listener.daemon.parent import Parent
 from terrapod_listener.daemon.status import Facts, Observer
-from terrapod_listener.engine import workdir
 from terrapod_listener.engine.install import Engines, announced
 from terrapod_listener.link import identity, join
 from terrapod_listener.link.client import Server, pause_s
@@ -26,7 +25,7 @@ from terrapod_listener.link.lease import Lease
 from terrapod_listener.phase.delivery import send
 from terrapod_listener.phase.job import Job
 from terrapod_listener.sandbox import isolation, limits, metadata
-from terrapod_listener.supervise import journal, spool
+from terrapod_listener.supervise import files, journal, spool
 from terrapod_shared import errors, programs, wire
 
 log = logging.getLogger("terrapod.listener")
@@ -119,7 +118,7 @@ class Daemon:
         known = {record.folder.name for record in left}
         for folder in (self._home / "work").glob("*"):
             if folder.name not in known:
-                workdir.remove(folder)
+                files.remove_folder(folder)
 
     def _go_on(self, record: journal.Record, engines: Engines) -> None:
         work = record.facts.work

@@ -12,12 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from terrapod_listener.engine import workdir
 from terrapod_listener.link.client import Server
 from terrapod_listener.link.identity import Identity
 from terrapod_listener.phase.delivery import is_final
-from terrapod_listener.supervise import handle as keeping
-from terrapod_listener.supervise import journal, spool, statefile
+from terrapod_listener.supervise import files, handle, journal, spool, statefile
 from terrapod_shared import errors
 
 _LOOK_S = 0.1
@@ -62,7 +60,7 @@ def copy(home: Path, run_id: str, state: Path, target: Path | None) -> None:
 
 def is_under_way(home: Path, run_id: str) -> bool:
     """Whether terraform may still write the run's state."""
-    return any(record.folder.name == run_id and keeping.is_alive(record.facts) for record in journal.records(home))
+    return any(record.folder.name == run_id and handle.is_alive(record.facts) for record in journal.records(home))
 
 
 def drop(home: Path, run_id: str) -> str:
@@ -73,7 +71,7 @@ def drop(home: Path, run_id: str) -> str:
     found = [record for record in journal.records(home) if record.folder.name == run_id]
     spooled = [facts for facts in spool.spooled(home) if facts["run_id"] == run_id]
     for record in found:
-        if keeping.is_alive(record.facts) or (spool.holder(home) is not None and not record.facts.left):
+        if handle.is_alive(record.facts) or (spool.holder(home) is not None and not record.facts.left):
             message = f"{run_id} is still worked on"
             raise errors.Conflict(message)
     if not found and not spooled:
@@ -89,7 +87,7 @@ def drop(home: Path, run_id: str) -> str:
 
 def forget(home: Path, record: journal.Record) -> None:
     """Takes the folder of a run away, and then its record. To be called in a thread."""
-    workdir.remove(home / "work" / record.folder.name)
+    files.remove_folder(home / "work" / record.folder.name)
     record.remove()
 
 
@@ -133,15 +131,15 @@ def drain(home: Path) -> bool:
     if pid is None:
         return False
     try:
-        handle = os.pidfd_open(pid)
+        process = os.pidfd_open(pid)
     except ProcessLookupError:
         return False
     try:
         if spool.holder(home) != pid:  # it has ended meanwhile: the number may be another's
             return False
-        signal.pidfd_send_signal(handle, signal.SIGUSR1)
+        signal.pidfd_send_signal(process, signal.SIGUSR1)
     finally:
-        os.close(handle)
+        os.close(process)
     return True
 
 
@@ -172,7 +170,7 @@ def lines(home: Path, who: Identity) -> Iterator[str]:
     live = set()
     for record in left:
         work, step = record.facts.work, record.facts.step
-        keeper = keeping.is_alive(record.facts)
+        keeper = handle.is_alive(record.facts)
         if keeper:
             live.add(work.run_id)
         yield f"  {work.run_id}: {work.phase}, {step}" + (f", kept by process {record.facts.keeper}" if keeper else "")

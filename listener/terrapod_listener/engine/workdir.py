@@ -229,15 +229,3 @@ def take_back(folder: Path) -> None:
     """Closes a run's folder to its user, who will be another run's. To be called in a thread."""
     os.chown(folder, os.geteuid(), os.getegid())
     folder.chmod(0o700)
-
-
-def remove(folder: Path) -> None:
-    """Takes a folder away, read-only ones inside included."""
-    if not folder.exists():
-        return
-    for place, folders, _ in os.walk(folder):
-        for name in folders:
-            path = Path(place) / name
-            if not path.is_symlink():
-                path.chmod(0o700)
-    shutil.rmtree(folder, ignore_errors=True)

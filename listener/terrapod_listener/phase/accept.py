@@ -4,16 +4,7 @@ The server is told, and hands out nothing else; the listener looks again, since
 the host's owner need not trust the server.
 """
 
-from collections.abc import Iterator
-
 from terrapod_shared import wire
-
-PATTERN_MOST = 254
-PATTERNS_MOST = 100
-
-
-class Settings(wire.Accepts, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """As the server is told; but a word that is misspelt opens nothing."""
 
 
 def refusal(accepts: wire.Accepts, work: wire.Work) -> str | None:
@@ -28,17 +19,6 @@ def refusal(accepts: wire.Accepts, work: wire.Work) -> str | None:
         if key not in work.labels or not _matches(pattern, work.labels[key]):
             return f"the listener's settings ask for the label {key}={pattern}, which the workspace does not have"
     return None
-
-
-def mistakes(accepts: wire.Accepts) -> Iterator[str]:
-    """What is wrong with the settings."""
-    if len(accepts.workspaces) + len(accepts.labels) > PATTERNS_MOST:
-        yield f"accept: at most {PATTERNS_MOST} patterns"
-    for each in (*accepts.workspaces, *accepts.labels, *accepts.labels.values()):
-        if len(each) > PATTERN_MOST:
-            yield f"accept: a pattern has at most {PATTERN_MOST} letters: {each[:40]}..."
-    if "" in accepts.workspaces or "" in accepts.labels:
-        yield "accept: an empty name matches nothing"
 
 
 def _matches(pattern: str, text: str) -> bool:

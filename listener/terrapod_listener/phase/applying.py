@@ -11,10 +11,9 @@ from typing import Any
 import msgspec
 
 from terrapod_listener.link.client import Server
-from terrapod_listener.phase.logs import Spool
+from terrapod_listener.phase.logs import LogSpool
 from terrapod_listener.phase.outcomes import CutOff, NotBegun
-from terrapod_listener.supervise import handle, statefile
-from terrapod_listener.supervise import spool as kept
+from terrapod_listener.supervise import handle, spool, statefile
 from terrapod_listener.supervise.handle import Keeper
 from terrapod_listener.supervise.journal import Record
 from terrapod_listener.supervise.supervisor import RESERVE
@@ -29,10 +28,10 @@ _INTERMEDIATE_S = 20.0
 class Apply:
     """One apply. `interrupt` and `kill` may be called at any time."""
 
-    def __init__(self, home: Path, server: Server, record: Record, spool: Spool) -> None:
-        self._server, self._record, self._log = server, record, spool
+    def __init__(self, home: Path, server: Server, record: Record, log_spool: LogSpool) -> None:
+        self._server, self._record, self._log = server, record, log_spool
         work = record.facts.work
-        self._spooled = kept.place(home, work.run_id, work.lease.number)
+        self._spooled = spool.place(home, work.run_id, work.lease.number)
         self._keeper: Keeper | None = None
         self._early = ""
         self._sent = ""  #: md5 of the state that was sent last

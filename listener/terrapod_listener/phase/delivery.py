@@ -10,10 +10,9 @@ import msgspec
 
 from terrapod_listener.engine import argv
 from terrapod_listener.link.client import Server, digest_of
-from terrapod_listener.phase.logs import Spool
+from terrapod_listener.phase.logs import LogSpool
 from terrapod_listener.phase.outcomes import Failed, Undelivered
-from terrapod_listener.supervise import spool as kept
-from terrapod_listener.supervise import statefile
+from terrapod_listener.supervise import spool, statefile
 from terrapod_listener.supervise.journal import Record, Step
 from terrapod_shared import errors, wire
 
@@ -43,15 +42,15 @@ async def push(server: Server, run_id: str, number: int, path: Path, mark: wire.
 async def send(server: Server, home: Path, facts: dict[str, Any]) -> bool:
     """One state of the spool, if the server answers now; whether it is there. The spool is freed then, and only then."""
     run_id, number = facts["run_id"], facts["number"]
-    state = kept.place(home, run_id, number)
+    state = spool.place(home, run_id, number)
     try:
         await server.call("PUT", server.state_path(run_id, facts), file=state, lease=number, timeout_s=_UPLOAD_S)
     except (errors.TerrapodError, OSError) as error:
         reason, final = str(getattr(error, "detail", error)), is_final(error)
         log.error("the state of %s stays in the spool: %s", run_id, reason)  # noqa: TRY400
-        await asyncio.to_thread(lambda: kept.blame(state, reason, is_final=final))
+        await asyncio.to_thread(lambda: spool.blame(state, reason, is_final=final))
         return False
-    await asyncio.to_thread(kept.drop, state)
+    await asyncio.to_thread(spool.drop, state)
     text = "the listener was restarted while it applied; the state that it left is here"
     report = wire.Report(phase="apply", status="errored", state="uploaded", error_message=text, unknown=text)
     with contextlib.suppress(errors.TerrapodError):  # most often the phase is over
@@ -83,20 +82,20 @@ class Delivery:
         await self._server.persist("PUT", target, file=path, lease=self._work.lease.number, timeout_s=_UPLOAD_S)
         self._digests[name] = digest
 
-    async def left_state(self, record: Record, spool: Spool, folder: Path, code: int | None) -> None:
+    async def left_state(self, record: Record, log_spool: LogSpool, folder: Path, code: int | None) -> None:
         """The state that terraform left, also when it failed: kept on disk until the server has it. Raises Undelivered.
 
         `code` is terraform's exit code; None where nobody knows it.
         """
         try:
-            await self._left_state(record, spool, folder, code)
+            await self._left_state(record, log_spool, folder, code)
         except Undelivered as error:
             self.unknown = str(error)
             raise
 
-    async def _left_state(self, record: Record, spool: Spool, folder: Path, code: int | None) -> None:
+    async def _left_state(self, record: Record, log_spool: LogSpool, folder: Path, code: int | None) -> None:
         facts = record.facts
-        target = kept.place(self._home, self._work.run_id, self._work.lease.number)
+        target = spool.place(self._home, self._work.run_id, self._work.lease.number)
         candidates = [*(Path(path) for path in facts.states), target]
         found, whole = await asyncio.to_thread(statefile.newest, folder, candidates), True
         if found is None:  # what terraform, or its death, made of it is the server's to judge
@@ -104,7 +103,7 @@ class Delivery:
         if code != 0 or found is None:
             await self._look_for_torn(folder, candidates, found[0] if found else None, code)
         if found is not None and wire.StateRef(**found[1]) != facts.before:
-            await self._deliver(record, spool, folder, found, target, whole=whole)
+            await self._deliver(record, log_spool, folder, found, target, whole=whole)
             return
         self.is_folder_needed = bool(self.left)
         if found is None and self.left:
@@ -118,7 +117,7 @@ class Delivery:
     async def _deliver(
         self,
         record: Record,
-        spool: Spool,
+        log_spool: LogSpool,
         folder: Path,
         found: tuple[Path, dict[str, Any]],
         target: Path,
@@ -132,7 +131,7 @@ class Delivery:
             try:
                 await asyncio.to_thread(statefile.keep, folder, state, target, whole=whole)
             except OSError as error:
-                spool.line(f"\nThe state could not be copied to the spool ({error}); it stays in the work folder.")
+                log_spool.line(f"\nThe state could not be copied to the spool ({error}); it stays in the work folder.")
         kept_ = target if await asyncio.to_thread(target.exists) else state
         self.is_folder_needed = kept_ == state or bool(self.left)
         if kept_ == target:
@@ -142,7 +141,7 @@ class Delivery:
         except errors.TerrapodError as error:
             if kept_ == target:
                 why, final = error.detail, is_final(error)
-                await asyncio.to_thread(lambda: kept.blame(target, why, is_final=final))
+                await asyncio.to_thread(lambda: spool.blame(target, why, is_final=final))
             else:
                 self.left = ""  # it is delivered from the work folder, again and again
             message = f"the server did not take the state ({error.detail}); it is kept on the listener at {kept_}"
@@ -150,7 +149,7 @@ class Delivery:
         log.info("the server has the state of %s, serial %d", self._work.run_id, mark.serial)
         self.state, self.is_folder_needed = "uploaded", bool(self.left)
         await _noted(record, "acknowledged")
-        await asyncio.to_thread(kept.drop, target)
+        await asyncio.to_thread(spool.drop, target)
 
     async def _look_for_torn(self, folder: Path, candidates: list[Path], found: Path | None, code: int | None) -> None:
         """Sets `left` and `unknown` where a newer state than the one that was found is not whole: it stays for people."""
@@ -169,7 +168,7 @@ class Delivery:
             self.left += "; an older copy of the state is delivered"
         self.unknown, self.is_folder_needed = self.left, True
 
-    async def end(self, report: wire.Report, log: Spool) -> None:
+    async def end(self, report: wire.Report, log: LogSpool) -> None:
         """The rest of the log, then the word that ends the phase; artifacts are there already."""
         await log.finish()
         full = msgspec.structs.replace(
@@ -191,7 +190,7 @@ class Delivery:
             )
             await self._server.report(self._work.run_id, failed, self._work.lease.number)
 
-    async def _report(self, report: wire.Report, log: Spool) -> None:
+    async def _report(self, report: wire.Report, log: LogSpool) -> None:
         """Once more where the server has lost a part of the log since it took it: by a power cut, or it is a backup."""
         try:
             await self._server.report(self._work.run_id, report, self._work.lease.number)

@@ -8,31 +8,18 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
+from terrapod_listener.config import HookSettings
 from terrapod_shared import wire
 
 Step = Literal["init", "plan", "apply"]
 _READ = 64 << 10
 #: What of the listener's environment a hook gets besides the facts.
 _KEPT = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "SSL_CERT_FILE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Each hook is a program's absolute path and its arguments; no shell reads them."""
-
-    pre_init: list[str] = []  #: before `init`, in both phases; where it fails the phase is errored
-    post_init: list[str] = []  #: after `init`, however it ended
-    pre_plan: list[str] = []  #: before `plan`; where it fails the phase is errored
-    post_plan: list[str] = []  #: after `plan`, however it ended
-    pre_apply: list[str] = []  #: before `apply`; where it fails nothing is applied and the phase is errored
-    post_apply: list[str] = []  #: after `apply`, however it ended, once its state is delivered or in the spool
-    timeout_s: float = 300.0  #: seconds that one hook may take; then it is killed and has failed
 
 
 class HookFailed(Exception):
@@ -49,7 +36,7 @@ class Around:
 class Hooks:
     """Those of one phase. `output` takes what they print, and what is said about them."""
 
-    def __init__(self, settings: Settings, home: Path, work: wire.Work) -> None:
+    def __init__(self, settings: HookSettings, home: Path, work: wire.Work) -> None:
         self._settings, self._home, self._work = settings, home, work
         self._stoppable: asyncio.subprocess.Process | None = None
         self._is_stopped = False
@@ -160,15 +147,3 @@ def _read(reader: int, output: Callable[[bytes], None], loop: asyncio.AbstractEv
 def _kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-
-
-def mistakes(settings: Settings) -> Iterator[str]:
-    """What is wrong with the settings."""
-    for field in msgspec.structs.fields(Settings):
-        argv = getattr(settings, field.name)
-        if not isinstance(argv, list) or not argv:
-            continue
-        if not argv[0].startswith("/") or not os.access(argv[0], os.X_OK) or not Path(argv[0]).is_file():
-            yield f"hooks.{field.name}: {argv[0]} is no absolute path of a program"
-    if not 0 < settings.timeout_s <= 86_400:  # noqa: PLR2004  a day
-        yield "hooks.timeout_s: must be above 0, and a day at most"

@@ -11,22 +11,21 @@ from typing import Any, Literal
 
 from terrapod_listener import __version__
 from terrapod_listener.config import Config
-from terrapod_listener.engine import argv as terraform
-from terrapod_listener.engine import plugins, schemas, workdir
+from terrapod_listener.engine import argv, plugins, schemas, workdir
 from terrapod_listener.engine.install import Engines
 from terrapod_listener.link.client import STRANGER, Server
 from terrapod_listener.phase import accept
 from terrapod_listener.phase.applying import Apply
 from terrapod_listener.phase.delivery import Delivery
 from terrapod_listener.phase.hooks import HookFailed, Hooks
-from terrapod_listener.phase.logs import Spool
+from terrapod_listener.phase.logs import LogSpool
 from terrapod_listener.phase.outcomes import Canceled, CutOff, Failed, NotBegun, Refused, Undelivered
 from terrapod_listener.phase.preparation import Preparation, Prepared
 from terrapod_listener.sandbox import limits
 from terrapod_listener.sandbox.isolation import Cell
 from terrapod_listener.sandbox.launching import Start
 from terrapod_listener.sandbox.process import Process
-from terrapod_listener.supervise import handle, journal, statefile
+from terrapod_listener.supervise import files, handle, journal, statefile
 from terrapod_listener.supervise.journal import Record
 from terrapod_listener.supervise.masking import SHORTEST, Masker, is_short
 from terrapod_shared import errors, wire
@@ -76,7 +75,7 @@ class Job:
         self._engine: asyncio.Task[Path]
         self._schemas = schemas.Schemas(home / "schemas")
         self._delivery = Delivery(server, work, home)
-        self._log: Spool
+        self._log: LogSpool
         self._binary = Path()
         self._ready: Prepared
         self._secrets: list[str] = []
@@ -217,7 +216,7 @@ class Job:
             with contextlib.suppress(errors.TerrapodError):
                 await self._server.report(work.run_id, failed, work.lease.number)
             return
-        self._log = Spool(self._record.folder / "log", self._server, work)
+        self._log = LogSpool(self._record.folder / "log", self._server, work)
         await self._to_the_end()
 
     async def _resume(self) -> None:
@@ -228,7 +227,7 @@ class Job:
             return
         self.step = "apply"
         self._delivery.is_folder_needed = True
-        self._log = Spool(self._record.folder / "log", self._server, work, resume=True)
+        self._log = LogSpool(self._record.folder / "log", self._server, work, resume=True)
         await self._to_the_end()
 
     async def _disown(self, step: str) -> None:
@@ -252,7 +251,7 @@ class Job:
             log.warning("%s %s is no longer ours: %s", self.work.phase, self.work.run_id, error.detail)
         if self._record.facts.slot is not None:
             await asyncio.to_thread(self.cell.clear)
-        await asyncio.to_thread(workdir.remove, self.folder)
+        await asyncio.to_thread(files.remove_folder, self.folder)
         await asyncio.to_thread(self._not_ours if step == "offered" else self._record.remove)
 
     async def _to_the_end(self) -> None:
@@ -290,7 +289,7 @@ class Job:
             self.cell.clear()
         is_needed = self._delivery.is_folder_needed or not is_over
         if not is_needed and not self._config.keep_work:
-            workdir.remove(self.folder)
+            files.remove_folder(self.folder)
         if not is_needed:
             self._record.remove()
         elif is_over and self._delivery.left:
@@ -298,7 +297,7 @@ class Job:
             self._record.write(self._record.facts.step, left=self._delivery.left)
 
     def _fresh_folder(self) -> None:
-        workdir.remove(self.folder)
+        files.remove_folder(self.folder)
         for name in ("home", "tmp", "states"):
             (self.folder / name).mkdir(parents=True, mode=0o700)
         cell = self.cell
@@ -356,7 +355,7 @@ class Job:
             raise Canceled
         name = self._server.identity.kept.name
         machine = f"{platform.system().lower()}/{platform.machine()}, isolation {self.cell.isolation.name}"
-        for line in terraform.header(name, __version__, work.engine, machine):
+        for line in argv.header(name, __version__, work.engine, machine):
             self._log.line(line)
         if work.waited:
             self._log.line(work.waited)
@@ -374,9 +373,9 @@ class Job:
         await asyncio.to_thread(self.cell.hand_over)
         await self._check_values()
         self.step = "init"
-        argv = terraform.init_argv(readonly_lock=work.phase == "apply" and "lock-file" in work.links)
+        words = argv.init_argv(readonly_lock=work.phase == "apply" and "lock-file" in work.links)
         async with self._hooks.around("init", self._ready.module, self._log.write) as step:
-            step.code = await self._terraform(argv, _PREPARE_S)
+            step.code = await self._terraform(words, _PREPARE_S)
         if step.code:
             raise Failed(f"{work.engine.tool} init failed")
         await asyncio.to_thread(workdir.check_backend, self.folder, self._ready.module, self._ready.states)
@@ -395,9 +394,9 @@ class Job:
         if not files:
             return
         names = self._record.folder / "values.txt"
-        code = await self._terraform(terraform.values_argv(files), _SHOW_S, names)
+        code = await self._terraform(argv.values_argv(files), _SHOW_S, names)
         await asyncio.to_thread(names.unlink, missing_ok=True)
-        if code == terraform.NO_VALUES:
+        if code == argv.NO_VALUES:
             tool = self.work.engine.tool
             raise Failed(
                 f"{tool} cannot read the values of the variables: one that is marked as HCL, or a .tfvars file, is no HCL"
@@ -425,7 +424,7 @@ class Job:
                     f" since it has fewer than {SHORTEST} bytes"
                 )
 
-    async def _terraform(self, argv: list[str], timeout_s: float, to_file: Path | None = None) -> int:
+    async def _terraform(self, words: list[str], timeout_s: float, to_file: Path | None = None) -> int:
         if self._cancel:
             raise Canceled
         if self._is_lost and self.work.phase == "plan":
@@ -436,7 +435,7 @@ class Job:
             process = Process(is_boxed=self.cell.is_boxed)
             self._readers.append(process)
         code = await process.run(
-            self._start(argv), on_output=self._log.write, to_file=to_file, timeout_s=timeout_s, grace_s=30.0
+            self._start(words), on_output=self._log.write, to_file=to_file, timeout_s=timeout_s, grace_s=30.0
         )
         if self._is_lost and self.work.phase == "plan":
             raise errors.LeaseEnded("the lease has ended")
@@ -444,10 +443,10 @@ class Job:
             raise Canceled
         return code
 
-    def _start(self, argv: list[str], *, outlives: bool = False) -> Start:
+    def _start(self, words: list[str], *, outlives: bool = False) -> Start:
         """terraform, in the run's place and limits."""
         scope = limits.scope(self.work.limits, self._config.run_processes) if self._config.run_limits else []
-        program = [str(self._binary), *argv]
+        program = [str(self._binary), *words]
         return self.cell.start(program, self._ready.module, self._ready.env, scope=scope, outlives=outlives)
 
     async def _plan(self) -> wire.Report:
@@ -455,9 +454,9 @@ class Job:
         self.step = "plan"
         plan_file, module = self.folder / "plan", self._ready.module
         generated = module / "generated.tf"
-        argv = terraform.plan_argv(self.work.options, str(plan_file), self._ready.var_file, str(generated))
+        words = argv.plan_argv(self.work.options, str(plan_file), self._ready.var_file, str(generated))
         async with self._hooks.around("plan", module, self._log.write) as step:
-            step.code = code = await self._terraform(argv, self.work.limits.plan_s)
+            step.code = code = await self._terraform(words, self.work.limits.plan_s)
         if code:
             raise Failed(f"{self.work.engine.tool} plan failed with exit code {code}")
         self.step = "show"
@@ -502,7 +501,7 @@ class Job:
         before = await asyncio.to_thread(workdir.state_mark, self.folder, ready.state)
         states = [str(ready.module / "errored.tfstate"), str(ready.state)]
         await asyncio.to_thread(self._record.write, "accepted", states=states, before=before)
-        start = self._start(terraform.apply_argv(work.options, str(plan_file), ready.var_file), outlives=True)
+        start = self._start(argv.apply_argv(work.options, str(plan_file), ready.var_file), outlives=True)
         job = {**asdict(start), "cwd": str(start.cwd), "root": str(self.folder)}
         if self._cancel:
             raise Canceled
@@ -525,7 +524,7 @@ class Job:
                 (apply.kill if self._cancel == "force-cancel" else apply.interrupt)()
             found = await (apply.start(job, self._secrets, self.cell.lock) if job else apply.again())
             code = found["code"]
-            self._unknown = terraform.cut_short(self.work.engine.tool, found["code"])
+            self._unknown = argv.cut_short(self.work.engine.tool, found["code"])
         except NotBegun:
             self._unknown = ""
             raise

@@ -19,7 +19,7 @@ CHUNK = 1 << 20
 GATHER_S = 0.08
 
 
-class Spool:
+class LogSpool:
     """The log's file and its sender. `base` is what an earlier listener has sent of the phase's log.
 
     `resume`: an earlier life of this listener began the file; the server is asked where it is.

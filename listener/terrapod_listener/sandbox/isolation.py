@@ -23,10 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from terrapod_listener.engine import workdir
 from terrapod_listener.sandbox import launching
 from terrapod_listener.sandbox.launching import Start
-from terrapod_listener.supervise import processes
+from terrapod_listener.supervise import files, processes
 
 Kind = Literal["bubblewrap", "user", "none"]
 #: What no run needs of a host, and what secrets are found in most often.
@@ -159,8 +158,8 @@ class Cell:
         mine = f"terrapod-run:x:{uid}:{uid}:a run:{self.folder / 'home'}:/bin/sh\n"
         (self.folder / _PASSWD).write_text(Path("/etc/passwd").read_text() + mine)  # ssh asks who it is
         (self.folder / _PASSWD).chmod(0o644)
-        for place, folders, files in os.walk(self.folder):
-            for name in (*folders, *files):
+        for place, folders, names in os.walk(self.folder):
+            for name in (*folders, *names):
                 os.chown(Path(place, name), uid, uid, follow_symlinks=False)
         os.chown(self.folder, uid, uid)
         self.folder.chmod(0o700)
@@ -302,7 +301,7 @@ def _probe(isolation: Isolation) -> None:
             raise Unavailable(done.stderr.decode("utf-8", "replace").strip()[:300] or f"exit code {done.returncode}")
     finally:
         isolation.let_go(cell)
-        workdir.remove(folder)
+        files.remove_folder(folder)
 
 
 def _found(name: str) -> str:

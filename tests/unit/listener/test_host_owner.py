@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from terrapod_listener import config
+from terrapod_listener.config import HookSettings
 from terrapod_listener.phase import accept
-from terrapod_listener.phase.hooks import HookFailed, Hooks, Settings
+from terrapod_listener.phase.hooks import HookFailed, Hooks
 from terrapod_shared import wire
 
 
@@ -59,7 +60,7 @@ def sh(script: str) -> list[str]:
     return ["/bin/sh", "-c", script]
 
 
-async def around(settings: Settings, home: Path, code: int | None = 0) -> tuple[str, str]:
+async def around(settings: HookSettings, home: Path, code: int | None = 0) -> tuple[str, str]:
     seen, why = bytearray(), ""
     hooks = Hooks(settings, home, work())
     try:
@@ -74,7 +75,7 @@ async def around(settings: Settings, home: Path, code: int | None = 0) -> tuple[
 
 
 async def test_hooks_get_the_facts_and_nothing_of_the_run(tmp_path: Path) -> None:
-    settings = Settings(
+    settings = HookSettings(
         pre_plan=sh("echo before; env; pwd"), post_plan=sh("echo after $TERRAPOD_HOOK [$TERRAPOD_EXIT_CODE]")
     )
     out, why = await around(settings, tmp_path, 3)
@@ -94,22 +95,22 @@ async def test_hooks_get_the_facts_and_nothing_of_the_run(tmp_path: Path) -> Non
 
 async def test_a_failing_hook_before_ends_and_one_after_is_told(tmp_path: Path) -> None:
     out, why = await around(
-        Settings(pre_plan=sh("echo no; exit 4"), post_plan=sh("echo after [$TERRAPOD_EXIT_CODE]")), tmp_path
+        HookSettings(pre_plan=sh("echo no; exit 4"), post_plan=sh("echo after [$TERRAPOD_EXIT_CODE]")), tmp_path
     )
     assert why == "the host's hook pre_plan failed with exit code 4"
     assert out == "no\nafter []\n", "the step did not begin, and the hook after it ran"
-    out, why = await around(Settings(post_plan=sh("exit 5")), tmp_path)
+    out, why = await around(HookSettings(post_plan=sh("exit 5")), tmp_path)
     assert why == ""
     assert "[step]\n\nWarning: the host's hook post_plan failed with exit code 5; the run goes on\n" in out
-    out, why = await around(Settings(post_plan=sh("echo after [$TERRAPOD_EXIT_CODE]")), tmp_path, None)
+    out, why = await around(HookSettings(post_plan=sh("echo after [$TERRAPOD_EXIT_CODE]")), tmp_path, None)
     assert (why, out) == ("cut off", "[step]\nafter []\n")
     missing = tmp_path / "missing"
-    out, why = await around(Settings(pre_plan=[str(missing)]), tmp_path)
+    out, why = await around(HookSettings(pre_plan=[str(missing)]), tmp_path)
     assert "could not be started: No such file" in why
 
 
 async def test_a_hook_has_so_much_time_and_leaves_nobody(tmp_path: Path) -> None:
-    settings = Settings(pre_plan=sh("(trap '' TERM INT; exec sleep 600) & echo $!; wait"), timeout_s=0.5)
+    settings = HookSettings(pre_plan=sh("(trap '' TERM INT; exec sleep 600) & echo $!; wait"), timeout_s=0.5)
     out, why = await asyncio.wait_for(around(settings, tmp_path), 20)
     assert why == "the host's hook pre_plan took longer than 0.5 s and was killed"
     stat = Path(f"/proc/{int(out)}/stat")
@@ -123,14 +124,14 @@ async def test_a_hook_has_so_much_time_and_leaves_nobody(tmp_path: Path) -> None
 
 async def test_a_daemon_of_a_hook_does_not_hold_the_run(tmp_path: Path) -> None:
     """One that took the output with it, into a session of its own."""
-    settings = Settings(pre_plan=sh("setsid sleep 600 & echo $!"))
+    settings = HookSettings(pre_plan=sh("setsid sleep 600 & echo $!"))
     out, why = await asyncio.wait_for(around(settings, tmp_path), 20)
     assert why == ""
     os.kill(int(out.split()[0]), 9)
 
 
 async def test_a_cancel_kills_a_hook_before_a_step(tmp_path: Path) -> None:
-    hooks = Hooks(Settings(pre_plan=sh("echo begun; exec sleep 600"), post_plan=sh("echo after")), tmp_path, work())
+    hooks = Hooks(HookSettings(pre_plan=sh("echo begun; exec sleep 600"), post_plan=sh("echo after")), tmp_path, work())
     begun, seen = asyncio.Event(), bytearray()
 
     def output(chunk: bytes) -> None:

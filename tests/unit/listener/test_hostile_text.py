@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from terrapod_listener import config
 from terrapod_listener.engine import argv, plugins, workdir
 from terrapod_listener.phase import accept
 from terrapod_listener.supervise import masking, statefile
@@ -46,7 +47,7 @@ READERS: list[Callable[[str], Any]] = [
     lambda text: argv.declared({"a.tf": text, "b.tf.json": text}),
     lambda text: argv.selected("w", {"a.tf": text, "b.tf.json": text}),
     argv.quoted,
-    lambda text: accept._matches(text[: accept.PATTERN_MOST], text[:255]),
+    lambda text: accept._matches(text[: config.PATTERN_MOST], text[:255]),
     workdir._is_dropped,
 ]
 

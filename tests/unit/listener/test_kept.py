@@ -11,8 +11,7 @@ import pytest
 
 from terrapod_listener.config import Config
 from terrapod_listener.daemon import loop
-from terrapod_listener.engine import argv as terraform
-from terrapod_listener.engine import schemas
+from terrapod_listener.engine import argv, schemas
 from terrapod_listener.link.identity import Identity, Kept
 from terrapod_listener.phase.applying import Apply
 from terrapod_listener.phase.job import Job
@@ -94,7 +93,7 @@ def test_a_home_is_for_one_listener(tmp_path: Path) -> None:
 
 
 def test_hcl_has_no_backspace_escape() -> None:
-    assert terraform.quoted("a\b\f\\b") == r'"a\u0008\u000c\\b"'
+    assert argv.quoted("a\b\f\\b") == r'"a\u0008\u000c\\b"'
 
 
 async def test_a_kill_reaches_a_program_that_is_being_started(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def in_little_memory(code: str, *argv: Path) -> str:
 def test_a_sparse_state_is_not_read(tmp_path: Path, size: int, head: bytes, tail: bytes) -> None:
     state = sparse(tmp_path / "errored.tfstate", size, head, tail)
     code = """
-from terrapod_listener import statefile
+from terrapod_listener.supervise import statefile
 root, state = Path(sys.argv[1]).parent, Path(sys.argv[1])
 print(statefile.newest(root, [state]))
 try:
@@ -71,7 +71,7 @@ def test_a_large_state_of_terraforms_is_copied_in_pieces(tmp_path: Path) -> None
     state = tmp_path / "terraform.tfstate"
     state.write_bytes(HEAD + b'  "x": "' + b"a" * (700 << 20) + b'"\n}\n')
     code = """
-from terrapod_listener import statefile
+from terrapod_listener.supervise import statefile
 root, state = Path(sys.argv[1]).parent, Path(sys.argv[1])
 print(statefile.keep(root, state, root / "spool" / "run-1" / "state-1")["serial"])
 """
@@ -99,7 +99,7 @@ def test_what_terraform_says_of_its_plan_is_not_read_whole(tmp_path: Path) -> No
     }
     (tmp_path / "answer.json").write_text(json.dumps({"format_version": "1.0", "provider_schemas": schema}))
     code = """
-from terrapod_listener import schemas
+from terrapod_listener.engine import schemas
 folder = Path(sys.argv[1])
 print(schemas.digest(folder / "plan.json", folder / "answer.json", folder / "cut").imports)
 """
@@ -153,8 +153,8 @@ def test_a_state_is_rescued_in_pieces_and_by_no_link(tmp_path: Path) -> None:
     work.mkdir(parents=True)
     state = sparse(work / "errored.tfstate", G // 2, HEAD)
     code = """
-from terrapod_listener import rescue
-rescue.copy(Path(sys.argv[1]), "run-1", Path(sys.argv[2]), Path(sys.argv[3]))
+from terrapod_listener.daemon import recover
+recover.copy(Path(sys.argv[1]), "run-1", Path(sys.argv[2]), Path(sys.argv[3]))
 """
     target = tmp_path / "out"
     in_little_memory(code, tmp_path, state, target)

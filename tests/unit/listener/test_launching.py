@@ -165,7 +165,7 @@ def test_code_that_a_variable_names_runs_as_the_run_alone(
         f"""
 import asyncio
 from pathlib import Path
-from terrapod_listener import isolation
+from terrapod_listener.sandbox import isolation
 from terrapod_listener.sandbox.process import Process
 home, evil = Path({str(home)!r}), {str(evil)!r}
 wanted = isolation.Settings(want={kind!r}, first_uid={UID}, readable=(evil,), writable=({str(mark)!r},))

@@ -34,6 +34,8 @@ from terrapod_server.config.settings import Config
 from terrapod_server.configs import actions as configs
 from terrapod_server.configs import api as configs_api
 from terrapod_server.configs import model as configs_model
+from terrapod_server.encryption import known_keys
+from terrapod_server.encryption.known_keys import KnownKeys, Unusable, Witnesses
 from terrapod_server.engines import api as mirror_api
 from terrapod_server.engines import model as mirror_model
 from terrapod_server.identity import actions as identity
@@ -46,14 +48,15 @@ from terrapod_server.kit.api import openapi
 from terrapod_server.kit.api.call import Call, Services
 from terrapod_server.kit.api.declare import Access, Endpoint, Level, Raw, Resource, Thing
 from terrapod_server.kit.api.render import Registry, encode
+from terrapod_server.kit.asgi import idempotency
+from terrapod_server.kit.asgi.application import Server
+from terrapod_server.kit.asgi.guard import Guard
+from terrapod_server.kit.asgi.routes import Routes
 from terrapod_server.kit.db import database, database_errors
-from terrapod_server.kit.http import idempotency, lockout
+from terrapod_server.kit.http import lockout
 from terrapod_server.kit.http.address import Addresses
-from terrapod_server.kit.http.asgi import Server
 from terrapod_server.kit.http.budget import Budget
-from terrapod_server.kit.http.guard import Guard
 from terrapod_server.kit.http.rate_limits import Limiter
-from terrapod_server.kit.http.routes import Routes
 from terrapod_server.kit.http.signed import Signer
 from terrapod_server.kit.work.bus import Bus
 from terrapod_server.kit.work.periodic import Job, Periodic
@@ -70,9 +73,7 @@ from terrapod_server.runs import pages as runs_pages
 from terrapod_server.states import actions as states
 from terrapod_server.states import api as states_api
 from terrapod_server.states import model as states_model
-from terrapod_server.store import known_keys
 from terrapod_server.store.cipher import EncryptedStore, KeyRing
-from terrapod_server.store.known_keys import KnownKeys, Unusable, Witnesses
 from terrapod_server.store.sealed import SealedColumn, SealedObjects
 from terrapod_server.store.select import open_store
 from terrapod_server.variables import actions as variables
@@ -89,7 +90,7 @@ MODELS = tuple(
     f"terrapod_server.{room}.model"
     for room in (
         "kit",
-        "store",
+        "encryption",
         "access",
         "identity",
         "workspaces",

@@ -15,7 +15,7 @@ from terrapod_server.config import settings
 from terrapod_server.engines import rules as releases
 from terrapod_server.kit.api import parse as parsing
 from terrapod_server.kit.api.declare import Attr, Resource
-from terrapod_server.kit.http.routes import Routes
+from terrapod_server.kit.asgi.routes import Routes
 from terrapod_server.kit.http.signed import Signer
 from terrapod_server.runs import framing, redact, states
 from terrapod_server.runs.states import Event, Status

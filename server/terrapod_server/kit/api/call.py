@@ -16,10 +16,10 @@ from terrapod_shared.errors import BadRequest, Invalid, TooLarge
 
 if TYPE_CHECKING:
     from terrapod_server.config.settings import Config
+    from terrapod_server.kit.asgi.guard import Guard
     from terrapod_server.kit.http.address import Addresses
     from terrapod_server.kit.http.budget import Budget
     from terrapod_server.kit.http.certificates import Certificate
-    from terrapod_server.kit.http.guard import Guard
     from terrapod_server.kit.http.rate_limits import Limiter
     from terrapod_server.kit.http.signed import Signer
     from terrapod_server.kit.work.bus import Bus, Subscription

@@ -1,1 +1,1 @@
-"""HTTP: the ASGI application, routes, guard, limits, bodies and connections."""
+"""HTTP below the application: connections, bodies, addresses, limits, headers and signed URLs."""

@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from dataclasses import dataclass
 from pathlib import Path
 
+from terrapod_server.encryption.model import EncryptionKey
 from terrapod_server.kit.db import database
 from terrapod_server.store.cipher import Damaged, EncryptedStore, KeyRing
-from terrapod_server.store.model import EncryptionKey
 from terrapod_server.store.sealed import SealedColumn, SealedObjects
 from terrapod_shared import clock
 from terrapod_shared.errors import NotFound

@@ -20,10 +20,11 @@ from terrapod_server.kit.api import parse, render
 from terrapod_server.kit.api.call import ANONYMOUS, Call, Principal, Services, too_large
 from terrapod_server.kit.api.declare import INLINE_HINT, INLINE_MOST, Endpoint, Level, Limit, Page, Raw, Recorded
 from terrapod_server.kit.api.render import Registry, encode
+from terrapod_server.kit.asgi import idempotency
+from terrapod_server.kit.asgi.routes import Routes
 from terrapod_server.kit.db import database_errors
-from terrapod_server.kit.http import headers, idempotency
+from terrapod_server.kit.http import headers
 from terrapod_server.kit.http.body import Body, Pace
-from terrapod_server.kit.http.routes import Routes
 from terrapod_shared import errors, ids
 
 _Headers = Sequence[tuple[bytes, bytes]]

@@ -1,0 +1,1 @@
+"""Which keys encrypt at rest, as the database knows them."""

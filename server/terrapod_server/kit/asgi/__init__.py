@@ -1,0 +1,1 @@
+"""The ASGI application: endpoints are found, guarded, called and answered."""

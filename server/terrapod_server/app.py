@@ -45,19 +45,21 @@ from terrapod_server.identity import jobs as identity_jobs
 from terrapod_server.identity.signin.providers import SignIn
 from terrapod_server.kit import html
 from terrapod_server.kit.api import openapi
-from terrapod_server.kit.api.call import Call, Services
-from terrapod_server.kit.api.declare import Access, Endpoint, Level, Raw, Resource, Thing
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.api.declare import Endpoint, Raw, Resource, Thing
 from terrapod_server.kit.api.render import Registry, encode
 from terrapod_server.kit.asgi import idempotency
 from terrapod_server.kit.asgi.application import Server
 from terrapod_server.kit.asgi.guard import Guard
 from terrapod_server.kit.asgi.routes import Routes
+from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db import database, database_errors
 from terrapod_server.kit.http import lockout
 from terrapod_server.kit.http.address import Addresses
 from terrapod_server.kit.http.budget import Budget
 from terrapod_server.kit.http.rate_limits import Limiter
 from terrapod_server.kit.http.signed import Signer
+from terrapod_server.kit.services import Services
 from terrapod_server.kit.work.bus import Bus
 from terrapod_server.kit.work.periodic import Job, Periodic
 from terrapod_server.kit.work.workers import Workers
@@ -266,7 +268,7 @@ RESOURCES: tuple[Resource, ...] = (
     *api.RESOURCES,
     *audit_api.RESOURCES,
 )
-JOBS: tuple[Job, ...] = (
+JOBS: tuple[Job[Services], ...] = (
     *idempotency.JOBS,
     *lockout.JOBS,
     *identity_jobs.JOBS,
@@ -308,6 +310,7 @@ def build(config: Config) -> App:
     bus = Bus(dsn)
     authenticator = identity.Authenticator(signer, leases.lease_is_live, bus)
     levels = access.Levels(THINGS)
+    guard = Guard(authenticator.bearer, listener_auth.authenticate, levels.level, browser.caller)
     services = Services(
         config=config,
         store=EncryptedStore(open_store(config), keyring),
@@ -318,7 +321,7 @@ def build(config: Config) -> App:
         limits=Limiter(config.rate_limits),
         memory=Budget(config.limits.memory_bytes),
         workers=Workers(config.limits.readers, config.limits.reader_bytes),
-        guard=Guard(authenticator.bearer, listener_auth.authenticate, levels.level, browser.caller),
+        guard=guard,
         authenticator=authenticator,
         sign_in=SignIn(config.auth, lockout),
         on_configuration_uploaded=runs.on_configuration_uploaded,
@@ -347,7 +350,7 @@ def build(config: Config) -> App:
     if wrong := [*registry.check(), *_unfound(levels)]:
         raise RuntimeError("; ".join(wrong))
     life = _Life(config, services)
-    return App(config, services, Server(Routes(ENDPOINTS), registry, services, life.start, life.stop))
+    return App(config, services, Server(Routes(ENDPOINTS), registry, services, guard, life.start, life.stop))
 
 
 def known_keys_of(config: Config) -> KnownKeys:
@@ -390,7 +393,7 @@ class _Life:
 
     def __init__(self, config: Config, services: Services) -> None:
         self._config, self._services = config, services
-        self._periodic = Periodic(JOBS, services)
+        self._periodic = Periodic(JOBS, services, services.measured.turned, config.database)
         self._following: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

@@ -9,7 +9,8 @@ from terrapod_server.agents import depth
 from terrapod_server.agents.late import actions
 from terrapod_server.agents.model import Authority, LateState, Pool
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Access, Endpoint, Raw
+from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.caller import Access
 from terrapod_server.kit.db import database
 from terrapod_server.kit.http.certificates import end_of
 from terrapod_server.runs import states

@@ -16,7 +16,7 @@ from terrapod_server.access import visible
 from terrapod_server.access.rules import Rights, Role
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity.model import ApiToken
-from terrapod_server.kit.api.declare import Level
+from terrapod_server.kit.caller import Level
 from terrapod_server.kit.db import database
 from terrapod_server.kit.work.bus import Bus
 from terrapod_server.runs import leases

@@ -15,9 +15,9 @@ from tortoise.models import Model
 
 from kit.postgres import free_port
 from kit.serving import Running, until
-from terrapod_server.kit.api.call import PageRequest
 from terrapod_server.kit.db import database, row_versions
 from terrapod_server.kit.db.row_cache import Reader, Where
+from terrapod_server.kit.paging import PageRequest
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.workspaces import actions
 from terrapod_server.workspaces.model import Workspace
@@ -26,10 +26,7 @@ from terrapod_shared import ids
 LIST = "/organizations/default/workspaces"
 
 
-class PageCall:
-    """What a reader looks at of a call."""
-
-    page = PageRequest(number=1, size=20, asked=False)
+FIRST_PAGE = PageRequest(number=1, size=20, asked=False)
 
 
 async def listed(api: httpx.AsyncClient, path: str = LIST, number: int = 1, size: int = 20) -> tuple[int, list[str]]:
@@ -103,7 +100,7 @@ async def test_a_page_shows_each_row_as_it_is_however_it_was_changed(server: Run
             assert page[1] == ("b", old.description)
             where = Where('t."name" = $1', ("b",))
             for _ in range(2):
-                found = await actions.READER.page(PageCall(), where, 't."name"')  # type: ignore[arg-type]
+                found = await actions.READER.page(FIRST_PAGE, where, 't."name"')
                 assert [record.description for record in found.rows] == ["never"], "its own writes are seen inside"
             raise ZeroDivisionError
     await Workspace.filter(name="b").update(description="the same revision as the one that never was")

@@ -7,7 +7,8 @@ import httpx
 
 from kit.serving import Running, state_bytes, tar
 from terrapod_server.app import ENDPOINTS
-from terrapod_server.kit.api.declare import Access, Endpoint, Raw
+from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.caller import Access
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import wire
 

@@ -28,8 +28,8 @@ from terrapod_server.commands import accounts
 from terrapod_server.config.settings import Config, load
 from terrapod_server.identity import actions as identity
 from terrapod_server.kit.api import openapi
-from terrapod_server.kit.api.call import Services
 from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.services import Services
 from terrapod_shared import wire
 
 DATA = dict[str, Any]

@@ -19,7 +19,8 @@ from terrapod_server.commands import accounts
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity import auth_api, sessions, web
 from terrapod_server.kit.api import openapi
-from terrapod_server.kit.api.declare import Access, Attr, Endpoint, Many, Raw, Resource
+from terrapod_server.kit.api.declare import Attr, Endpoint, Many, Raw, Resource
+from terrapod_server.kit.caller import Access
 from terrapod_shared import ids
 
 #: Their errors are pages, or in OAuth's form.

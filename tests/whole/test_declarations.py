@@ -20,7 +20,8 @@ from terrapod_server.identity import actions as people
 from terrapod_server.identity import auth_api, sessions, web
 from terrapod_server.identity.model import ApiToken
 from terrapod_server.kit.api import openapi
-from terrapod_server.kit.api.declare import Access, Endpoint, Raw
+from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.caller import Access
 from terrapod_server.kit.db import database
 from terrapod_shared import ids
 

@@ -24,7 +24,8 @@ from terrapod_server.identity import actions as identity
 from terrapod_server.identity import auth_api, sessions, web
 from terrapod_server.identity.model import User
 from terrapod_server.kit.api import permissions
-from terrapod_server.kit.api.declare import Access, Endpoint, Level, Raw
+from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db import database
 from terrapod_server.kit.db.database import is_postgres
 from terrapod_server.runs.model import Phase

@@ -9,8 +9,8 @@ from tortoise.exceptions import IntegrityError
 from terrapod_server.access import rules
 from terrapod_server.access.model import Role, RoleAssignment
 from terrapod_server.access.rules import ADMIN, AUDIT, BUILT_IN, LEVELS, Rights
-from terrapod_server.kit.api.call import Principal
-from terrapod_server.kit.api.declare import Level, Thing
+from terrapod_server.kit.api.declare import Thing
+from terrapod_server.kit.caller import Level, Principal
 from terrapod_server.kit.db import database
 from terrapod_server.kit.db.database import in_transaction
 from terrapod_shared import clock

@@ -7,7 +7,9 @@ from typing import Any
 from terrapod_server.access import actions, rules
 from terrapod_server.access.model import Role, RoleAssignment
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Access, Attr, Endpoint, Page, Raw, Resource
+from terrapod_server.kit.api.declare import Attr, Endpoint, Raw, Resource
+from terrapod_server.kit.caller import Access
+from terrapod_server.kit.paging import Page
 from terrapod_shared.errors import Invalid
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from terrapod_server.kit.api.declare import Level
+from terrapod_server.kit.caller import Level
 from terrapod_shared.errors import Conflict
 
 ADMIN, AUDIT, EVERYONE = "admin", "audit", "everyone"

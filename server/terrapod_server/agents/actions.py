@@ -27,9 +27,10 @@ from terrapod_server.agents.model import (
     PoolWorkspace,
 )
 from terrapod_server.agents.rules import ONLINE
-from terrapod_server.kit.api.call import Principal, Services
+from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db.database import in_transaction, query
 from terrapod_server.kit.db.row_cache import Reader
+from terrapod_server.kit.services import Services
 from terrapod_server.runs.model import Phase
 from terrapod_server.states.model import KeptState
 from terrapod_server.workspaces.model import Workspace

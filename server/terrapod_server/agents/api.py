@@ -17,14 +17,11 @@ from terrapod_server.identity.model import ApiToken
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import (
     Accepts,
-    Access,
     Attr,
     Endpoint,
-    Level,
     Limit,
     Many,
     One,
-    Page,
     Query,
     Raw,
     Recorded,
@@ -32,7 +29,9 @@ from terrapod_server.kit.api.declare import (
     Thing,
     Value,
 )
+from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db.row_cache import Where, like
+from terrapod_server.kit.paging import Page
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, wire
@@ -173,7 +172,7 @@ async def index(call: Call) -> Page:
         named = call.readable(await Workspace.filter(name=name))
         where &= Where(_OPEN_TO, (named[0].id if named else "",))
     order = _ORDERS.get(call.param("sort") or "", 't."name"')
-    return call.listed(await actions.READER.page(call, where, order))
+    return call.listed(await actions.READER.page(call.page, where, order))
 
 
 def _check_lockout(call: Call, row: Pool) -> None:

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tortoise.exceptions import IntegrityError
 
 from terrapod_server.agents.model import Authority
-from terrapod_server.kit.api.call import Services
+from terrapod_server.kit.services import Services
 from terrapod_shared import signing
 
 _ID = 1

@@ -7,8 +7,9 @@ from datetime import timedelta
 from terrapod_server.agents import actions
 from terrapod_server.agents.protocol import dispatch
 from terrapod_server.agents.protocol.auth import NONCE_S
-from terrapod_server.kit.api.call import Deed, Services
+from terrapod_server.kit.caller import Deed
 from terrapod_server.kit.db import database
+from terrapod_server.kit.services import Services
 from terrapod_server.kit.work.periodic import Job
 from terrapod_shared import clock
 

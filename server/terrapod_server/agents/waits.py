@@ -5,7 +5,7 @@ from typing import Any
 
 from terrapod_server.agents import accepting
 from terrapod_server.agents.rules import ONLINE
-from terrapod_server.kit.api.call import Principal
+from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db import database
 from terrapod_server.runs import reasons, states
 from terrapod_server.runs.model import Run

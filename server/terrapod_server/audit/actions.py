@@ -8,10 +8,9 @@ import msgspec
 
 from terrapod_server.audit.chain_heads import Head, Heads, Ledger
 from terrapod_server.audit.model import AuditEntry
-from terrapod_server.kit.api.call import PageRequest
-from terrapod_server.kit.api.declare import Page
 from terrapod_server.kit.db import database
 from terrapod_server.kit.db.row_cache import Where
+from terrapod_server.kit.paging import Page, PageRequest
 from terrapod_shared import clock, ids
 
 #: So many entries go in one transaction.

@@ -7,7 +7,9 @@ from typing import Any
 from terrapod_server.audit import actions
 from terrapod_server.audit.model import AuditEntry
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Access, Attr, Endpoint, Page, Raw, Recorded, Resource
+from terrapod_server.kit.api.declare import Attr, Endpoint, Raw, Recorded, Resource
+from terrapod_server.kit.caller import Access
+from terrapod_server.kit.paging import Page
 from terrapod_shared.errors import Invalid
 
 

@@ -4,7 +4,7 @@ import logging
 from datetime import timedelta
 
 from terrapod_server.audit import actions
-from terrapod_server.kit.api.call import Services
+from terrapod_server.kit.services import Services
 from terrapod_server.kit.work.periodic import Job
 
 log = logging.getLogger("terrapod.audit")

@@ -36,8 +36,8 @@ from terrapod_server.audit.rules import (
     shape,
     shown,
 )
-from terrapod_server.kit.api.call import ANONYMOUS, Deed, Principal
 from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.caller import ANONYMOUS, Deed, Principal
 from terrapod_server.kit.http.address import Addresses
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Unavailable

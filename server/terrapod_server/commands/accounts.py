@@ -11,7 +11,8 @@ from terrapod_server.access import actions as access
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity.model import ApiToken, User
 from terrapod_server.identity.signin import passwords
-from terrapod_server.kit.api.call import Deed, Services
+from terrapod_server.kit.caller import Deed
+from terrapod_server.kit.services import Services
 from terrapod_shared import clock
 from terrapod_shared.errors import Conflict, Unavailable
 

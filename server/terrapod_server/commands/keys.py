@@ -2,8 +2,8 @@
 
 from terrapod_server import app
 from terrapod_server.config.settings import Config
+from terrapod_server.encryption import known_keys
 from terrapod_server.kit.db import database
-from terrapod_server.store import known_keys
 from terrapod_server.store.cipher import KeyRing
 from terrapod_shared.operator_errors import OperatorError
 

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from terrapod_server.configs.model import ConfigurationVersion
-from terrapod_server.kit.api.call import Services
 from terrapod_server.kit.db.database import in_transaction
+from terrapod_server.kit.services import Services
 from terrapod_server.store import keys
 from terrapod_server.store.archive import checked
 from terrapod_server.workspaces import actions as workspaces

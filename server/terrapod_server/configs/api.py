@@ -6,19 +6,9 @@ from terrapod_server.configs import actions
 from terrapod_server.configs.model import ConfigurationVersion
 from terrapod_server.identity import actions as identity
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import (
-    Access,
-    Attr,
-    Endpoint,
-    Level,
-    Limit,
-    One,
-    Page,
-    Raw,
-    Recorded,
-    Resource,
-    Thing,
-)
+from terrapod_server.kit.api.declare import Attr, Endpoint, Limit, One, Raw, Recorded, Resource, Thing
+from terrapod_server.kit.caller import Access, Level
+from terrapod_server.kit.paging import Page
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared.errors import Forbidden, NotFound
 

@@ -16,7 +16,7 @@ from tortoise.exceptions import IntegrityError
 from terrapod_server.config.settings import Engines
 from terrapod_server.engines import advisories, checksums, releases, rules
 from terrapod_server.engines.model import EngineFile
-from terrapod_server.kit.api.call import Services
+from terrapod_server.kit.services import Services
 from terrapod_server.store import keys
 from terrapod_shared import programs, versions
 from terrapod_shared.errors import BadGateway, Invalid, NotFound, Unreachable

@@ -7,8 +7,10 @@ from starlette.responses import RedirectResponse, Response
 from terrapod_server.engines import actions
 from terrapod_server.engines.model import EngineFile
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Access, Attr, Endpoint, Page, Raw, Resource
+from terrapod_server.kit.api.declare import Attr, Endpoint, Raw, Resource
 from terrapod_server.kit.api.render import encode
+from terrapod_server.kit.caller import Access
+from terrapod_server.kit.paging import Page
 from terrapod_shared.errors import Invalid, NotFound
 
 _PURPOSE = "engine download"

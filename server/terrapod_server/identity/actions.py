@@ -14,8 +14,7 @@ from terrapod_server.access import rules
 from terrapod_server.identity import sessions, uses
 from terrapod_server.identity.model import ApiToken, User, UserIdentity
 from terrapod_server.identity.sessions import fingerprint
-from terrapod_server.kit.api.call import Principal
-from terrapod_server.kit.api.declare import Level
+from terrapod_server.kit.caller import Level, Principal
 from terrapod_server.kit.db.database import in_transaction
 from terrapod_server.kit.http.signed import Signer
 from terrapod_server.kit.work.bus import Bus

@@ -9,7 +9,9 @@ from terrapod_server.identity import actions
 from terrapod_server.identity.model import ApiToken, User
 from terrapod_server.identity.signin import passwords
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Access, Attr, Endpoint, Level, One, Page, Raw, Resource
+from terrapod_server.kit.api.declare import Attr, Endpoint, One, Raw, Resource
+from terrapod_server.kit.caller import Access, Level
+from terrapod_server.kit.paging import Page
 from terrapod_shared.errors import Forbidden, Invalid, NotFound
 
 

@@ -14,8 +14,9 @@ from terrapod_server.identity.signin.providers import CALLBACK, SignIn
 from terrapod_server.identity.web import CODE_FORM, begin_session, exchange, replace_password, rfc6749
 from terrapod_server.kit import html
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Access, Attr, Endpoint, Raw, Recorded, Resource
+from terrapod_server.kit.api.declare import Attr, Endpoint, Raw, Recorded, Resource
 from terrapod_server.kit.api.render import encode
+from terrapod_server.kit.caller import Access
 from terrapod_shared import clock
 from terrapod_shared.errors import Conflict, Invalid, NotFound
 

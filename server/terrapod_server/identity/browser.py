@@ -16,8 +16,10 @@ from starlette.responses import Response
 
 from terrapod_server.identity import sessions
 from terrapod_server.identity.model import Session, User
-from terrapod_server.kit.api.call import Call, Principal, Services, base_of
+from terrapod_server.kit.api.call import Call, base_of
+from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.http.signed import Signer
+from terrapod_server.kit.services import Services
 from terrapod_shared.errors import BadRequest, Forbidden, NotFound, UnsupportedMedia
 
 FORM = "application/x-www-form-urlencoded"

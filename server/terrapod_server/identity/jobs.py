@@ -1,7 +1,7 @@
 """What is over is removed: sessions, and secrets that nobody came back with."""
 
 from terrapod_server.identity import onetime, sessions
-from terrapod_server.kit.api.call import Services
+from terrapod_server.kit.services import Services
 from terrapod_server.kit.work.periodic import Job
 
 

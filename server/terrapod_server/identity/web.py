@@ -16,8 +16,9 @@ from terrapod_server.identity.signin import passwords
 from terrapod_server.identity.signin.providers import Attempt, SignIn
 from terrapod_server.kit import html
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Access, Endpoint, Raw
+from terrapod_server.kit.api.declare import Endpoint, Raw
 from terrapod_server.kit.api.render import encode
+from terrapod_server.kit.caller import Access
 from terrapod_shared import clock
 from terrapod_shared.errors import Invalid, NotFound, TerrapodError, Unauthorized
 

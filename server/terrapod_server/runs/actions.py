@@ -8,8 +8,9 @@ from typing import Any
 
 from terrapod_server.configs import actions as configs
 from terrapod_server.configs.model import ConfigurationVersion
-from terrapod_server.kit.api.call import Principal, Services
+from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db.row_cache import Reader, Record, Where
+from terrapod_server.kit.services import Services
 from terrapod_server.runs import engines, readers, states, unknown
 from terrapod_server.runs.change import Change
 from terrapod_server.runs.model import Phase, Run, RunEvent

@@ -8,13 +8,10 @@ from starlette.responses import Response
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import (
     Accepts,
-    Access,
     Attr,
     Endpoint,
-    Level,
     Many,
     One,
-    Page,
     Query,
     Raw,
     Recorded,
@@ -22,7 +19,9 @@ from terrapod_server.kit.api.declare import (
     Row,
     Thing,
 )
+from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db.row_cache import Record, Where, like
+from terrapod_server.kit.paging import Page
 from terrapod_server.runs import actions, composing, framing, leases, logs, readers, reasons, states, stream
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
@@ -287,7 +286,7 @@ async def index(call: Call) -> Page:
     """The workspace's runs, newest first."""
     workspace_id = call.path["workspace"]
     where = Where('t."workspace_id" = $1', (workspace_id,)) & _filtered(call)
-    page = await actions.READER.page(call, where, 't."id" DESC')
+    page = await actions.READER.page(call.page, where, 't."id" DESC')
     if not page.total:
         await workspaces.read(workspace=workspace_id)  # an empty list, or no such workspace
     return page
@@ -296,13 +295,13 @@ async def index(call: Call) -> Page:
 async def index_all(call: Call) -> Page:
     """All runs that the caller may read, newest first."""
     where = _filtered(call) & workspaces.in_readable(call.principal)
-    return await _levelled(call, await actions.READER.page(call, where, 't."id" DESC'))
+    return await _levelled(call, await actions.READER.page(call.page, where, 't."id" DESC'))
 
 
 async def queue(call: Call) -> Page:
     """Runs that wait or are under way and that the caller may read, in order."""
     where = _among("status", sorted(_QUEUED)) & workspaces.in_readable(call.principal)
-    return await _levelled(call, await actions.READER.page(call, where, 't."id"'))
+    return await _levelled(call, await actions.READER.page(call.page, where, 't."id"'))
 
 
 async def _levelled(call: Call, page: Page) -> Page:

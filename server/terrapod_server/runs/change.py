@@ -5,8 +5,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from terrapod_server.configs.model import ConfigurationVersion
-from terrapod_server.kit.api.call import Services
 from terrapod_server.kit.db.database import in_transaction, is_postgres
+from terrapod_server.kit.services import Services
 from terrapod_server.runs import logs, readers, states, unknown
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from terrapod_server.kit.api.call import Services
+from terrapod_server.kit.services import Services
 from terrapod_server.kit.work.workers import Died
 from terrapod_server.runs import leases, redact
 from terrapod_server.runs.model import Phase

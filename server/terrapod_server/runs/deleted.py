@@ -10,8 +10,8 @@ workspace went may have come behind that.
 import logging
 from datetime import timedelta
 
-from terrapod_server.kit.api.call import Services
 from terrapod_server.kit.db import database
+from terrapod_server.kit.services import Services
 from terrapod_server.runs import leases, states
 from terrapod_server.runs.lease_clock import clock_sql
 from terrapod_server.runs.model import Phase, Run, RunEvent

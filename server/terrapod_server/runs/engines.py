@@ -12,8 +12,8 @@ from typing import Any, Final
 from terrapod_server.engines import actions as mirror
 from terrapod_server.engines import rules
 from terrapod_server.engines.actions import Settled
-from terrapod_server.kit.api.call import Services
 from terrapod_server.kit.db import database
+from terrapod_server.kit.services import Services
 from terrapod_server.runs.model import Run, RunEvent
 from terrapod_server.runs.states import Status
 from terrapod_shared import programs

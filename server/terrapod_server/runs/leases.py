@@ -17,9 +17,9 @@ from collections.abc import Iterable
 from typing import Any, Literal, Self
 
 from terrapod_server.configs import actions as configs
-from terrapod_server.kit.api.call import Services
 from terrapod_server.kit.db import database
 from terrapod_server.kit.db.row_cache import Where
+from terrapod_server.kit.services import Services
 from terrapod_server.runs import engines, logs, readers, states, unknown
 from terrapod_server.runs.actions import get
 from terrapod_server.runs.change import Change

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from terrapod_server.kit.api.call import Services
+from terrapod_server.kit.services import Services
 from terrapod_server.runs import framing
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.store import keys

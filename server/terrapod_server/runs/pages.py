@@ -15,7 +15,8 @@ from starlette.responses import Response, StreamingResponse
 from terrapod_server.identity import actions as identity
 from terrapod_server.kit import html
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Endpoint, Level, Raw
+from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.caller import Level
 from terrapod_server.runs import actions, api, logs, states
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.runs.states import Status

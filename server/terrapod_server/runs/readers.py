@@ -15,8 +15,9 @@ its end, and only where the run is one that the server confirms by itself.
 from datetime import datetime
 from typing import Any, Final
 
-from terrapod_server.kit.api.call import Principal, Services
+from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db import database
+from terrapod_server.kit.services import Services
 from terrapod_server.runs.lease_clock import clock_sql
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.runs.states import Status

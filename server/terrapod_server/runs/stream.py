@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from starlette.responses import StreamingResponse
 
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Level
 from terrapod_server.kit.api.render import encode
+from terrapod_server.kit.caller import Level
 from terrapod_server.runs.model import RunEvent
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared.errors import Invalid, TerrapodError

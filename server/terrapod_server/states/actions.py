@@ -10,10 +10,12 @@ from typing import Any
 
 import msgspec
 
-from terrapod_server.kit.api.call import Call, Principal, Services
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db import database
 from terrapod_server.kit.db.database import in_transaction, is_postgres
 from terrapod_server.kit.db.row_cache import Reader, Record
+from terrapod_server.kit.services import Services
 from terrapod_server.states import intake, parse, rules
 from terrapod_server.states.model import KeptState, StateOutput, StateVersion
 from terrapod_server.store import keys

@@ -7,21 +7,10 @@ from starlette.responses import RedirectResponse, Response
 
 from terrapod_server.identity import actions as identity
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import (
-    Access,
-    Attr,
-    Endpoint,
-    Level,
-    Limit,
-    Many,
-    One,
-    Page,
-    Raw,
-    Recorded,
-    Resource,
-    Thing,
-)
+from terrapod_server.kit.api.declare import Attr, Endpoint, Limit, Many, One, Raw, Recorded, Resource, Thing
+from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db.row_cache import Record
+from terrapod_server.kit.paging import Page
 from terrapod_server.states import actions
 from terrapod_server.states.model import StateOutput, StateVersion
 from terrapod_server.store import keys

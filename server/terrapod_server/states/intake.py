@@ -15,8 +15,8 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from terrapod_server.kit.api.call import Services
 from terrapod_server.kit.api.declare import INLINE_HINT, INLINE_MOST
+from terrapod_server.kit.services import Services
 from terrapod_server.kit.work.workers import Died
 from terrapod_server.states import parse
 from terrapod_server.store.port import Opened, Store, Stored, gathered

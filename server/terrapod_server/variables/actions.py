@@ -5,8 +5,8 @@ from typing import Any
 
 from tortoise.exceptions import IntegrityError
 
-from terrapod_server.kit.api.call import Services
 from terrapod_server.kit.db.database import in_transaction
+from terrapod_server.kit.services import Services
 from terrapod_server.variables import rules
 from terrapod_server.variables.model import Variable
 from terrapod_server.workspaces import actions as workspaces

@@ -3,7 +3,9 @@
 from typing import Any
 
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Attr, Endpoint, Level, One, Page, Raw, Resource
+from terrapod_server.kit.api.declare import Attr, Endpoint, One, Raw, Resource
+from terrapod_server.kit.caller import Level
+from terrapod_server.kit.paging import Page
 from terrapod_server.variables import actions
 from terrapod_server.variables.model import Variable
 from terrapod_server.workspaces import actions as workspaces

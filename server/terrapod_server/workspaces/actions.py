@@ -11,10 +11,11 @@ from tortoise.expressions import Q
 
 from terrapod_server.access import rules as access
 from terrapod_server.access import visible
-from terrapod_server.kit.api.call import Principal, Services
+from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db import database, database_errors
 from terrapod_server.kit.db.database import in_transaction
 from terrapod_server.kit.db.row_cache import Reader, Record, Where
+from terrapod_server.kit.services import Services
 from terrapod_server.workspaces import rules
 from terrapod_server.workspaces.model import DeletedWorkspace, RemoteStateConsumer, Workspace, WorkspaceLabel
 from terrapod_shared import clock, ids

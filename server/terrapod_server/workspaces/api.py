@@ -6,21 +6,11 @@ from typing import Any
 from terrapod_server.access import rules as access
 from terrapod_server.identity import actions as identity
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import (
-    Accepts,
-    Access,
-    Attr,
-    Endpoint,
-    Level,
-    Linked,
-    Many,
-    One,
-    Page,
-    Raw,
-    Resource,
-    Thing,
-)
+from terrapod_server.kit.api.declare import Accepts, Attr, Endpoint, Many, One, Raw, Resource, Thing
+from terrapod_server.kit.api.identifiers import Linked
+from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db.row_cache import Record
+from terrapod_server.kit.paging import Page
 from terrapod_server.workspaces import actions, rules
 from terrapod_server.workspaces.model import Workspace
 from terrapod_server.workspaces.organization import PROJECT_ID
@@ -298,7 +288,7 @@ async def index(call: Call) -> Page:
     if statuses := call.param("filter[current-run][status]"):
         found &= call.services.run_has_status('t."current_run_id"', statuses.split(","))
     order = actions.ORDERS.get(call.param("sort") or "", actions.ORDERS["name"])
-    return call.listed(await actions.READER.page(call, found & actions.readable(call.principal), order))
+    return call.listed(await actions.READER.page(call.page, found & actions.readable(call.principal), order))
 
 
 async def create(call: Call) -> Workspace:
@@ -511,7 +501,7 @@ async def _tag_keys(call: Call, tags: Sequence[Linked], pointer: str) -> list[st
 async def consumers(call: Call) -> Page:
     """Workspaces whose runs may read this one's state."""
     where = actions.readable(call.principal) & actions.consuming((await find(call)).id)
-    return call.listed(await actions.READER.page(call, where, 't."name"'))
+    return call.listed(await actions.READER.page(call.page, where, 't."name"'))
 
 
 async def _named(call: Call) -> list[str]:

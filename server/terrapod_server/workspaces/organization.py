@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Access, Attr, Endpoint, One, Page, Raw, Resource
+from terrapod_server.kit.api.declare import Attr, Endpoint, One, Raw, Resource
+from terrapod_server.kit.caller import Access
+from terrapod_server.kit.paging import Page
 from terrapod_shared.errors import Invalid, NotFound
 
 PROJECT_ID = "prj-00000000000000000default"

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from terrapod_server.agents.model import LateState, Listener
-from terrapod_server.kit.api.call import Principal, Services
+from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db import database_errors
+from terrapod_server.kit.services import Services
 from terrapod_server.runs.change import Change
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.states import actions as states

@@ -7,7 +7,9 @@ from starlette.responses import RedirectResponse, Response
 from terrapod_server.agents.late import actions
 from terrapod_server.agents.model import LateState
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Access, Attr, Endpoint, Level, One, Page, Raw, Recorded, Resource, Thing
+from terrapod_server.kit.api.declare import Attr, Endpoint, One, Raw, Recorded, Resource, Thing
+from terrapod_server.kit.caller import Access, Level
+from terrapod_server.kit.paging import Page
 from terrapod_server.workspaces import actions as workspaces
 
 DOWNLOAD_S = 3600

@@ -13,9 +13,11 @@ from starlette.responses import Response
 from terrapod_server.agents import ca
 from terrapod_server.agents.actions import GRACE
 from terrapod_server.agents.model import Listener
-from terrapod_server.kit.api.call import Call, Principal, Services
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db import database
 from terrapod_server.kit.db.row_cache import Reader
+from terrapod_server.kit.services import Services
 from terrapod_shared import clock, signing, wire
 from terrapod_shared.errors import (
     BadRequest,

@@ -17,9 +17,11 @@ from terrapod_server.agents.protocol import auth, claiming, dispatch, work
 from terrapod_server.configs import actions as configs
 from terrapod_server.engines import actions as mirror
 from terrapod_server.kit.api import parse
-from terrapod_server.kit.api.call import Call, Principal, Services
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db import database_errors
 from terrapod_server.kit.http import lockout
+from terrapod_server.kit.services import Services
 from terrapod_server.runs import actions as runs
 from terrapod_server.runs import engines, leases, logs
 from terrapod_server.runs.model import Phase, Run

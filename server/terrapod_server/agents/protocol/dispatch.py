@@ -18,8 +18,8 @@ from weakref import WeakKeyDictionary
 
 from terrapod_server.agents.model import Listener
 from terrapod_server.agents.rules import ONLINE
-from terrapod_server.kit.api.call import Services
 from terrapod_server.kit.db import database
+from terrapod_server.kit.services import Services
 from terrapod_server.kit.work.bus import Bus, Subscription
 from terrapod_shared import clock
 

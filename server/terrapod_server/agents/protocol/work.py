@@ -8,7 +8,7 @@ import msgspec
 from terrapod_server.agents.model import Listener
 from terrapod_server.configs import actions as configs
 from terrapod_server.engines import actions as mirror
-from terrapod_server.kit.api.call import Services
+from terrapod_server.kit.services import Services
 from terrapod_server.runs import actions as runs
 from terrapod_server.runs import leases, logs, waited
 from terrapod_server.runs.model import Phase, Run

@@ -1,171 +1,27 @@
-"""One request as a handler sees it, and what the whole server shares."""
+"""One request as a handler sees it."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
-from terrapod_server.kit.api.declare import Level, Linked, Page
+from terrapod_server.config.settings import Config
+from terrapod_server.kit.api.identifiers import Linked
+from terrapod_server.kit.caller import ANONYMOUS, Level, Principal
 from terrapod_server.kit.http import body, departure
 from terrapod_server.kit.http.budget import Held
-from terrapod_server.kit.http.metrics import Measured
+from terrapod_server.kit.paging import Page, PageRequest, page_of
+from terrapod_server.kit.services import Services
+from terrapod_server.kit.work.bus import Subscription
 from terrapod_shared.errors import BadRequest, Invalid, TooLarge
-
-if TYPE_CHECKING:
-    from terrapod_server.config.settings import Config
-    from terrapod_server.kit.asgi.guard import Guard
-    from terrapod_server.kit.http.address import Addresses
-    from terrapod_server.kit.http.budget import Budget
-    from terrapod_server.kit.http.certificates import Certificate
-    from terrapod_server.kit.http.rate_limits import Limiter
-    from terrapod_server.kit.http.signed import Signer
-    from terrapod_server.kit.work.bus import Bus, Subscription
-    from terrapod_server.kit.work.workers import Workers
-    from terrapod_server.store.cipher import KeyRing
-    from terrapod_server.store.port import Store
 
 #: An object of the store that is no larger is read before its answer begins.
 _SMALL_OBJECT = 2 << 20
 #: How many rows' levels are remembered of one caller, who itself is remembered for seconds.
 _LEVELS_MOST = 4096
-PAGE_SIZE = 20
-PAGE_SIZE_MAX = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Principal:
-    """Who calls. A person (`user`) has rights; runs and listeners have what their endpoints check."""
-
-    kind: Literal["user", "run", "listener", "anonymous"] = "anonymous"
-    id: str = ""
-    name: str = ""
-    token_id: str = ""
-    session_id: str = ""
-    provider: str = ""  #: which way of signing in vouches for the person
-    rights: Any = None  #: a person's `access.rules.Rights`
-    lease: int = 0
-    workspace_id: str = ""
-    phase: str = ""
-    pool_id: str = ""
-
-    @property
-    def is_admin(self) -> bool:
-        """A platform admin, by a token that is not limited to one workspace."""
-        return self.rights is not None and self.rights.is_admin and not self.rights.only_workspace
-
-    @property
-    def is_auditor(self) -> bool:
-        """May look into all that admins may look into."""
-        return self.rights is not None and self.rights.sees_all
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether the token gives less than the person has."""
-        return self.rights is not None and (self.rights.is_read_only or bool(self.rights.only_workspace))
-
-
-ANONYMOUS = Principal()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deed:
-    """A change that no request asked for, in the words of the request that would have made the same one."""
-
-    actor_kind: Literal["server", "operator"]  #: the server by itself, or whoever calls its command line
-    actor: str
-    method: str
-    path: str  #: as it is declared
-    resource_type: str
-    resource_id: str
-    status: int
-    program: str = ""
-
-
-async def _nothing(*_: Any, **__: Any) -> None:
-    """What a hook does until app.py has put a room's function in its place."""
-
-
-def _nothing_at_once(*_: Any) -> None:
-    """The same for a hook that nobody awaits."""
-
-
-@dataclass(kw_only=True)
-class Services:
-    """What all rooms share. Made once by `app`, which also hands in what lower rooms ask of upper ones."""
-
-    config: "Config"
-    store: "Store"
-    cipher: "KeyRing"
-    bus: "Bus"
-    signer: "Signer"
-    guard: "Guard"
-    addresses: "Addresses"
-    limits: "Limiter"
-    workers: "Workers"
-    memory: "Budget"
-    audit: Any = None  #: the writer of the audit log; None where it is switched off
-    authenticator: Any  #: of identity: makes run tokens, forgets what it knew of tokens
-    sign_in: Any  #: of identity: passwords, and the providers at which people sign in
-    on_configuration_uploaded: Callable[..., Awaitable[Any]] = _nothing
-    configuration_in_use: Callable[..., Awaitable[Any]] = _nothing
-    on_state_finalized: Callable[..., Awaitable[Any]] = _nothing
-    on_workspace_unlocked: Callable[..., Awaitable[Any]] = _nothing
-    #: Frees the lock of a run that has left the state unknown; whether there was one. `(services, workspace_id, principal)`.
-    release_run_lock: Callable[..., Awaitable[Any]] = _nothing
-    local_engines: Callable[..., Awaitable[Any]] = _nothing
-    pool_for: Callable[..., Awaitable[Any]] = _nothing
-    #: Gives each row of `runs` its place in the queue and why it waits. `(rows, principal)`.
-    explain_waits: Callable[..., Awaitable[Any]] = _nothing
-    run_has_status: Callable[..., Any] = _nothing  #: a condition in SQL: `(column, statuses)`
-    #: What this process counts for Prometheus.
-    measured: Measured = field(default_factory=Measured)
-    certificate: "Certificate | None" = None  #: of TLS; None where it is served without
-    #: What rooms remember for as long as the server runs.
-    remembered: dict[str, Any] = field(default_factory=dict)
-    #: Told of every request that is over: `(request, endpoint, status, request_id, took_s)`.
-    record: Callable[..., None] = _nothing_at_once
-    #: Told of every change that no request asked for: `(deed)`.
-    note: Callable[..., None] = _nothing_at_once
-    #: Asked before a request that will be recorded; raises Unavailable where nothing more can be kept.
-    check_record: Callable[[], None] = _nothing_at_once
-    #: Asked inside the transaction that deletes a workspace; may refuse with Conflict. `(workspace, only_empty)`.
-    before_workspace_deleted: list[Callable[..., Awaitable[Any]]] = field(default_factory=list)
-    #: Called inside the same transaction; topics of the bus to wake when it has committed, or None. `(workspace_id)`.
-    on_workspace_deleted: list[Callable[..., Awaitable[Any]]] = field(default_factory=list)
-    #: Called after it: removes the files. `(services, workspace_id)`.
-    clear_deleted: Callable[..., Awaitable[Any]] = _nothing
-
-
-@dataclass(frozen=True)
-class PageRequest:
-    """`asked` tells whether the client named a size: some lists answer in full otherwise."""
-
-    number: int
-    size: int
-    asked: bool
-
-    @property
-    def offset(self) -> int:
-        return (self.number - 1) * self.size
-
-
-def page_of(query: Mapping[str, str]) -> PageRequest:
-    """Reads `page[number]` and `page[size]`; a size over 100 is clamped."""
-    numbers = {}
-    for name, least, default in (("page[number]", 1, 1), ("page[size]", 1, PAGE_SIZE)):
-        text = query.get(name, "")
-        if not text:
-            numbers[name] = default
-            continue
-        if not text.isascii() or not text.isdigit() or int(text[:12]) < least:
-            message = f"{name} must be a whole number from {least}, not {text[:40]!r}"
-            raise Invalid(message)
-        numbers[name] = min(int(text[:12]), 1 << 40)
-    size = min(numbers["page[size]"], PAGE_SIZE_MAX)
-    return PageRequest(min(numbers["page[number]"], (1 << 50) // size), size, bool(query.get("page[size]")))
 
 
 @dataclass(kw_only=True)
@@ -318,7 +174,7 @@ class Call:
             store.get(key), media_type=media, headers={"Content-Length": str(size), **(headers or {})}
         )
 
-    async def wait(self, woken: "Subscription", timeout_s: float) -> bool:
+    async def wait(self, woken: Subscription, timeout_s: float) -> bool:
         """`Subscription.wait` for a request whose body was read; ends also when the client leaves. Raises ClientDisconnect."""
         with departure.of(self.request.scope).tells(woken.wake):
             if await self._has_left():
@@ -379,7 +235,7 @@ class Call:
             raise BadRequest(message)
 
 
-def base_of(request: Request, config: "Config") -> str:
+def base_of(request: Request, config: Config) -> str:
     """How absolute URLs begin for this client: by the setting, else by the host that it named."""
     host = "" if config.public_url else request.headers.get("host", "")
     return f"{request.scope['scheme']}://{host}" if host else config.url

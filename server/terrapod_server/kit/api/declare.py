@@ -7,42 +7,17 @@ made of the values below. This module holds no behaviour beyond their shape.
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum, StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from enum import Enum
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from starlette.responses import Response
+from starlette.responses import Response
 
-    from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.caller import Needs
 
 _PARAMETER = re.compile(r"\{(\w+)\}")
 Row = Any
-Value = Callable[[Row, "Call"], Any]
-
-
-class Level(IntEnum):
-    """What a caller may do with a workspace, pool, module or provider; higher holds lower."""
-
-    NONE = 0
-    READ = 1
-    PLAN = 2
-    WRITE = 3
-    ADMIN = 4
-
-
-class Access(StrEnum):
-    """Who may call an endpoint that is not about one thing with levels."""
-
-    PUBLIC = "public"  #: anybody, without a credential
-    CAPABILITY = "capability"  #: the URL's own secret is the credential; the handler checks it
-    USER = "user"  #: anybody with a good token; lists show what the caller may read
-    SELF = "self"  #: a person, by a session or a token without limits; the handler checks that the thing is its own
-    PLATFORM = "platform"  #: platform admins
-    AUDIT = "audit"  #: platform admins and auditors
-    LISTENER = "listener"  #: a listener's signed request
-
-
-Needs = Level | Access
+Value = Callable[[Row, Call], Any]
 
 
 #: What a document may carry of a state, in bytes before base64.
@@ -155,7 +130,7 @@ class Many:
 class Prepare(Protocol):
     """Fetches for a whole page at once what `value=` functions read of each row."""
 
-    def __call__(self, rows: Sequence[Row], call: "Call") -> Awaitable[None]: ...
+    def __call__(self, rows: Sequence[Row], call: Call) -> Awaitable[None]: ...
 
 
 @dataclass(frozen=True)
@@ -209,7 +184,7 @@ class Endpoint:
     method: str
     path: str
     resource: Resource | None
-    do: Callable[["Call"], Awaitable[Any]]
+    do: Callable[[Call], Awaitable[Any]]
     needs: Needs
     status: int = 200
     many: bool = False
@@ -241,7 +216,7 @@ class Raw:
 
     method: str
     path: str
-    do: Callable[["Call"], Awaitable["Response"]]
+    do: Callable[[Call], Awaitable[Response]]
     needs: Needs
     guards: str | None = None
     limit: Limit = Limit.NONE
@@ -282,35 +257,13 @@ class Thing:
     key: str = 't."id"'
 
 
-@dataclass(frozen=True)
-class Linked:
-    """A member of a to-many relationship, or of a list body, as it was sent."""
-
-    type: str
-    id: str | None
-    attributes: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Page:
-    """Some rows of a list. `total` counts all that match; None: this is all there is."""
-
-    rows: Sequence[Row]
-    total: int | None = None
-
-
 __all__ = [
     "Accepts",
-    "Access",
     "Attr",
     "Endpoint",
-    "Level",
     "Limit",
-    "Linked",
     "Many",
-    "Needs",
     "One",
-    "Page",
     "Prepare",
     "Query",
     "Raw",

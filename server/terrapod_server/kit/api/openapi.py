@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from terrapod_server.kit.api.declare import Accepts, Access, Attr, Endpoint, Level, Many, One, Query, Raw, Resource
+from terrapod_server.kit.api.declare import Accepts, Attr, Endpoint, Many, One, Query, Raw, Resource
+from terrapod_server.kit.caller import Access, Level
 
 Schema = dict[str, Any]
 _MEDIA = "application/vnd.api+json"

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 
-from terrapod_server.kit.api.declare import Access, Endpoint, Level, Raw
+from terrapod_server.kit.api.declare import Endpoint, Raw
 from terrapod_server.kit.api.openapi import summary
+from terrapod_server.kit.caller import Access, Level
 
 _HEAD = """\
 # Who may do what

@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 from tortoise.models import Model
 
-from terrapod_server.kit.api.call import Call, PageRequest
-from terrapod_server.kit.api.declare import Level, Many, One, Page, Resource, Row
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.api.declare import Many, One, Resource, Row
+from terrapod_server.kit.caller import Level
 from terrapod_server.kit.db.row_cache import Record
+from terrapod_server.kit.paging import Page, PageRequest
 
 Document = dict[str, Any]
 #: How deep `include=a.b.c` is followed.

@@ -17,14 +17,18 @@ from tortoise.exceptions import ValidationError as OrmValidation
 
 from terrapod_server.kit import html
 from terrapod_server.kit.api import parse, render
-from terrapod_server.kit.api.call import ANONYMOUS, Call, Principal, Services, too_large
-from terrapod_server.kit.api.declare import INLINE_HINT, INLINE_MOST, Endpoint, Level, Limit, Page, Raw, Recorded
+from terrapod_server.kit.api.call import Call, too_large
+from terrapod_server.kit.api.declare import INLINE_HINT, INLINE_MOST, Endpoint, Limit, Raw, Recorded
 from terrapod_server.kit.api.render import Registry, encode
 from terrapod_server.kit.asgi import idempotency
+from terrapod_server.kit.asgi.guard import Guard
 from terrapod_server.kit.asgi.routes import Routes
+from terrapod_server.kit.caller import ANONYMOUS, Level, Principal
 from terrapod_server.kit.db import database_errors
 from terrapod_server.kit.http import headers
 from terrapod_server.kit.http.body import Body, Pace
+from terrapod_server.kit.paging import Page
+from terrapod_server.kit.services import Services
 from terrapod_shared import errors, ids
 
 _Headers = Sequence[tuple[bytes, bytes]]
@@ -54,10 +58,11 @@ class Server:
         routes: Routes,
         registry: Registry,
         services: Services,
+        guard: Guard,
         start: Callable[[], Awaitable[None]],
         stop: Callable[[], Awaitable[None]],
     ) -> None:
-        self.routes, self.registry, self.services = routes, registry, services
+        self.routes, self.registry, self.services, self._guard = routes, registry, services, guard
         self._start, self._stop = start, stop
         self._headers = headers.common(services.config)
         #: Done at the end of the start, before anybody is served.
@@ -161,7 +166,7 @@ class Server:
             measured.in_flight -= 1
             if (held := scope.get("memory")) is not None:
                 held.let_go()
-            measured.answered(endpoint, status, took_s)
+            measured.answered(endpoint.path if endpoint else "", status, took_s)
             if self.services.config.access_log:
                 shown = _shown(endpoint, scope["path"])
                 access_log.info(
@@ -249,7 +254,7 @@ class Server:
 
     async def _admit(self, endpoint: Endpoint | Raw, request: Request, path: dict[str, str]) -> tuple[Principal, Level]:
         """Guard and rate limits. Raises what the guard raises, and TooManyRequests."""
-        guard, limits = self.services.guard, self.services.limits
+        guard, limits = self._guard, self.services.limits
         if isinstance(endpoint, Raw) and endpoint.unmetered:
             try:
                 return await guard.admit(endpoint, request, path, self.services)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from terrapod_server.kit.api.call import ANONYMOUS, Principal, Services
-from terrapod_server.kit.api.declare import Access, Endpoint, Level, Raw
+from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.caller import ANONYMOUS, Access, Level, Principal
+from terrapod_server.kit.services import Services
 from terrapod_shared.errors import Forbidden, NotFound, Unauthorized
 
 _READING = frozenset({"GET", "HEAD"})

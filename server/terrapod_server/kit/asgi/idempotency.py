@@ -6,8 +6,9 @@ from datetime import timedelta
 
 from tortoise.exceptions import IntegrityError
 
-from terrapod_server.kit.api.call import Call, Services
+from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.model import Repeat
+from terrapod_server.kit.services import Services
 from terrapod_server.kit.work.periodic import Job
 from terrapod_shared import clock
 from terrapod_shared.errors import Invalid, UnderWay

@@ -22,9 +22,9 @@ import msgspec
 from tortoise import fields
 from tortoise.models import Model
 
-from terrapod_server.kit.api.call import Call, PageRequest
-from terrapod_server.kit.api.declare import Level, Page
+from terrapod_server.kit.caller import Level
 from terrapod_server.kit.db import database, row_versions
+from terrapod_server.kit.paging import Page, PageRequest
 
 M = TypeVar("M", bound=Model)
 #: A column in a condition.
@@ -155,7 +155,7 @@ class Reader(Generic[M]):
         found, _ = await self._records("", f"{joined} WHERE {where}", values)
         return found[0] if found else None
 
-    async def page(self, call: Call, where: Where, order: str) -> Page:
+    async def page(self, page: PageRequest, where: Where, order: str) -> Page:
         """The page that the client asked for, and the count of all that match.
 
         A count is remembered as long as nothing that it depends on was changed
@@ -163,7 +163,6 @@ class Reader(Generic[M]):
         still holds. Else the same statement counts anew. Where looking for the
         rows costs much, which rows they were is remembered with it.
         """
-        page = call.page
         condition = f"WHERE {where.sql}" if where.sql else ""
         rest = f"{condition} ORDER BY {order} LIMIT {page.size} OFFSET {page.offset}"
         if not self._may_remember(where):

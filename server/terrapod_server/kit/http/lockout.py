@@ -24,7 +24,6 @@ from dataclasses import dataclass
 
 from tortoise.expressions import F
 
-from terrapod_server.kit.api.call import Services
 from terrapod_server.kit.db import database
 from terrapod_server.kit.http.address import group
 from terrapod_server.kit.model import Brake
@@ -124,7 +123,7 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-async def purge(_services: Services) -> None:
+async def purge(_services: object) -> None:
     """Who has all tries back, and what is known no longer, is forgotten."""
     await Brake.filter(full_at__lt=time.time()).delete()
 

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from terrapod_server.kit.api.declare import Endpoint, Raw
 from terrapod_shared.prometheus import family, line
 
 #: Upper bounds in seconds; the last bucket has none.
@@ -35,9 +34,8 @@ class Measured:
         self.turns: dict[str, float] = {}
         self._classes: dict[str, str] = {}
 
-    def answered(self, endpoint: Endpoint | Raw | None, status: int, took_s: float) -> None:
-        """`status` is 0 where the client left before an answer."""
-        path = endpoint.path if endpoint else ""
+    def answered(self, path: str, status: int, took_s: float) -> None:
+        """`path` as it is declared, empty for an unknown one; `status` is 0 where the client left before an answer."""
         kind = self._classes.get(path)
         if kind is None:
             kind = self._classes[path] = route_class(path)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from starlette.requests import Request
 
 from terrapod_server.config.settings import RateLimits
-from terrapod_server.kit.api.call import Principal
+from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.http.address import group
 from terrapod_shared.errors import TooManyRequests
 

@@ -5,31 +5,36 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from terrapod_server.kit.api.call import Services
 from terrapod_server.kit.db import database, database_errors
 
 log = logging.getLogger(__name__)
 #: How long a job that is at work may take to end by itself.
 _PATIENCE_S = 3.0
+#: What all jobs are given: the services of the server, which this module does not know.
+T_contra = TypeVar("T_contra", contravariant=True)
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Generic[T_contra]):
     """`leader`: only the process that holds the database's lock of that name runs it."""
 
     name: str
     every_s: float
-    do: Callable[[Services], Awaitable[None]]
+    do: Callable[[T_contra], Awaitable[None]]
     leader: bool = True
 
 
-class Periodic:
+class Periodic(Generic[T_contra]):
     """Runs jobs until `stop`; a job that fails is logged and tried again at its next turn."""
 
-    def __init__(self, jobs: Iterable[Job], services: Services) -> None:
+    def __init__(
+        self, jobs: Iterable[Job[T_contra]], services: T_contra, turned: Callable[[str], None], url: str
+    ) -> None:
+        """`turned` is told of each turn that ended well; `url` is the database's, for what is logged."""
         self._jobs = tuple(jobs)
-        self._services = services
+        self._services, self._turned, self._url = services, turned, url
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
 
@@ -47,7 +52,7 @@ class Periodic:
                 task.cancel()
             _, left = await asyncio.wait(left, timeout=0.5)
 
-    async def _repeat(self, job: Job) -> None:
+    async def _repeat(self, job: Job[T_contra]) -> None:
         pause_s = random.uniform(0, min(job.every_s, 1.0))  # noqa: S311
         while not await self._is_over(pause_s):
             try:
@@ -57,9 +62,9 @@ class Periodic:
                             await job.do(self._services)
                 else:
                     await job.do(self._services)
-                self._services.measured.turned(job.name)
+                self._turned(job.name)
             except Exception as error:  # noqa: BLE001  one of the edges: it is logged, and the job has another turn
-                database_errors.log_failure(log, f"job {job.name}", error, self._services.config.database)
+                database_errors.log_failure(log, f"job {job.name}", error, self._url)
             pause_s = job.every_s
 
     async def _is_over(self, pause_s: float) -> bool:

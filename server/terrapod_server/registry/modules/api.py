@@ -8,20 +8,9 @@ from starlette.responses import Response
 from terrapod_server.access import rules as access
 from terrapod_server.access import visible
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import (
-    Accepts,
-    Access,
-    Attr,
-    Endpoint,
-    Level,
-    Limit,
-    One,
-    Page,
-    Query,
-    Raw,
-    Resource,
-    Thing,
-)
+from terrapod_server.kit.api.declare import Accepts, Attr, Endpoint, Limit, One, Query, Raw, Resource, Thing
+from terrapod_server.kit.caller import Access, Level
+from terrapod_server.kit.paging import Page
 from terrapod_server.registry.modules import actions, rules
 from terrapod_server.registry.modules.model import Module, ModuleVersion
 from terrapod_shared.errors import Forbidden, Invalid
@@ -157,7 +146,7 @@ async def index(call: Call) -> Page:
     if where is None:
         return Page([], 0)
     where &= visible.where(call.principal.rights, actions.KIND)
-    return call.listed(await actions.READER.page(call, where, 't."address"'))
+    return call.listed(await actions.READER.page(call.page, where, 't."address"'))
 
 
 async def create(call: Call) -> Module:

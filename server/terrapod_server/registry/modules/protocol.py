@@ -11,8 +11,9 @@ from typing import Any
 from starlette.responses import Response, StreamingResponse
 
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Access, Endpoint, Level, Raw
+from terrapod_server.kit.api.declare import Endpoint, Raw
 from terrapod_server.kit.api.render import encode
+from terrapod_server.kit.caller import Access, Level
 from terrapod_server.registry.modules import actions
 from terrapod_server.registry.modules.model import Module
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from terrapod_server.access.rules import Rights, Role, check_lockout, labels, pairs, role_name
-from terrapod_server.kit.api.declare import Level
+from terrapod_server.kit.caller import Level
 from terrapod_shared.errors import Conflict
 
 DEV = frozenset({("env", "dev")})

@@ -6,7 +6,7 @@ import pytest
 from starlette.requests import Request
 
 from terrapod_server.config.settings import RateLimits
-from terrapod_server.kit.api.call import ANONYMOUS, Principal
+from terrapod_server.kit.caller import ANONYMOUS, Principal
 from terrapod_server.kit.http import rate_limits
 from terrapod_server.kit.http.rate_limits import Buckets, Limiter
 from terrapod_shared.errors import TooManyRequests

@@ -12,7 +12,7 @@ from terrapod_server.kit.db import filelock
 HOLDS = """
 import sys
 from pathlib import Path
-from terrapod_server.kit import filelock
+from terrapod_server.kit.db import filelock
 with filelock.held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

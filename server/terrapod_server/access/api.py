@@ -9,7 +9,7 @@ from terrapod_server.access.model import Role, RoleAssignment
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Attr, Endpoint, Raw, Resource
 from terrapod_server.kit.caller import Access
-from terrapod_server.kit.paging import Page
+from terrapod_server.kit.paging import Rows
 from terrapod_shared.errors import Invalid
 
 
@@ -93,13 +93,13 @@ ASSIGNMENT = Resource(
 )
 
 
-async def index(call: Call) -> Page:
+async def index(call: Call) -> Rows:
     """Built-in roles, then custom ones by name."""
     page, first = call.page, len(_BUILT_IN)
     built_in: list[BuiltIn | Role] = [*_BUILT_IN[page.offset : page.offset + page.size]]
     left = page.size - len(built_in)
     custom = Role.all().order_by("name").offset(max(0, page.offset - first)).limit(left)
-    return Page(built_in + (await custom if left else []), first + await Role.all().count())
+    return Rows(built_in + (await custom if left else []), first + await Role.all().count())
 
 
 async def show(call: Call) -> BuiltIn | Role:
@@ -133,7 +133,7 @@ async def delete(call: Call) -> None:
     await call.services.authenticator.changed()
 
 
-async def assignments(call: Call) -> Page:
+async def assignments(call: Call) -> Rows:
     """Who has which role."""
     found = RoleAssignment.all()
     for parameter, column in (("filter[email]", "email"), ("filter[provider-name]", "provider")):
@@ -142,7 +142,7 @@ async def assignments(call: Call) -> Page:
     return await call.rows(found.order_by("email", "provider", "role"))
 
 
-async def assign(call: Call) -> Page:
+async def assign(call: Call) -> Rows:
     """Give a person exactly these roles."""
     sent = call.attributes
     for column, attribute in (("email", "email"), ("roles", "roles")):
@@ -153,7 +153,7 @@ async def assign(call: Call) -> Page:
     call.about(ASSIGNMENT.type, f"{provider}:{email}")
     await actions.assign(provider, email, sent["roles"], call.principal, force=sent.get("force", False))
     await call.services.authenticator.changed()
-    return Page(await RoleAssignment.filter(provider=provider, email=email).order_by("role"))
+    return Rows(await RoleAssignment.filter(provider=provider, email=email).order_by("role"))
 
 
 async def unassign(call: Call) -> None:

@@ -31,7 +31,7 @@ from terrapod_server.kit.api.declare import (
 )
 from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db.row_cache import Where, like
-from terrapod_server.kit.paging import Page
+from terrapod_server.kit.paging import Rows
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, wire
@@ -163,7 +163,7 @@ _OPEN_TO = accepting.open_to("t", "$1")
 _ORDERS = {"created-at": 't."id"', "-created-at": 't."id" DESC', "-name": 't."name" DESC'}
 
 
-async def index(call: Call) -> Page:
+async def index(call: Call) -> Rows:
     """The pools that the caller may read, by name."""
     where = visible.where(call.principal.rights, actions.KIND)
     if text := call.param("q"):
@@ -226,7 +226,7 @@ async def delete(call: Call) -> None:
     await actions.delete_pool(await show(call))
 
 
-async def tokens(call: Call) -> Page:
+async def tokens(call: Call) -> Rows:
     """The pool's join tokens."""
     row = await show(call)
     return await call.rows(JoinToken.filter(pool_id=row.id).order_by("-id"))
@@ -263,7 +263,7 @@ async def delete_token(call: Call) -> None:
         await call.services.authenticator.changed()
 
 
-async def listeners(call: Call) -> Page:
+async def listeners(call: Call) -> Rows:
     """The pool's listeners."""
     row = await show(call)
     return await call.rows(Listener.filter(pool_id=row.id).order_by("name"))

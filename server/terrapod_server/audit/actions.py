@@ -10,7 +10,7 @@ from terrapod_server.audit.chain_heads import Head, Heads, Ledger
 from terrapod_server.audit.model import AuditEntry
 from terrapod_server.kit.db import database
 from terrapod_server.kit.db.row_cache import Where
-from terrapod_server.kit.paging import Page, PageRequest
+from terrapod_server.kit.paging import PageRequest, Rows
 from terrapod_shared import clock, ids
 
 #: So many entries go in one transaction.
@@ -60,7 +60,7 @@ async def page(
     equal: Mapping[str, str],
     after: datetime | None = None,
     until: datetime | None = None,
-) -> Page:
+) -> Rows:
     """A page, newest first. `equal` has values by `actor`, `resource_type` and `action`.
 
     A page far back is reached over the index alone, and from the nearer end.
@@ -74,7 +74,7 @@ async def page(
     total = await counts.total(where, least)
     count = min(wanted.size, total - wanted.offset)
     if count <= 0:
-        return Page([], total)
+        return Rows([], total)
     behind = total - wanted.offset - count
     # from the newest on as many as were asked for: others may have come since they were counted
     order, offset, limit = ("DESC", wanted.offset, wanted.size) if wanted.offset <= behind else ("ASC", behind, count)
@@ -84,7 +84,7 @@ async def page(
         where.values,
     )
     found = await AuditEntry.filter(id__in=[row[0] for row in keys]).order_by("-id")
-    return Page(found, max(total, wanted.offset + len(found)))
+    return Rows(found, max(total, wanted.offset + len(found)))
 
 
 async def purge(ledger: Ledger, keep: timedelta, own: str) -> int:

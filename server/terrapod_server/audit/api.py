@@ -9,7 +9,7 @@ from terrapod_server.audit.model import AuditEntry
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Attr, Endpoint, Raw, Recorded, Resource
 from terrapod_server.kit.caller import Access
-from terrapod_server.kit.paging import Page
+from terrapod_server.kit.paging import Rows
 from terrapod_shared.errors import Invalid
 
 
@@ -61,7 +61,7 @@ def _time(call: Call, name: str) -> datetime | None:
     return at
 
 
-async def index(call: Call) -> Page:
+async def index(call: Call) -> Rows:
     """The entries, newest first."""
     actor = call.param("filter[actor]") or ""
     asked = {

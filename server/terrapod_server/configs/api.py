@@ -8,7 +8,7 @@ from terrapod_server.identity import actions as identity
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Attr, Endpoint, Limit, One, Raw, Recorded, Resource, Thing
 from terrapod_server.kit.caller import Access, Level
-from terrapod_server.kit.paging import Page
+from terrapod_server.kit.paging import Rows
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared.errors import Forbidden, NotFound
 
@@ -48,7 +48,7 @@ _LIST = "/api/v2/workspaces/{workspace}/configuration-versions"
 _ONE = "/api/v2/configuration-versions/{configuration_version}"
 
 
-async def index(call: Call) -> Page:
+async def index(call: Call) -> Rows:
     """The workspace's configuration versions, newest first."""
     workspace = await workspaces.get(call.path["workspace"])
     return await call.rows(ConfigurationVersion.filter(workspace_id=workspace.id).order_by("-id"))

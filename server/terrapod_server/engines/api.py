@@ -10,7 +10,7 @@ from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Attr, Endpoint, Raw, Resource
 from terrapod_server.kit.api.render import encode
 from terrapod_server.kit.caller import Access
-from terrapod_server.kit.paging import Page
+from terrapod_server.kit.paging import Rows
 from terrapod_shared.errors import Invalid, NotFound
 
 _PURPOSE = "engine download"
@@ -48,7 +48,7 @@ async def raw(call: Call) -> Response:
     return await call.stored(actions.key_of(row), "application/zip", row.size)
 
 
-async def index(call: Call) -> Page:
+async def index(call: Call) -> Rows:
     """What is in the cache."""
     return await call.rows(EngineFile.all().order_by("tool", "version", "os", "arch"))
 

@@ -11,7 +11,7 @@ from terrapod_server.identity.signin import passwords
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Attr, Endpoint, One, Raw, Resource
 from terrapod_server.kit.caller import Access, Level
-from terrapod_server.kit.paging import Page
+from terrapod_server.kit.paging import Rows
 from terrapod_shared.errors import Forbidden, Invalid, NotFound
 
 
@@ -168,7 +168,7 @@ def _check_names(call: Call, email: str) -> None:
             raise Invalid(message, pointer=f"/data/attributes/{name}")
 
 
-async def index(call: Call) -> Page:
+async def index(call: Call) -> Rows:
     """Users, newest first."""
     found = User.all()
     if text := call.param("filter[email]"):
@@ -235,7 +235,7 @@ async def _own(call: Call, *, is_reading: bool) -> User:
     return row
 
 
-async def tokens(call: Call) -> Page:
+async def tokens(call: Call) -> Rows:
     """The user's tokens, newest first."""
     owner = await _own(call, is_reading=True)
     return await call.rows(ApiToken.filter(user_id=owner.id).order_by("-id"))

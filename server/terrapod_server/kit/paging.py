@@ -11,7 +11,7 @@ PAGE_SIZE_MAX = 100
 
 
 @dataclass(frozen=True)
-class Page:
+class Rows:
     """Some rows of a list. `total` counts all that match; None: this is all there is."""
 
     rows: Sequence[Any]

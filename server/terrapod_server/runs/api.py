@@ -21,7 +21,7 @@ from terrapod_server.kit.api.declare import (
 )
 from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db.row_cache import Record, Where, like
-from terrapod_server.kit.paging import Page
+from terrapod_server.kit.paging import Rows
 from terrapod_server.runs import actions, composing, framing, leases, logs, readers, reasons, states, stream
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Event, Status
@@ -282,7 +282,7 @@ _OPERATIONS = {
 }
 
 
-async def index(call: Call) -> Page:
+async def index(call: Call) -> Rows:
     """The workspace's runs, newest first."""
     workspace_id = call.path["workspace"]
     where = Where('t."workspace_id" = $1', (workspace_id,)) & _filtered(call)
@@ -292,19 +292,19 @@ async def index(call: Call) -> Page:
     return page
 
 
-async def index_all(call: Call) -> Page:
+async def index_all(call: Call) -> Rows:
     """All runs that the caller may read, newest first."""
     where = _filtered(call) & workspaces.in_readable(call.principal)
     return await _levelled(call, await actions.READER.page(call.page, where, 't."id" DESC'))
 
 
-async def queue(call: Call) -> Page:
+async def queue(call: Call) -> Rows:
     """Runs that wait or are under way and that the caller may read, in order."""
     where = _among("status", sorted(_QUEUED)) & workspaces.in_readable(call.principal)
     return await _levelled(call, await actions.READER.page(call.page, where, 't."id"'))
 
 
-async def _levelled(call: Call, page: Page) -> Page:
+async def _levelled(call: Call, page: Rows) -> Rows:
     """Each run gets the caller's level on its workspace."""
     found = await workspaces.by_ids({row.workspace_id for row in page.rows})
     levels = {workspace.id: workspace.level for workspace in call.readable(found)}
@@ -374,7 +374,7 @@ async def release(call: Call) -> Run:
     return await actions.release(call.services, call.path["run"], call.principal)
 
 
-async def run_events(call: Call) -> Page:
+async def run_events(call: Call) -> Rows:
     """What happened to the run."""
     run = await find(call)
     found = RunEvent.filter(run_id=run.id).order_by("id")

@@ -10,7 +10,7 @@ from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Attr, Endpoint, Limit, Many, One, Raw, Recorded, Resource, Thing
 from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db.row_cache import Record
-from terrapod_server.kit.paging import Page
+from terrapod_server.kit.paging import Rows
 from terrapod_server.states import actions
 from terrapod_server.states.model import StateOutput, StateVersion
 from terrapod_server.store import keys
@@ -150,7 +150,7 @@ async def _check_run(call: Call, workspace_id: str) -> None:
         raise NotFound
 
 
-async def index(call: Call) -> Page:
+async def index(call: Call) -> Rows:
     """The workspace's state versions, newest first."""
     if "workspace" in call.path:
         workspace = await _workspace(call)
@@ -276,17 +276,17 @@ async def _announced(call: Call) -> StateVersion:
     return row
 
 
-async def outputs(call: Call) -> Page:
+async def outputs(call: Call) -> Rows:
     """The outputs of a state version; values of sensitive ones are null."""
     row = await find(call)
-    return Page(await actions.outputs(row.id)) if not call.page.asked else call.cut(await actions.outputs(row.id))
+    return Rows(await actions.outputs(row.id)) if not call.page.asked else call.cut(await actions.outputs(row.id))
 
 
-async def current_outputs(call: Call) -> Page:
+async def current_outputs(call: Call) -> Rows:
     """The outputs of the newest state; none where there is no state."""
     workspace = await _workspace(call)
     rows = await actions.outputs(workspace.current_state_version_id) if workspace.current_state_version_id else []
-    return call.cut(rows) if call.page.asked else Page(rows)
+    return call.cut(rows) if call.page.asked else Rows(rows)
 
 
 async def show_output(call: Call) -> StateOutput:

@@ -5,7 +5,7 @@ from typing import Any
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Attr, Endpoint, One, Raw, Resource
 from terrapod_server.kit.caller import Level
-from terrapod_server.kit.paging import Page
+from terrapod_server.kit.paging import Rows
 from terrapod_server.variables import actions
 from terrapod_server.variables.model import Variable
 from terrapod_server.workspaces import actions as workspaces
@@ -32,12 +32,12 @@ _LIST = "/api/v2/workspaces/{workspace}/vars"
 _ONE = _LIST + "/{variable}"
 
 
-async def index(call: Call) -> Page:
+async def index(call: Call) -> Rows:
     """All variables of the workspace; values of sensitive ones are never shown."""
     workspace = await workspaces.get(call.path["workspace"])
     found = Variable.filter(workspace_id=workspace.id).order_by("key", "category")
     page = await call.rows(found, full_unless_asked=True)
-    return Page(actions.opened(call.services, page.rows), page.total)
+    return Rows(actions.opened(call.services, page.rows), page.total)
 
 
 async def create(call: Call) -> Variable:

@@ -10,7 +10,7 @@ from terrapod_server.kit.api.declare import Accepts, Attr, Endpoint, Many, One, 
 from terrapod_server.kit.api.identifiers import Linked
 from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db.row_cache import Record
-from terrapod_server.kit.paging import Page
+from terrapod_server.kit.paging import Rows
 from terrapod_server.workspaces import actions, rules
 from terrapod_server.workspaces.model import Workspace
 from terrapod_server.workspaces.organization import PROJECT_ID
@@ -279,11 +279,11 @@ def _check_project(call: Call) -> None:
         raise Invalid(message, pointer="/data/relationships/project")
 
 
-async def index(call: Call) -> Page:
+async def index(call: Call) -> Rows:
     """The workspaces that the caller may read, by name."""
     project = call.param("filter[project][id]")
     if project not in (None, PROJECT_ID):
-        return Page([], 0)
+        return Rows([], 0)
     found = actions.search(call.query)
     if statuses := call.param("filter[current-run][status]"):
         found &= call.services.run_has_status('t."current_run_id"', statuses.split(","))
@@ -438,21 +438,21 @@ async def force_unlock(call: Call) -> Workspace:
     return await actions.unlock(call.services, workspace, call.principal, force=True)
 
 
-async def labels(call: Call) -> Page:
+async def labels(call: Call) -> Rows:
     """The workspace's labels."""
     workspace = await find(call)
     rows = [Label(key, value) for key, value in sorted(workspace.labels.items())]
-    return call.cut(rows) if call.page.asked else Page(rows)
+    return call.cut(rows) if call.page.asked else Rows(rows)
 
 
-async def add_bindings(call: Call) -> Page:
+async def add_bindings(call: Call) -> Rows:
     """Add labels; those that are not named stay."""
     sent = {_text(item, "key"): item.attributes.get("value") for item in call.items}
     await _relabel(call, lambda labels: actions.with_labels(labels, sent))
     return await labels(call)
 
 
-async def replace_bindings(call: Call) -> Page:
+async def replace_bindings(call: Call) -> Rows:
     """Set the labels to exactly these."""
     sent = {_text(item, "key"): item.attributes.get("value") for item in call.items}
     await _relabel(call, lambda _: sent)
@@ -498,7 +498,7 @@ async def _tag_keys(call: Call, tags: Sequence[Linked], pointer: str) -> list[st
     return keys
 
 
-async def consumers(call: Call) -> Page:
+async def consumers(call: Call) -> Rows:
     """Workspaces whose runs may read this one's state."""
     where = actions.readable(call.principal) & actions.consuming((await find(call)).id)
     return call.listed(await actions.READER.page(call.page, where, 't."name"'))

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Attr, Endpoint, One, Raw, Resource
 from terrapod_server.kit.caller import Access
-from terrapod_server.kit.paging import Page
+from terrapod_server.kit.paging import Rows
 from terrapod_shared.errors import Invalid, NotFound
 
 PROJECT_ID = "prj-00000000000000000default"
@@ -114,7 +114,7 @@ async def _projects() -> list[Fixed]:
     return [_PROJECT]
 
 
-async def organizations(call: Call) -> Page:
+async def organizations(call: Call) -> Rows:
     """The one organization, as a list."""
     query = (call.param("q") or "").lower()
     return call.cut([_ORGANIZATION] if query in _ORGANIZATION.name else [])
@@ -130,7 +130,7 @@ async def entitlements(_call: Call) -> Fixed:
     return _ORGANIZATION
 
 
-async def projects(call: Call) -> Page:
+async def projects(call: Call) -> Rows:
     """The one project; a 404 here would crash terraform's init."""
     names = call.param("filter[names]")
     return call.cut([_PROJECT] if names is None or PROJECT_NAME in names.split(",") else [])

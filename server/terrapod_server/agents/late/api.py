@@ -9,7 +9,7 @@ from terrapod_server.agents.model import LateState
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Attr, Endpoint, One, Raw, Recorded, Resource, Thing
 from terrapod_server.kit.caller import Access, Level
-from terrapod_server.kit.paging import Page
+from terrapod_server.kit.paging import Rows
 from terrapod_server.workspaces import actions as workspaces
 
 DOWNLOAD_S = 3600
@@ -51,7 +51,7 @@ LATE_STATE = Resource(
 )
 
 
-async def index(call: Call) -> Page:
+async def index(call: Call) -> Rows:
     """The workspace's late states, newest first."""
     workspace = await workspaces.get(call.path["workspace"])
     found = LateState.filter(workspace_id=workspace.id)

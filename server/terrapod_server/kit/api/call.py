@@ -13,7 +13,7 @@ from terrapod_server.kit.api.identifiers import Linked
 from terrapod_server.kit.caller import ANONYMOUS, Level, Principal
 from terrapod_server.kit.http import body, departure
 from terrapod_server.kit.http.budget import Held
-from terrapod_server.kit.paging import Page, PageRequest, page_of
+from terrapod_server.kit.paging import PageRequest, Rows, page_of
 from terrapod_server.kit.services import Services
 from terrapod_server.kit.work.bus import Subscription
 from terrapod_shared.errors import BadRequest, Invalid, TooLarge
@@ -56,20 +56,20 @@ class Call:
     def page(self) -> PageRequest:
         return page_of(self.query)
 
-    async def rows(self, queryset: Any, *, full_unless_asked: bool = False) -> Page:
+    async def rows(self, queryset: Any, *, full_unless_asked: bool = False) -> Rows:
         """The page of a Tortoise queryset that the client asked for, with the count of all."""
         page = self.page
         if full_unless_asked and not page.asked:
-            return Page(await queryset)
+            return Rows(await queryset)
         total = await queryset.count()
         if page.offset >= total:
-            return Page([], total)
-        return Page(await queryset.offset(page.offset).limit(page.size), total)
+            return Rows([], total)
+        return Rows(await queryset.offset(page.offset).limit(page.size), total)
 
-    def cut(self, rows: Sequence[Any]) -> Page:
+    def cut(self, rows: Sequence[Any]) -> Rows:
         """The page of rows that are all in memory; for lists that are short by nature."""
         page = self.page
-        return Page(rows[page.offset : page.offset + page.size], len(rows))
+        return Rows(rows[page.offset : page.offset + page.size], len(rows))
 
     def level_on(self, row: Any) -> Level:
         """The caller's level on a row of the answer: its own, where rows differ, else that of the request."""
@@ -92,12 +92,12 @@ class Call:
                 found.append(row)
         return found
 
-    def listed(self, page: Page) -> Page:
+    def listed(self, page: Rows) -> Rows:
         """A page of things with rights, filtered by the database, in which each row gets the caller's level on it."""
         if self.principal.is_admin and not self.principal.is_limited:
             self.level = Level.ADMIN
             return page
-        return Page(self.readable(page.rows), page.total)
+        return Rows(self.readable(page.rows), page.total)
 
     def refuse_others(self, names: Collection[str], why: str) -> None:
         """Raises Invalid for a sent attribute that the resource has and this endpoint does not take, unless it is empty."""

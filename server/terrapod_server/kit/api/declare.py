@@ -172,7 +172,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A JSON:API endpoint: `do(call)` gives a row, a `Page` (with `many`), or None.
+    """A JSON:API endpoint: `do(call)` gives a row, a `Rows` (with `many`), or None.
 
     `status` is the success status; None as result gives 204 unless `status` is
     202. `guards` names the path parameter whose thing the level is about

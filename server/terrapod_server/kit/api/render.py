@@ -13,7 +13,7 @@ from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Many, One, Resource, Row
 from terrapod_server.kit.caller import Level
 from terrapod_server.kit.db.row_cache import Record
-from terrapod_server.kit.paging import Page, PageRequest
+from terrapod_server.kit.paging import PageRequest, Rows
 
 Document = dict[str, Any]
 #: How deep `include=a.b.c` is followed.
@@ -119,7 +119,7 @@ class Registry:
         await self._include(document, resource, [row], call)
         return document
 
-    async def many(self, resource: Resource, page: Page, call: Call, view: str | None = None) -> Document:
+    async def many(self, resource: Resource, page: Rows, call: Call, view: str | None = None) -> Document:
         rows = list(page.rows)
         document: Document = {"data": await self._render(resource, rows, call, view)}
         await self._include(document, resource, rows, call)

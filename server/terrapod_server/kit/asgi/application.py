@@ -27,7 +27,7 @@ from terrapod_server.kit.caller import ANONYMOUS, Level, Principal
 from terrapod_server.kit.db import database_errors
 from terrapod_server.kit.http import headers
 from terrapod_server.kit.http.body import Body, Pace
-from terrapod_server.kit.paging import Page
+from terrapod_server.kit.paging import Rows
 from terrapod_server.kit.services import Services
 from terrapod_shared import errors, ids
 
@@ -346,7 +346,7 @@ class Server:
         if endpoint.resource is None:
             document = result
         elif endpoint.many:
-            page = result if isinstance(result, Page) else Page(list(result))
+            page = result if isinstance(result, Rows) else Rows(list(result))
             document = await self.registry.many(endpoint.resource, page, call, endpoint.view)
         else:
             document = await self.registry.one(endpoint.resource, result, call, endpoint.view)

@@ -24,7 +24,7 @@ from tortoise.models import Model
 
 from terrapod_server.kit.caller import Level
 from terrapod_server.kit.db import database, row_versions
-from terrapod_server.kit.paging import Page, PageRequest
+from terrapod_server.kit.paging import PageRequest, Rows
 
 M = TypeVar("M", bound=Model)
 #: A column in a condition.
@@ -155,7 +155,7 @@ class Reader(Generic[M]):
         found, _ = await self._records("", f"{joined} WHERE {where}", values)
         return found[0] if found else None
 
-    async def page(self, page: PageRequest, where: Where, order: str) -> Page:
+    async def page(self, page: PageRequest, where: Where, order: str) -> Rows:
         """The page that the client asked for, and the count of all that match.
 
         A count is remembered as long as nothing that it depends on was changed
@@ -175,28 +175,28 @@ class Reader(Generic[M]):
             again = f'WHERE t."id" IN ({marks}) ORDER BY {order} LIMIT {page.size}' if ids else rest
             found = await self._seen_before(generation, again, ids or where.values)
             if found and found[1] == known[0]:
-                return Page(found[0], known[1])
+                return Rows(found[0], known[1])
         count = f"{generation}, (SELECT count(*) FROM {self._table} {condition})"  # noqa: S608  our own words
         records, beside = await self._records(f", {count}", rest, where.values)
         if not records and page.offset:  # past the end, where no row carries the count
-            return Page([], int((await database.rows(f"SELECT {count}", where.values))[0][1]))
+            return Rows([], int((await database.rows(f"SELECT {count}", where.values))[0][1]))
         if not records:
-            return Page([], 0)
+            return Rows([], 0)
         self._forget(where, beside[0])
         self._counts[where] = (beside[0], beside[1])
         self._remember(records)
         if "SELECT" in where.sql and self._may_remember(Where(order)):
             self._pages[asked] = tuple(record.id for record in records)
-        return Page(records, beside[1])
+        return Rows(records, beside[1])
 
-    async def _counted(self, where: Where, page: PageRequest, rest: str) -> Page:
+    async def _counted(self, where: Where, page: PageRequest, rest: str) -> Rows:
         """The same for a condition whose count nobody may remember."""
         condition = f"WHERE {where.sql}" if where.sql else ""
         count = f"(SELECT count(*) FROM {self._table} {condition})"  # noqa: S608  our own words
         records, beside = await self._records(f", {count}", rest, where.values)
         if not records and page.offset:
-            return Page([], int((await database.rows(f"SELECT {count}", where.values))[0][0]))
-        return Page(records, beside[0] if records else 0)
+            return Rows([], int((await database.rows(f"SELECT {count}", where.values))[0][0]))
+        return Rows(records, beside[0] if records else 0)
 
     def _may_remember(self, where: Where) -> bool:
         """Whether each change that the count depends on raises a generation which is read along."""

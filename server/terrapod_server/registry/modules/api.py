@@ -10,7 +10,7 @@ from terrapod_server.access import visible
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Accepts, Attr, Endpoint, Limit, One, Query, Raw, Resource, Thing
 from terrapod_server.kit.caller import Access, Level
-from terrapod_server.kit.paging import Page
+from terrapod_server.kit.paging import Rows
 from terrapod_server.registry.modules import actions, rules
 from terrapod_server.registry.modules.model import Module, ModuleVersion
 from terrapod_shared.errors import Forbidden, Invalid
@@ -140,11 +140,11 @@ async def _find(call: Call) -> Module:
     return await actions.named(path.get("namespace", rules.NAMESPACE), path["name"], path["provider"])
 
 
-async def index(call: Call) -> Page:
+async def index(call: Call) -> Rows:
     """The modules that the caller may read, by name and provider."""
     where = actions.search(call.request.query_params)
     if where is None:
-        return Page([], 0)
+        return Rows([], 0)
     where &= visible.where(call.principal.rights, actions.KIND)
     return call.listed(await actions.READER.page(call.page, where, 't."address"'))
 
@@ -202,7 +202,7 @@ async def delete_of_name(call: Call) -> None:
     await actions.delete(call.services, modules)
 
 
-async def versions(call: Call) -> Page:
+async def versions(call: Call) -> Rows:
     """All versions of a module, newest first."""
     module = await (show_by_id(call) if "module" in call.path else _find(call))
     return call.cut((await actions.versions([module.id]))[module.id])

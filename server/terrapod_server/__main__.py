@@ -11,7 +11,8 @@ from typing import Any, TextIO
 
 import click
 
-from terrapod_server.config import settings
+from terrapod_server.config.load import Mistakes, load, own_file
+from terrapod_server.config.settings import Config
 from terrapod_shared import operator_errors, services
 from terrapod_shared.files import real_path
 
@@ -51,19 +52,19 @@ _DATA = click.option(
 )
 
 
-def _load(file: Path | None, data: Path | None = None) -> settings.Config:
+def _load(file: Path | None, data: Path | None = None) -> Config:
     over: dict[str, Any] = {"data": str(real_path(data))} if data else {}
     if data and file is None:  # as `up` does
-        file = settings.own_file(data)
+        file = own_file(data)
     try:
-        return settings.load(os.environ, file, **over)
-    except settings.Mistakes as error:
+        return load(os.environ, file, **over)
+    except Mistakes as error:
         for line in error.lines:
             click.echo(f"error: {line}", err=True)
         raise SystemExit(2) from None
 
 
-def _owned(config: settings.Config) -> settings.Config:
+def _owned(config: Config) -> Config:
     """What root would write into another user's data folder, that user's server could not read."""
     services.check_owner(config.folder)
     return config
@@ -172,17 +173,17 @@ def _password(from_stdin: bool) -> str:
     return str(click.prompt("Password", hide_input=True, confirmation_prompt=True))
 
 
-def _config_of(file: Path | None, data: Path | None) -> settings.Config:
+def _config_of(file: Path | None, data: Path | None) -> Config:
     """Settings of `up`, whose file is in its data folder, or those of a file."""
     if data is None:
         return _load(file)
     try:
-        return settings.load(up.own_variables(), file or settings.own_file(data), data=str(real_path(data)))
-    except settings.Mistakes as error:
+        return load(up.own_variables(), file or own_file(data), data=str(real_path(data)))
+    except Mistakes as error:
         raise click.ClickException(str(error)) from None
 
 
-def _in_app(config: settings.Config, work: Callable[[app.App], Awaitable[None]]) -> None:
+def _in_app(config: Config, work: Callable[[app.App], Awaitable[None]]) -> None:
     _owned(config)
 
     async def run() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from terrapod_server.config.settings import load
+from terrapod_server.config.load import load
 from terrapod_server.store.cipher import HEADER, PLAIN, Damaged, EncryptedStore, KeyRing
 from terrapod_server.store.files import FileStore
 from terrapod_server.store.port import Store, once
@@ -213,7 +213,7 @@ async def test_size_of_a_stream_does_not_show_in_memory(encrypted: EncryptedStor
 def test_the_s3_client_is_loaded_only_where_s3_is_set(tmp_path: Path) -> None:
     assert isinstance(open_store(load({}, data=str(tmp_path))), FileStore)
     program = (
-        "import sys\nfrom terrapod_server.config.settings import load\nfrom terrapod_server.store import cipher, select\n"
+        "import sys\nfrom terrapod_server.config.load import load\nfrom terrapod_server.store import cipher, select\n"
         "store = select.open_store(load({}, data=sys.argv[1], storage={'kind': sys.argv[2], 'bucket': 'b'}))\n"
         "print(type(store).__name__, 'botocore' in sys.modules, 'aiohttp' in sys.modules)"
     )

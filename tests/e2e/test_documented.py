@@ -21,7 +21,7 @@ from kit.documented import ROOT, Block, Shell, blocks
 from kit.postgres import free_port
 from kit.remote import wait_for
 from kit.site import BIN
-from terrapod_server.config import settings as config
+from terrapod_server.config.load import load
 
 PASSWORD = "a heron stands in shallow water"
 RESOURCE = 'resource "terraform_data" "a" { input = "one" }\n'
@@ -58,7 +58,7 @@ def test_settings_that_are_shown_are_settings(document: str, number: int, tmp_pa
     issued.cert_chain_pems[0].write_to_path(tmp_path / "tls.pem")
     file = tmp_path / "server.toml"
     file.write_text(text.replace("/etc/terrapod", str(tmp_path)))
-    assert config.load({}, file).public_url == "https://terrapod.example.com"
+    assert load({}, file).public_url == "https://terrapod.example.com"
 
 
 @pytest.fixture

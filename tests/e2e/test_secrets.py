@@ -18,7 +18,7 @@ from kit.serving import state_bytes, tar, until
 from kit.site import BIN
 from terrapod_server import app
 from terrapod_server.commands import accounts, tls
-from terrapod_server.config.settings import load
+from terrapod_server.config.load import load
 from terrapod_server.store.cipher import KeyRing
 
 CANARY = "canary-7f3a9c-hunter2"

@@ -25,7 +25,7 @@ from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server.audit import actions
 from terrapod_server.audit.rules import Entry
 from terrapod_server.commands import audit
-from terrapod_server.config import settings as config
+from terrapod_server.config.load import load
 from terrapod_server.store.cipher import KeyRing
 from terrapod_shared import wire
 
@@ -91,7 +91,7 @@ async def verified(
 ) -> tuple[int, str]:
     """Exit code and words of `audit verify`."""
     capsys.readouterr()
-    code = await audit.verify(config.load({}, None, data=str(folder), database_url=database_url), files)
+    code = await audit.verify(load({}, None, data=str(folder), database_url=database_url), files)
     return code, capsys.readouterr().out
 
 

@@ -18,7 +18,8 @@ from kit.process import Process, metric
 from kit.serving import Running, until
 from terrapod_server import app, serving
 from terrapod_server.commands import tls as authority
-from terrapod_server.config.settings import Tls, load
+from terrapod_server.config.load import load
+from terrapod_server.config.settings import Tls
 from terrapod_server.store.cipher import KeyRing
 
 END = 'terrapod_certificate_expiry_timestamp_seconds{certificate="server"}'

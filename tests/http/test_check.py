@@ -17,7 +17,7 @@ from kit.serving import running
 from kit.site import BIN
 from terrapod_server import app
 from terrapod_server.commands import check, tls
-from terrapod_server.config.settings import Mistakes, load
+from terrapod_server.config.load import Mistakes, load
 from terrapod_server.kit.db import database
 from terrapod_server.kit.http import certificates
 from terrapod_server.store.cipher import KeyRing

@@ -13,7 +13,7 @@ from kit.postgres import Postgres
 from kit.process import Process
 from kit.serving import running, until
 from terrapod_server import app
-from terrapod_server.config.settings import load
+from terrapod_server.config.load import load
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity import sessions, uses
 from terrapod_server.kit.db import database

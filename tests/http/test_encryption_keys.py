@@ -17,7 +17,7 @@ from kit.postgres import free_port
 from kit.serving import Running, running, state_bytes, tar, until
 from kit.site import BIN
 from terrapod_server import app
-from terrapod_server.config.settings import load
+from terrapod_server.config.load import load
 from terrapod_server.kit.db import database
 from terrapod_server.store.cipher import KeyRing
 

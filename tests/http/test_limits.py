@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from kit.serving import Running, running, until
-from terrapod_server.config.settings import load
+from terrapod_server.config.load import load
 from terrapod_server.kit import html
 from terrapod_server.kit.http import headers, lockout
 from terrapod_server.kit.http.rate_limits import Limiter

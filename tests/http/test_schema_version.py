@@ -11,7 +11,7 @@ from kit.serving import running
 from terrapod_server import app, migrations
 from terrapod_server.__main__ import main
 from terrapod_server.commands import check
-from terrapod_server.config.settings import load
+from terrapod_server.config.load import load
 from terrapod_server.kit.db import database, schema_version
 from terrapod_server.kit.db.database_errors import DatabaseError
 from terrapod_server.kit.db.schema_version import SchemaVersion

@@ -18,7 +18,7 @@ from kit.serving import Running, until
 from kit.site import BIN
 from terrapod_server import app
 from terrapod_server.commands import accounts
-from terrapod_server.config.settings import load
+from terrapod_server.config.load import load
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 

@@ -25,7 +25,8 @@ from terrapod_listener.link.identity import Identity
 from terrapod_listener.link.join import join
 from terrapod_server import app, serving
 from terrapod_server.commands import accounts
-from terrapod_server.config.settings import Config, load
+from terrapod_server.config.load import load
+from terrapod_server.config.settings import Config
 from terrapod_server.identity import actions as identity
 from terrapod_server.kit.api import openapi
 from terrapod_server.kit.api.declare import Endpoint, Raw

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from terrapod_server.config.settings import is_loopback, is_name, is_unspecified
+from terrapod_server.config.hosts import is_loopback, is_name, is_unspecified
 from terrapod_shared import clock
 from terrapod_shared.files import write_private
 

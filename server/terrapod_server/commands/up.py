@@ -27,18 +27,9 @@ import uvloop
 from terrapod_server import app, serving
 from terrapod_server.agents import actions as agents
 from terrapod_server.commands import accounts, tls
-from terrapod_server.config.settings import (
-    Config,
-    Mistakes,
-    Tls,
-    in_url,
-    is_loopback,
-    is_name,
-    is_unspecified,
-    load,
-    not_a_name,
-    own_file,
-)
+from terrapod_server.config.hosts import in_url, is_loopback, is_name, is_unspecified, not_a_name
+from terrapod_server.config.load import Mistakes, load, own_file
+from terrapod_server.config.settings import Config, Tls
 from terrapod_shared import host_engines
 from terrapod_shared.errors import TerrapodError
 from terrapod_shared.files import write_private

@@ -12,7 +12,8 @@ from cryptography.x509.oid import ExtensionOID
 
 from terrapod_server.commands import tls
 from terrapod_server.commands.up import host_here, hosts_elsewhere
-from terrapod_server.config.settings import Config, is_name
+from terrapod_server.config.hosts import is_name
+from terrapod_server.config.settings import Config
 from terrapod_server.store.cipher import KeyRing
 from terrapod_shared import clock
 

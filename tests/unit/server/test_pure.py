@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.serving import state_bytes, tar
-from terrapod_server.config import settings
+from terrapod_server.config.load import Mistakes, load
+from terrapod_server.config.settings import Config
 from terrapod_server.engines import rules as releases
 from terrapod_server.kit.api import parse as parsing
 from terrapod_server.kit.api.declare import Attr, Resource
@@ -297,13 +298,11 @@ def test_settings_tell_all_mistakes_at_once() -> None:
         "TERRAPOD_STORAGE__KIND": "tape",
         "TERRAPOD_LIMITS__JSON_BYTES": "5",
     }
-    with pytest.raises(settings.Mistakes) as mistakes:
-        settings.load(environment)
+    with pytest.raises(Mistakes) as mistakes:
+        load(environment)
     assert len(mistakes.value.lines) == 3
-    assert settings.load({"TERRAPOD_TOKEN": "tpod_x"}) == settings.load({}), (
-        "exporting the token, as `up` says, breaks no later start"
-    )
-    assert settings.load({"TERRAPOD_LIMITS__JSON_BYTES": "5"}).limits.json_bytes == 5
+    assert load({"TERRAPOD_TOKEN": "tpod_x"}) == load({}), "exporting the token, as `up` says, breaks no later start"
+    assert load({"TERRAPOD_LIMITS__JSON_BYTES": "5"}).limits.json_bytes == 5
 
 
 def test_routes_know_slashes_and_methods() -> None:
@@ -313,7 +312,7 @@ def test_routes_know_slashes_and_methods() -> None:
 
 
 def test_the_names_that_configurations_may_give_the_server() -> None:
-    assert settings.load({}).hosts == ["localhost:8443", "127.0.0.1:8443"]
-    assert settings.Config(host="0.0.0.0", port=9).hosts == ["localhost:9", "127.0.0.1:9"]
-    assert settings.Config(host="tf.example.com").hosts == ["tf.example.com:8443"]
-    assert settings.load({}, public_url="https://tf.example.com/").hosts == ["tf.example.com"]
+    assert load({}).hosts == ["localhost:8443", "127.0.0.1:8443"]
+    assert Config(host="0.0.0.0", port=9).hosts == ["localhost:9", "127.0.0.1:9"]
+    assert Config(host="tf.example.com").hosts == ["tf.example.com:8443"]
+    assert load({}, public_url="https://tf.example.com/").hosts == ["tf.example.com"]

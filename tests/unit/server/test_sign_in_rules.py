@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from terrapod_server.config.settings import ClaimRule, Mistakes, load
+from terrapod_server.config.load import Mistakes, load
+from terrapod_server.config.settings import ClaimRule
 from terrapod_server.identity import rules
 
 PREFIXES = ("terrapod:", "terrapod-")

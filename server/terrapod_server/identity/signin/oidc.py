@@ -22,6 +22,7 @@ from joserfc import jwk, jws
 from joserfc.errors import JoseError
 
 from terrapod_server.config import settings as config
+from terrapod_server.config.hosts import is_safe_url
 from terrapod_server.identity import rules
 from terrapod_server.identity.rules import Proof, Secrets
 from terrapod_shared.errors import BadGateway, Forbidden
@@ -210,7 +211,7 @@ class Oidc:
         return found
 
     def _may_be_asked(self, url: str) -> bool:
-        return config.is_safe_url(url) and (url.startswith("https://") or self.settings.issuer.startswith("http://"))
+        return is_safe_url(url) and (url.startswith("https://") or self.settings.issuer.startswith("http://"))
 
     async def _ask(
         self, method: str, url: str, *, headers: Mapping[str, str] | None = None, **values: Any

@@ -10,7 +10,7 @@ PROGRAM = """
 import asyncio, subprocess, sys
 
 from terrapod_server import app
-from terrapod_server.kit import database
+from terrapod_server.kit.db import database
 
 POOL = 2
 END = (

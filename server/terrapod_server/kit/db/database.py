@@ -86,6 +86,7 @@ def settings(url: str, modules: Sequence[str], pool: int) -> dict[str, Any]:
                 "minsize": 1,
                 "maxsize": pool,
                 "server_settings": {"idle_in_transaction_session_timeout": str(_IDLE_MS)},
+                "reset": _leave_session,
             },
         }
     return {
@@ -100,6 +101,15 @@ def settings(url: str, modules: Sequence[str], pool: int) -> dict[str, Any]:
         "use_tz": True,
         "timezone": "UTC",
     }
+
+
+async def _leave_session(_connection: Any) -> None:
+    """What the pool does to a connection that it gets back, after it has rolled back an open transaction: nothing.
+
+    Its own way asks PostgreSQL once more after each statement to forget what a session may keep. Nothing here keeps
+    anything in a session of the pool: settings and locks end with their transaction, and who listens has a connection
+    of its own.
+    """
 
 
 def _credentials(url: str) -> dict[str, Any]:

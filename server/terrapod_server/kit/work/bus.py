@@ -90,8 +90,8 @@ class Bus:
 
             connection = connections.get("default")
             try:
-                for topic in topics:
-                    await connection.execute_query("SELECT pg_notify($1, $2)", [CHANNEL, topic])
+                told = "SELECT pg_notify($1, topic) FROM unnest($2::text[]) AS topic"
+                await connection.execute_query(told, [CHANNEL, list(topics)])
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, BaseORMException) as error:
                 log.warning("a wake-up does not reach the other processes: %s", error)
 

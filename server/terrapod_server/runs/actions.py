@@ -13,8 +13,9 @@ from terrapod_server.kit.db.row_cache import Reader, Record, Where
 from terrapod_server.kit.services import Services
 from terrapod_server.runs import engines, readers, states, unknown
 from terrapod_server.runs.change import Change
-from terrapod_server.runs.model import Phase, Run, RunEvent
-from terrapod_server.runs.states import Event, Status
+from terrapod_server.runs.events import Event
+from terrapod_server.runs.model import Phase, Run
+from terrapod_server.runs.states import Status
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, ids
@@ -152,13 +153,10 @@ async def create(
             await Phase.create(
                 id=f"{kind}-{run.tail}", run_id=run.id, workspace_id=workspace.id, pool_id=pool_id, kind=kind
             )
-        await RunEvent.create(
-            run_id=run.id, workspace_id=workspace.id, event="create", status=run.status.value, user_id=principal.id
-        )
-        change.wake(f"workspace:{workspace.id}")
+        change.note(run, Event.CREATE, user_id=principal.id)
         await change.advance()
         if engine.why:
-            await engines.note_waiting(run, engine.why)
+            engines.note_waiting(change, run, engine.why)
     return await get(run.id)
 
 
@@ -241,7 +239,7 @@ async def cancel(services: Services, run_id: str, principal: Principal, comment:
                 await Run.filter(id=run.id).update(
                     cancel_requested="cancel", canceled_at=now, force_cancel_available_at=now + grace
                 )
-                await _asked(change, run, "cancel_requested", principal.id, comment)
+                await _asked(change, run, Event.CANCEL_REQUESTED, principal.id, comment)
         else:
             await change.fire(run, Event.CANCEL, user_id=principal.id, description=comment, canceled_at=now)
             await change.advance()
@@ -261,12 +259,12 @@ async def force_cancel(services: Services, run_id: str, principal: Principal, co
             message = f"the run was canceled and has until {clock.stamp(available)} to end by itself"
             raise Conflict(message)
         await Run.filter(id=run.id).update(cancel_requested="force-cancel")
-        await _asked(change, run, "force_cancel", principal.id, comment)
+        await _asked(change, run, Event.FORCE_CANCEL, principal.id, comment)
     return await get(run_id)
 
 
-async def _asked(change: Change, run: Run, event: str, user_id: str, comment: str) -> None:
-    await change.note(run, event, user_id=user_id, description=comment)
+async def _asked(change: Change, run: Run, event: Event, user_id: str, comment: str) -> None:
+    change.note(run, event, user_id=user_id, description=comment)
     running = await Phase.filter(run_id=run.id, status="running").first()
     if running is not None and running.lease_listener_id:
         change.wake(f"listener:{running.lease_listener_id}")
@@ -323,7 +321,7 @@ async def release_lock(services: Services, workspace_id: str, principal: Princip
         if not run_id or not await workspaces.free_run_lock(workspace_id, run_id):
             return False
         text = f"{principal.name} freed the lock that the run had kept: its state is no longer unknown"
-        await change.note(await get(run_id), "lock_released", user_id=principal.id, description=text)
+        change.note(await get(run_id), Event.LOCK_RELEASED, user_id=principal.id, description=text)
         await change.advance()
     return True
 

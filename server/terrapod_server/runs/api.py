@@ -23,8 +23,9 @@ from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db.row_cache import Record, Where, like
 from terrapod_server.kit.paging import Rows
 from terrapod_server.runs import actions, composing, framing, leases, logs, readers, reasons, states, stream
+from terrapod_server.runs.events import Event
 from terrapod_server.runs.model import Phase, Run, RunEvent
-from terrapod_server.runs.states import Event, Status
+from terrapod_server.runs.states import Status
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock, versions
 from terrapod_shared.errors import Conflict, Invalid, NotFound

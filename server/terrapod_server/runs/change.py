@@ -1,15 +1,19 @@
 """Changes of runs: `Change.fire` is the one writer of a run's status in the program."""
 
+import dataclasses
 import logging
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from terrapod_server.configs.model import ConfigurationVersion
+from terrapod_server.kit.db import database
 from terrapod_server.kit.db.database import in_transaction, is_postgres
 from terrapod_server.kit.services import Services
 from terrapod_server.runs import logs, readers, states, unknown
-from terrapod_server.runs.model import Phase, Run, RunEvent
-from terrapod_server.runs.states import Event, Status
+from terrapod_server.runs.events import Entry, Event
+from terrapod_server.runs.model import Phase, Run
+from terrapod_server.runs.states import Status
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock
@@ -17,6 +21,9 @@ from terrapod_shared.errors import Conflict, TerrapodError
 
 log = logging.getLogger(__name__)
 
+_COLUMNS = ("run_id", "workspace_id", "event", "status", "user_id", "description", "at")
+#: So many events by one statement: PostgreSQL takes 32,767 values.
+_AT_ONCE = 1000
 _PHASE_STAMPS = {
     "queued": "queued-at",
     "running": "started-at",
@@ -36,6 +43,7 @@ class Change:
     def __init__(self, services: Services, workspace_id: str) -> None:
         self._services, self._workspace_id = services, workspace_id
         self._topics: set[str] = set()
+        self._events: list[Entry] = []
         self._later: dict[str, float] = {}
         self._unsealed: set[str] = set()
         self._ended: list[str] = []
@@ -61,6 +69,7 @@ class Change:
         if error is None:
             try:
                 await self._settle()
+                await write(self._events)
             except BaseException as late:
                 await self._transaction.__aexit__(type(late), late, late.__traceback__)
                 raise
@@ -104,20 +113,12 @@ class Change:
         for phase_id, word in ((run.plan_id, plan), (run.apply_id, apply)):
             if word is not None:
                 await self._phase(phase_id, word, stamp)
-        await RunEvent.create(
-            run_id=run.id,
-            workspace_id=run.workspace_id,
-            event=event.value,
-            status=status.value,
-            user_id=user_id,
-            description=description,
-        )
         for name, value in values.items():
             setattr(run, name, value)
+        self._write(run, event, user_id, description)
         if status in states.FINAL:
             self._ended.append(status.value)
         await self._lock(run, unknown_why)
-        self.wake(f"workspace:{run.workspace_id}")
         if event in (Event.QUEUE, Event.QUEUE_APPLY, Event.LOSE):
             self.wake(f"pool:{run.pool_id}")
         return run
@@ -154,20 +155,19 @@ class Change:
         elif run.is_final and unknown_why:
             reason = unknown.lock_reason(run.id, self.workspace.name, unknown_why)
             await Workspace.filter(id=run.workspace_id, run_lock_id=run.id).update(run_lock_reason=reason)
-            await self.note(run, "state_unknown", description=unknown_why)
+            self.note(run, Event.STATE_UNKNOWN, description=unknown_why)
         elif run.is_final:
             await Workspace.filter(id=run.workspace_id, run_lock_id=run.id).update(run_lock_id=None)
 
-    async def note(self, run: Run, event: str, *, user_id: str = "", description: str = "") -> None:
-        """Writes an event that moves nothing."""
-        await RunEvent.create(
-            run_id=run.id,
-            workspace_id=run.workspace_id,
-            event=event,
-            status=run.status.value,
-            user_id=user_id,
-            description=description,
-        )
+    def note(self, run: Run, event: Event, *, user_id: str = "", description: str = "") -> None:
+        """Writes an event that moves nothing. Raises ValueError for one that moves a run: that is `fire`'s."""
+        if event in states.MOVES:
+            raise ValueError(event)
+        self._write(run, event, user_id, description)
+
+    def _write(self, run: Run, event: Event, user_id: str, description: str) -> None:
+        """Events are written at the end of the transaction, all by one statement."""
+        self._events.append(entry(run, event, user_id=user_id, description=description))
         self.wake(f"workspace:{run.workspace_id}")
 
     async def confirm(self, run: Run, *, user_id: str = "", **also: Any) -> None:
@@ -219,3 +219,38 @@ class Change:
         if not found:
             found = await runs.order_by("-id").first().values("id")
         await Workspace.filter(id=self._workspace_id).update(current_run_id=found["id"] if found else None)
+
+
+def entry(run: Run, event: Event, *, user_id: str = "", description: str = "") -> Entry:
+    """An event of a run as it is now."""
+    return Entry(
+        workspace_id=run.workspace_id,
+        run_id=run.id,
+        event=event.value,
+        status=run.status.value,
+        user_id=user_id,
+        description=description,
+    )
+
+
+async def write(entries: Sequence[Entry]) -> list[Entry]:
+    """Writes events, in their order, and gives them with their ids.
+
+    For whoever is inside a transaction that holds the workspace's row lock and is no `Change`: within a workspace ids
+    are in the order of commits.
+    """
+    found: list[Entry] = []
+    for at in range(0, len(entries), _AT_ONCE):
+        part = entries[at : at + _AT_ONCE]
+        width = len(_COLUMNS)
+        marks = (f"({', '.join(f'${row * width + place + 1}' for place in range(width))})" for row in range(len(part)))
+        rows = await database.query(
+            f"""
+            WITH one AS (SELECT 1)
+            INSERT INTO run_event ({", ".join(_COLUMNS)}) VALUES {", ".join(marks)} RETURNING id
+            """,  # noqa: S608  our own columns and marks
+            [getattr(each, column) for each in part for column in _COLUMNS],
+        )
+        numbers = sorted(int(row["id"]) for row in rows)
+        found += [dataclasses.replace(each, id=number) for each, number in zip(part, numbers, strict=True)]
+    return found

@@ -14,7 +14,9 @@ from terrapod_server.engines import rules
 from terrapod_server.engines.actions import Settled
 from terrapod_server.kit.db import database
 from terrapod_server.kit.services import Services
-from terrapod_server.runs.model import Run, RunEvent
+from terrapod_server.runs.change import Change
+from terrapod_server.runs.events import Event
+from terrapod_server.runs.model import Run
 from terrapod_server.runs.states import Status
 from terrapod_shared import programs
 from terrapod_shared.errors import TerrapodError
@@ -23,8 +25,6 @@ log = logging.getLogger(__name__)
 
 #: How long a request waits for a release site.
 PATIENCE_S: Final = 2.0
-#: In run events: it waits for an engine; the description says why.
-EVENT: Final = "engine"
 _WAITING: Final = tuple(
     status.value for status in (Status.PENDING, Status.PLAN_QUEUED, Status.CONFIRMED, Status.APPLY_QUEUED)
 )
@@ -36,16 +36,14 @@ async def settle(services: Services, pool_id: str, tool: str, wanted: str, patie
     return await mirror.settle(services, tool, wanted, local, may_come=not is_anybody_there, patience_s=patience_s)
 
 
-async def note_waiting(run: Run, why: str) -> None:
+def note_waiting(change: Change, run: Run, why: str) -> None:
     """Notes why a run that was just made, or that a listener has given back, waits for its engine.
 
     The log says it too: where `up` runs, that is before the eyes of whoever can mend it.
     """
     ways = rules.ways_out(run.engine_tool, run.engine_version, programs.here())
     log.warning("%s waits for %s %s: %s. To go on, %s", run.id, run.engine_tool, run.engine_wanted, why, ways)
-    await RunEvent.create(
-        run_id=run.id, workspace_id=run.workspace_id, event=EVENT, status=run.status.value, description=why[:500]
-    )
+    change.note(run, Event.ENGINE, description=why[:500])
 
 
 async def settle_waiting(services: Services, pool_id: str = "") -> None:

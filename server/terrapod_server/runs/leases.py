@@ -23,9 +23,10 @@ from terrapod_server.kit.services import Services
 from terrapod_server.runs import engines, logs, readers, states, unknown
 from terrapod_server.runs.actions import get
 from terrapod_server.runs.change import Change
+from terrapod_server.runs.events import Event
 from terrapod_server.runs.lease_clock import clock_sql
-from terrapod_server.runs.model import Phase, Run, RunEvent
-from terrapod_server.runs.states import Event, Status
+from terrapod_server.runs.model import Phase, Run
+from terrapod_server.runs.states import Status
 from terrapod_server.store import keys
 from terrapod_shared import clock, wire
 from terrapod_shared.errors import Conflict, LeaseEnded, NotFound, TerrapodError
@@ -138,9 +139,7 @@ async def refuse(
         if not given:
             raise _ended(phase)
         reason = reason[:500]
-        await RunEvent.create(
-            run_id=run.id, workspace_id=run.workspace_id, event="refused", status=run.status.value, description=reason
-        )
+        change.note(run, Event.REFUSED, description=reason)
         if not is_offer:
             await _lost_plan(change, run, phase, reason)
         elif counts and phase.lost_count >= LOST_MOST:
@@ -166,7 +165,7 @@ async def wait_for_engine(services: Services, phase: Phase, why: str) -> None:
             raise _ended(phase)
         run = await get(phase.run_id)
         if run.status_message != why[:500]:
-            await engines.note_waiting(run, why)
+            engines.note_waiting(change, run, why)
         await Run.filter(id=run.id).update(engine_is_local=True, status_message=why[:500])
         change.wake(f"workspace:{run.workspace_id}")
         change.wake(f"pool:{run.pool_id}")
@@ -432,10 +431,7 @@ async def _expire(services: Services, phase: Phase) -> None:
             change.wake(f"pool:{run.pool_id}")
         elif phase.kind == "apply":
             await Run.filter(id=run.id).update(status_message=_HELD)
-            await RunEvent.create(
-                run_id=run.id, workspace_id=run.workspace_id, event="held", status=run.status.value, description=_HELD
-            )
-            change.wake(f"workspace:{run.workspace_id}")
+            change.note(run, Event.HELD, description=_HELD)
         elif run.status is Status.PLANNING:
             await _lost_plan(change, run, phase, f"listener {phase.lease_listener_id} was lost while it planned")
 

@@ -9,6 +9,7 @@ them.
 from enum import StrEnum
 from typing import Final
 
+from terrapod_server.runs.events import Event
 from terrapod_shared.errors import IllegalTransition
 
 
@@ -28,23 +29,6 @@ class Status(StrEnum):
     DISCARDED = "discarded"
     CANCELED = "canceled"
     ERRORED = "errored"
-
-
-class Event(StrEnum):
-    """What happens to a run."""
-
-    QUEUE = "queue"  #: its turn to be planned
-    START = "start"  #: a listener took the phase
-    PLAN = "plan"  #: planned, and waits for a person
-    SAVE = "save"  #: planned, and waits without holding the queue
-    FINISH = "finish"  #: planned, and that was all
-    LOSE = "lose"  #: the planning listener was lost
-    CONFIRM = "confirm"
-    QUEUE_APPLY = "queue_apply"  #: its turn to be applied
-    APPLY = "apply"  #: applied
-    DISCARD = "discard"
-    CANCEL = "cancel"
-    FAIL = "fail"
 
 
 S, E = Status, Event
@@ -68,6 +52,8 @@ NEXT: Final[dict[Status, dict[Event, Status]]] = {
 }
 FINAL: Final = frozenset(Status) - NEXT.keys()
 UNFINISHED: Final = frozenset(NEXT)
+#: The events that move a run.
+MOVES: Final = frozenset(event for row in NEXT.values() for event in row)
 #: While a listener works on it.
 RUNNING: Final = frozenset({S.PLANNING, S.APPLYING})
 #: From its confirmation to its end a run locks its workspace.

@@ -2,7 +2,8 @@
 
 from datetime import datetime
 
-from terrapod_server.runs import engines, reasons, states
+from terrapod_server.runs import reasons, states
+from terrapod_server.runs.events import Event
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_shared import clock
 
@@ -30,7 +31,7 @@ async def text(run: Run, phase: Phase) -> str:
             parts.append(f"{reasons.lasted(turn)} for its turn in the workspace")
     listener = _between(queued, clock.now())
     if listener >= NOTICEABLE_S:
-        reasons_given = RunEvent.filter(run_id=run.id, event__in=["refused", engines.EVENT], at__gte=queued)
+        reasons_given = RunEvent.filter(run_id=run.id, event__in=[Event.REFUSED, Event.ENGINE], at__gte=queued)
         refused = await reasons_given.order_by("-id").first()
         why = f" (at last {refused.description})" if refused else ""
         parts.append(f"{reasons.lasted(listener)} for a listener{why}")

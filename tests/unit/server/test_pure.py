@@ -19,7 +19,8 @@ from terrapod_server.kit.api.declare import Attr, Resource
 from terrapod_server.kit.asgi.routes import Routes
 from terrapod_server.kit.http.signed import Signer
 from terrapod_server.runs import framing, redact, states
-from terrapod_server.runs.states import Event, Status
+from terrapod_server.runs.events import Event
+from terrapod_server.runs.states import Status
 from terrapod_server.states import parse
 from terrapod_server.states.rules import Mark, Verdict, judge
 from terrapod_server.store.archive import Checker, Unfit

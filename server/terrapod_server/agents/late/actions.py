@@ -13,8 +13,10 @@ from terrapod_server.agents.model import LateState, Listener
 from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db import database_errors
 from terrapod_server.kit.services import Services
+from terrapod_server.runs import change as runs
 from terrapod_server.runs.change import Change
-from terrapod_server.runs.model import Phase, Run, RunEvent
+from terrapod_server.runs.events import Event
+from terrapod_server.runs.model import Phase, Run
 from terrapod_server.states import actions as states
 from terrapod_server.store import keys
 from terrapod_server.workspaces import actions as workspaces
@@ -84,7 +86,7 @@ async def keep(
                 await LateState.filter(id=old.id).update(**values)
             await _recount(phase.workspace_id)
             text = f"listener {listener.name} sent the state with serial {serial} after its lease: it is kept aside"
-            await _told(change, phase.run_id, "late_state", text)
+            await _note(change, phase.run_id, Event.LATE_STATE, text)
     except BaseException:
         await services.store.delete(key)
         raise
@@ -126,7 +128,9 @@ async def adopt(services: Services, late_id: str, principal: Principal, *, confi
         kept_as = current.id if is_there and current is not None else version_id
         await _settled(row, "adopted", kept_as)
         text = f"{principal.name} adopted the late state with serial {row.serial} as {kept_as}"
-        await _event(row.run_id, "state_adopted", text, principal.id)
+        run = await Run.get_or_none(id=row.run_id)
+        if run is not None:
+            await runs.write([runs.entry(run, Event.STATE_ADOPTED, user_id=principal.id, description=text)])
 
     check_waits(row)
     await states.adopt(
@@ -156,7 +160,7 @@ async def drop(services: Services, late_id: str, principal: Principal) -> LateSt
     async with Change(services, row.workspace_id) as change:
         await _settled(row, "dropped", None)
         text = f"{principal.name} dropped the late state with serial {row.serial}"
-        await _told(change, row.run_id, "state_dropped", text, principal.id)
+        await _note(change, row.run_id, Event.STATE_DROPPED, text, principal.id)
     await services.store.delete(row.key)
     return await get(late_id)
 
@@ -206,19 +210,8 @@ async def _check_idle(workspace_id: str) -> None:
         raise Conflict(message)
 
 
-async def _told(change: Change, run_id: str, event: str, text: str, user_id: str = "") -> None:
-    await _event(run_id, event, text, user_id)
-    change.wake(f"workspace:{change.workspace.id}")
-
-
-async def _event(run_id: str, event: str, text: str, user_id: str) -> None:
+async def _note(change: Change, run_id: str, event: Event, text: str, user_id: str = "") -> None:
     run = await Run.get_or_none(id=run_id)
     if run is not None:
-        await RunEvent.create(
-            run_id=run.id,
-            workspace_id=run.workspace_id,
-            event=event,
-            status=run.status.value,
-            user_id=user_id,
-            description=text,
-        )
+        change.note(run, event, user_id=user_id, description=text)
+    change.wake(f"workspace:{change.workspace.id}")

@@ -333,6 +333,7 @@ def build(config: Config) -> App:
         local_engines=agents.local_engines,
         pool_for=agents.pool_for,
         explain_waits=waits.prepare,
+        has_run=runs.has_run,
         before_workspace_deleted=[deleted.before_workspace_deleted, states.before_workspace_deleted],
         clear_deleted=deleted.clear,
         on_workspace_deleted=[

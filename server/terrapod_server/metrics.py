@@ -5,9 +5,9 @@ import platform
 
 from starlette.responses import Response
 
-from terrapod_server.agents import depth
-from terrapod_server.agents.late import actions
-from terrapod_server.agents.model import Authority, LateState, Pool
+from terrapod_server.agents import actions as agents
+from terrapod_server.agents import ca, depth
+from terrapod_server.agents.late import actions as late
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Endpoint, Raw
 from terrapod_server.kit.caller import Access
@@ -64,9 +64,7 @@ async def _leases() -> list[str]:
 
 async def _pools() -> list[str]:
     found = await depth.of()
-    names = {
-        pool["id"]: str(pool["name"]) for pool in await Pool.all().order_by("id").limit(POOLS_MOST).values("id", "name")
-    }
+    names = await agents.pool_names(POOLS_MOST)
     summed: dict[str, list[float]] = {name: [0.0] * len(_FIGURES) for name in names.values()}
     for pool_id, each in found.items():
         figures = summed.setdefault(names.get(pool_id, _OTHERS), [0.0] * len(_FIGURES))
@@ -92,14 +90,14 @@ _FIGURES = (
 
 
 async def _late() -> list[str]:
-    count = await LateState.filter(status=actions.WAITING).count()
+    count = await late.waiting_count()
     return list(family("terrapod_late_states", "gauge", "Late states that wait for an admin's word.", [({}, count)]))
 
 
 async def _certificates(call: Call) -> list[str]:
     certificate = call.services.certificate
     ends: list[Sample] = [({"certificate": "server"}, certificate.ends_at)] if certificate else []
-    ends += [({"certificate": "listeners"}, end_of(row.certificate.encode())) for row in await Authority.all()]
+    ends += [({"certificate": "listeners"}, end_of(each)) for each in await ca.certificates()]
     name, about = (
         "terrapod_certificate_expiry_timestamp_seconds",
         "Ends of the server's and of the listeners' authority.",

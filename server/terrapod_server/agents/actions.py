@@ -31,9 +31,9 @@ from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db.database import in_transaction, query
 from terrapod_server.kit.db.row_cache import Reader
 from terrapod_server.kit.services import Services
-from terrapod_server.runs.model import Phase
-from terrapod_server.states.model import KeptState
-from terrapod_server.workspaces.model import Workspace
+from terrapod_server.runs import leases
+from terrapod_server.states import kept_states
+from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock, ids, signing, wire
 from terrapod_shared.errors import Conflict, Invalid, NotFound, Unauthorized
 
@@ -65,6 +65,11 @@ async def pool(pool_id: str) -> Pool:
     if row is None:
         raise NotFound
     return row
+
+
+async def pool_names(most: int) -> dict[str, str]:
+    """The names of the oldest pools, by id."""
+    return {row["id"]: str(row["name"]) for row in await Pool.all().order_by("id").limit(most).values("id", "name")}
 
 
 async def pools(pool_ids: Sequence[str]) -> list[Pool]:
@@ -127,11 +132,11 @@ async def delete_pool(row: Pool) -> None:
     if row.name == DEFAULT_POOL:
         message = "the pool default cannot be deleted: workspaces with execution-mode remote use it"
         raise Conflict(message)
-    used = await Workspace.filter(agent_pool_id=row.id).first()
+    used = await workspaces.using_pool(row.id)
     if used is not None:
         message = f"workspace {used.name} uses pool {row.name}"
         raise Conflict(message)
-    if await Phase.exists(pool_id=row.id, lease_state__in=["ready", "offered", "leased", "held"]):
+    if await leases.has_work(row.id):
         message = f"pool {row.name} has work that is not over"
         raise Conflict(message)
     async with in_transaction():
@@ -143,7 +148,7 @@ async def delete_pool(row: Pool) -> None:
         await row.delete()
 
 
-async def pool_for(workspace: Workspace) -> str:
+async def pool_for(workspace: workspaces.Row) -> str:
     """The pool that runs of the workspace go to. Raises Invalid where the workspace may not use it."""
     if workspace.agent_pool_id is None or workspace.execution_mode != "agent":
         row = await Pool.get(name=DEFAULT_POOL)
@@ -205,6 +210,16 @@ async def token(token_id: str) -> JoinToken:
     if row is None:
         raise NotFound
     return row
+
+
+async def find_token(token_id: str) -> JoinToken | None:
+    """The same, or None."""
+    return await JoinToken.get_or_none(id=token_id)
+
+
+async def delete_token(row: JoinToken) -> None:
+    """Revokes a join token."""
+    await row.delete()
 
 
 async def _spend(text: str) -> str:
@@ -371,9 +386,20 @@ async def listener(listener_id: str) -> Listener:
     return row
 
 
+async def set_drain(services: Services, row: Listener, *, wanted: bool) -> None:
+    """Asks a listener to take no more work, or to take work again."""
+    await Listener.filter(id=row.id).update(drain_requested=wanted)
+    await services.bus.publish(f"listener:{row.id}", *([f"pool:{row.pool_id}"] if wanted else []))
+
+
+async def allow_rejoin(row: Listener) -> None:
+    """Lets the next holder of a join token take the listener's name, once."""
+    await Listener.filter(id=row.id).update(allow_rejoin=True)
+
+
 async def leave(services: Services, row: Listener) -> None:
     """Revokes a listener's certificate. Its row stays while a lease of it is open."""
-    if await Phase.exists(lease_listener_id=row.id, lease_state__in=["leased", "held"]):
+    if await leases.are_open(row.id):
         await Listener.filter(id=row.id).update(revoked_at=clock.now())
     else:
         await row.delete()
@@ -438,7 +464,7 @@ async def delete_for_workspace(workspace_id: str) -> None:
     await PoolWorkspace.filter(workspace_id=workspace_id).delete()
     await PoolExcluded.filter(workspace_id=workspace_id).delete()
     for late in await LateState.filter(workspace_id=workspace_id, status="waiting"):
-        await KeptState.create(
+        await kept_states.keep(
             id=late.id, workspace_id=workspace_id, serial=late.serial, lineage=late.lineage, md5=late.md5,
             sha256=late.sha256, key=late.key, size=late.size, is_late=True,
         )  # fmt: skip

@@ -13,7 +13,6 @@ from terrapod_server.agents.protocol import deliveries
 from terrapod_server.agents.rules import ONLINE
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity.api import TOKEN
-from terrapod_server.identity.model import ApiToken
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import (
     Accepts,
@@ -33,7 +32,6 @@ from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db.row_cache import Where, like
 from terrapod_server.kit.paging import Rows
 from terrapod_server.workspaces import actions as workspaces
-from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, wire
 from terrapod_shared.errors import Invalid
 
@@ -169,7 +167,7 @@ async def index(call: Call) -> Rows:
     if text := call.param("q"):
         where &= like('t."name"', text)
     if name := call.param("filter[allowed_workspaces][name]"):
-        named = call.readable(await Workspace.filter(name=name))
+        named = call.readable(await workspaces.named(name))
         where &= Where(_OPEN_TO, (named[0].id if named else "",))
     order = _ORDERS.get(call.param("sort") or "", 't."name"')
     return call.listed(await actions.READER.page(call.page, where, order))
@@ -246,9 +244,9 @@ async def create_token(call: Call) -> JoinToken:
     return made
 
 
-async def show_token(call: Call) -> JoinToken | ApiToken:
+async def show_token(call: Call) -> JoinToken | identity.TokenRow:
     """A token of a pool or of a user, without its text."""
-    row = await JoinToken.get_or_none(id=call.path["token"])
+    row = await actions.find_token(call.path["token"])
     if row is None:
         return await identity.token(call.path["token"], call.principal)
     await call.services.guard.demand(call.principal, Level.ADMIN, "pool", row.pool_id)
@@ -258,8 +256,10 @@ async def show_token(call: Call) -> JoinToken | ApiToken:
 async def delete_token(call: Call) -> None:
     """Revoke a token."""
     row = await show_token(call)
-    await row.delete()
-    if isinstance(row, ApiToken):
+    if isinstance(row, JoinToken):
+        await actions.delete_token(row)
+    else:
+        await identity.delete_token(row)
         await call.services.authenticator.changed()
 
 
@@ -277,23 +277,21 @@ async def show_listener(call: Call) -> Listener:
 async def drain(call: Call) -> Listener:
     """Ask a listener to take no more work."""
     row = await show_listener(call)
-    await Listener.filter(id=row.id).update(drain_requested=True)
-    await call.services.bus.publish(f"listener:{row.id}", f"pool:{row.pool_id}")
+    await actions.set_drain(call.services, row, wanted=True)
     return await show_listener(call)
 
 
 async def undrain(call: Call) -> Listener:
     """Let a listener take work again."""
     row = await show_listener(call)
-    await Listener.filter(id=row.id).update(drain_requested=False)
-    await call.services.bus.publish(f"listener:{row.id}")
+    await actions.set_drain(call.services, row, wanted=False)
     return await show_listener(call)
 
 
 async def allow_rejoin(call: Call) -> Listener:
     """Let the next holder of a join token take the listener's name, once."""
     row = await show_listener(call)
-    await Listener.filter(id=row.id).update(allow_rejoin=True)
+    await actions.allow_rejoin(row)
     return await show_listener(call)
 
 

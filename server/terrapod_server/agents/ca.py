@@ -36,6 +36,11 @@ class Keys:
 _opened: dict[int, Keys] = {}
 
 
+async def certificates() -> list[bytes]:
+    """The authority's certificate in PEM; none before the first listener."""
+    return [row.certificate.encode() for row in await Authority.all()]
+
+
 async def keys(services: Services) -> Keys:
     """The authority; made at the first call ever, by one of the processes that make it at once."""
     found = _opened.get(id(services))

@@ -7,8 +7,8 @@ from terrapod_server.agents import accepting
 from terrapod_server.agents.rules import ONLINE
 from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db import database
+from terrapod_server.runs import actions as runs
 from terrapod_server.runs import reasons, states
-from terrapod_server.runs.model import Run
 from terrapod_server.runs.states import Status
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock
@@ -17,7 +17,7 @@ _HOLDERS = 3
 _IN_LINE = (Status.PENDING, Status.CONFIRMED)
 
 
-async def prepare(rows: Sequence[Run], principal: Principal) -> None:
+async def prepare(rows: Sequence[runs.Row], principal: Principal) -> None:
     """Gives each run its place in the queue and why it waits. Runs that are over cost nothing."""
     asked = [row for row in rows if reasons.needs_facts_of(row)]
     found = await facts([row.id for row in asked], principal) if asked else {}
@@ -32,7 +32,7 @@ async def prepare(rows: Sequence[Run], principal: Principal) -> None:
         )
 
 
-def _since(row: Run) -> str:
+def _since(row: runs.Row) -> str:
     return "plan-queueable-at" if row.status is Status.PENDING else states.timestamp_name(row.status)
 
 

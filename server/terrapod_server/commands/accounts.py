@@ -9,12 +9,11 @@ from datetime import datetime, timedelta
 
 from terrapod_server.access import actions as access
 from terrapod_server.identity import actions as identity
-from terrapod_server.identity.model import ApiToken, User
 from terrapod_server.identity.signin import passwords
 from terrapod_server.kit.caller import Deed
 from terrapod_server.kit.services import Services
 from terrapod_shared import clock
-from terrapod_shared.errors import Conflict, Unavailable
+from terrapod_shared.errors import Conflict, NotFound, Unavailable
 
 ADMIN_EMAIL = "admin@localhost"
 
@@ -84,9 +83,12 @@ async def admin_token(description: str) -> str:
     return (await _admin_token(description, None)).text or ""
 
 
-async def _admin_token(description: str, until: datetime | None) -> ApiToken:
+async def _admin_token(description: str, until: datetime | None) -> identity.TokenRow:
     """Raises Conflict where the first administrator was deactivated: its tokens are good for nothing."""
-    admin = await User.get_or_none(email=ADMIN_EMAIL) or await identity.create_user(ADMIN_EMAIL)
+    try:
+        admin = await identity.user(ADMIN_EMAIL)
+    except NotFound:
+        admin = await identity.create_user(ADMIN_EMAIL)
     if not admin.is_active:
         message = (
             f"{ADMIN_EMAIL} was deactivated, so a token of it would not be accepted: make another administrator by "
@@ -109,6 +111,6 @@ async def create_admin_token(services: Services, description: str, days: int) ->
             program = "terrapod-server tokens create"
             services.note(_operator("POST", path, "authentication-tokens", token.id, 201, program))
     except BaseException:
-        await token.delete()
+        await identity.delete_token(token)
         raise
     return token.id, token.text or ""

@@ -1,7 +1,7 @@
 """The verbs of configuration versions."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from terrapod_server.configs.model import ConfigurationVersion
 from terrapod_server.kit.db.database import in_transaction
@@ -11,6 +11,9 @@ from terrapod_server.store.archive import checked
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, NotFound, TerrapodError
+
+#: A configuration version as other rooms hold it: they read it.
+Row: TypeAlias = ConfigurationVersion
 
 
 async def get(version_id: str) -> ConfigurationVersion:
@@ -22,6 +25,11 @@ async def get(version_id: str) -> ConfigurationVersion:
 
 async def by_ids(version_ids: Sequence[str]) -> list[ConfigurationVersion]:
     return await ConfigurationVersion.filter(id__in=list(version_ids))
+
+
+async def is_uploaded(version_id: str) -> bool:
+    """Whether its bytes are here."""
+    return await ConfigurationVersion.exists(id=version_id, status="uploaded")
 
 
 async def latest(workspace_id: str) -> ConfigurationVersion | None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 from tortoise.exceptions import IntegrityError
 
@@ -31,6 +31,8 @@ _USE_NOTED = timedelta(minutes=1)
 _RUN_TOKEN_S = 86_400 * 7
 LOCAL = "local"  #: the provider that this server is itself
 _TOPIC = "rights"
+#: A token as other rooms hold it.
+TokenRow: TypeAlias = ApiToken
 
 
 async def user(key: str) -> User:
@@ -75,6 +77,13 @@ async def update_user(row: User, values: Mapping[str, Any], caller: Principal, *
         if not row.is_active:
             await ApiToken.filter(user_id=row.id).delete()
             await sessions.end_all(row.id)
+    return row
+
+
+async def set_display_name(row: User, name: str) -> User:
+    """Changes what others see of a user."""
+    row.display_name = name
+    await row.save(update_fields=["display_name", "updated_at"])
     return row
 
 
@@ -128,6 +137,11 @@ async def token(token_id: str, caller: Principal) -> ApiToken:
     if row is None or caller.is_limited or (row.user_id != caller.id and not caller.is_admin):
         raise NotFound
     return row
+
+
+async def delete_token(row: ApiToken) -> None:
+    """Removes a token; who remembers tokens is told by `Authenticator.changed`."""
+    await row.delete()
 
 
 @dataclass

@@ -155,9 +155,7 @@ async def update_own(call: Call) -> User:
     if not call.attributes.get("is_active", True):
         message = "is-active cannot be set here: an admin does that"
         raise Invalid(message, pointer="/data/attributes/is-active")
-    row.display_name = call.attributes.get("display_name", row.display_name)
-    await row.save(update_fields=["display_name", "updated_at"])
-    return row
+    return await actions.set_display_name(row, call.attributes.get("display_name", row.display_name))
 
 
 def _check_names(call: Call, email: str) -> None:

@@ -67,6 +67,8 @@ class Services:
     release_run_lock: Callable[..., Awaitable[Any]] = _nothing
     local_engines: Callable[..., Awaitable[Any]] = _nothing
     pool_for: Callable[..., Awaitable[Any]] = _nothing
+    #: Whether a run is of a workspace. `(workspace_id, run_id)`.
+    has_run: Callable[..., Awaitable[Any]] = _nothing
     #: Gives each row of `runs` its place in the queue and why it waits. `(rows, principal)`.
     explain_waits: Callable[..., Awaitable[Any]] = _nothing
     run_has_status: Callable[..., Any] = _nothing  #: a condition in SQL: `(column, statuses)`

@@ -4,10 +4,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 from terrapod_server.configs import actions as configs
-from terrapod_server.configs.model import ConfigurationVersion
 from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db.row_cache import Reader, Record, Where
 from terrapod_server.kit.services import Services
@@ -17,7 +16,6 @@ from terrapod_server.runs.events import Event
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.runs.states import Status
 from terrapod_server.workspaces import actions as workspaces
-from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound
 from terrapod_shared.variables import refusal
@@ -25,6 +23,9 @@ from terrapod_shared.variables import refusal
 #: Within this time the same request is a repeat: go-tfe sends a POST again after a 5xx or a lost answer.
 REPEAT = timedelta(seconds=60)
 READER = Reader(Run)
+#: A run and a phase as other rooms hold them: they read them, and change them by verbs of this room.
+Row: TypeAlias = Run
+PhaseRow: TypeAlias = Phase
 
 
 async def get(run_id: str) -> Run:
@@ -33,6 +34,11 @@ async def get(run_id: str) -> Run:
     if run is None:
         raise NotFound
     return run
+
+
+async def find(run_id: str) -> Run | None:
+    """The same, or None."""
+    return await Run.get_or_none(id=run_id)
 
 
 async def read(run_id: str) -> Record[Run]:
@@ -45,6 +51,21 @@ async def read(run_id: str) -> Record[Run]:
 
 async def by_ids(run_ids: Sequence[str]) -> list[Run]:
     return await Run.filter(id__in=list(run_ids))
+
+
+async def has_run(workspace_id: str, run_id: str) -> bool:
+    """Whether the run is of the workspace."""
+    return await Run.exists(id=run_id, workspace_id=workspace_id)
+
+
+async def existing(run_ids: Sequence[str]) -> set[str]:
+    """Of these ids those that are there."""
+    return {run.id for run in await Run.filter(id__in=list(run_ids)).only("id")}
+
+
+async def active(workspace_id: str) -> Run | None:
+    """The one apply-capable run of the workspace that is active."""
+    return await Run.filter(workspace_id=workspace_id, holds_queue=True).first()
 
 
 async def phases(phase_ids: Sequence[str]) -> list[Phase]:
@@ -64,11 +85,11 @@ async def phase(phase_id: str) -> Phase:
     return found[0]
 
 
-def is_plan_only(values: Mapping[str, Any], version: ConfigurationVersion | None) -> bool:
+def is_plan_only(values: Mapping[str, Any], version: configs.Row | None) -> bool:
     return bool(values.get("plan_only")) or (version is not None and version.speculative)
 
 
-async def configuration_for(workspace: Workspace, version_id: str | None) -> ConfigurationVersion:
+async def configuration_for(workspace: workspaces.Row, version_id: str | None) -> configs.Row:
     """The configuration that a run names, or the newest that was meant to be applied. Raises Invalid."""
     if version_id is None:
         version = await configs.latest(workspace.id)
@@ -91,9 +112,9 @@ async def configuration_for(workspace: Workspace, version_id: str | None) -> Con
 
 async def create(
     services: Services,
-    workspace: Workspace,
+    workspace: workspaces.Row,
     principal: Principal,
-    version: ConfigurationVersion,
+    version: configs.Row,
     values: Mapping[str, Any],
     *,
     request: bytes = b"",
@@ -160,7 +181,7 @@ async def create(
     return await get(run.id)
 
 
-def _check(values: Mapping[str, Any], workspace: Workspace) -> None:
+def _check(values: Mapping[str, Any], workspace: workspaces.Row) -> None:
     if values.get("is_destroy") and not workspace.allow_destroy_plan:
         message = f"workspace {workspace.name} does not allow destroy plans"
         raise Invalid(message, pointer="/data/attributes/is-destroy")
@@ -326,7 +347,7 @@ async def release_lock(services: Services, workspace_id: str, principal: Princip
     return True
 
 
-async def on_configuration_uploaded(services: Services, version: ConfigurationVersion) -> None:
+async def on_configuration_uploaded(services: Services, version: configs.Row) -> None:
     """Lets the runs go that waited for the bytes; makes one where the version asks for it."""
     waiting = await Run.exists(configuration_version_id=version.id)
     if waiting:

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from terrapod_server.configs.model import ConfigurationVersion
+from terrapod_server.configs import actions as configs
 from terrapod_server.kit.db import database
-from terrapod_server.kit.db.database import in_transaction, is_postgres
+from terrapod_server.kit.db.database import in_transaction
 from terrapod_server.kit.services import Services
 from terrapod_server.runs import logs, readers, states, unknown
 from terrapod_server.runs.events import Entry, Event
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.runs.states import Status
 from terrapod_server.workspaces import actions as workspaces
-from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock
 from terrapod_shared.errors import Conflict, TerrapodError
 
@@ -48,16 +47,12 @@ class Change:
         self._unsealed: set[str] = set()
         self._ended: list[str] = []
         self._transaction = in_transaction()
-        self.workspace: Workspace
+        self.workspace: workspaces.Row
 
     async def __aenter__(self) -> Self:
-        connection = await self._transaction.__aenter__()
+        await self._transaction.__aenter__()
         try:
-            if is_postgres():  # SQLite runs one transaction at a time
-                await connection.execute_query_dict(
-                    "SELECT id FROM workspace WHERE id = $1 FOR UPDATE", [self._workspace_id]
-                )
-            self.workspace = await workspaces.get(self._workspace_id)
+            self.workspace = await workspaces.held(self._workspace_id)
         except BaseException as error:
             await self._transaction.__aexit__(type(error), error, error.__traceback__)
             raise
@@ -151,13 +146,13 @@ class Change:
     async def _lock(self, run: Run, unknown_why: str) -> None:
         """The run's lock: from the confirmation of the run that holds the queue to its end, or until its state is known."""
         if run.status in states.LOCKING and run.holds_queue:
-            await Workspace.filter(id=run.workspace_id, run_lock_id=None).update(run_lock_id=run.id)
+            await workspaces.lock_for_run(run.workspace_id, run.id)
         elif run.is_final and unknown_why:
             reason = unknown.lock_reason(run.id, self.workspace.name, unknown_why)
-            await Workspace.filter(id=run.workspace_id, run_lock_id=run.id).update(run_lock_reason=reason)
+            await workspaces.keep_run_lock(run.workspace_id, run.id, reason)
             self.note(run, Event.STATE_UNKNOWN, description=unknown_why)
         elif run.is_final:
-            await Workspace.filter(id=run.workspace_id, run_lock_id=run.id).update(run_lock_id=None)
+            await workspaces.end_run_lock(run.workspace_id, run.id)
 
     def note(self, run: Run, event: Event, *, user_id: str = "", description: str = "") -> None:
         """Writes an event that moves nothing. Raises ValueError for one that moves a run: that is `fire`'s."""
@@ -205,7 +200,7 @@ class Change:
 
     async def _begin(self, run: Run) -> bool:
         """Queues a pending run whose configuration is there."""
-        if not await ConfigurationVersion.exists(id=run.configuration_version_id, status="uploaded"):
+        if not await configs.is_uploaded(run.configuration_version_id):
             return False
         await self.fire(run, Event.QUEUE)
         return True
@@ -218,7 +213,7 @@ class Change:
         )
         if not found:
             found = await runs.order_by("-id").first().values("id")
-        await Workspace.filter(id=self._workspace_id).update(current_run_id=found["id"] if found else None)
+        await workspaces.set_current_run(self._workspace_id, found["id"] if found else None)
 
 
 def entry(run: Run, event: Event, *, user_id: str = "", description: str = "") -> Entry:

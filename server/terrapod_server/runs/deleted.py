@@ -15,9 +15,10 @@ from terrapod_server.kit.services import Services
 from terrapod_server.runs import leases, states
 from terrapod_server.runs.lease_clock import clock_sql
 from terrapod_server.runs.model import Phase, Run, RunEvent
-from terrapod_server.states.model import KeptState
+from terrapod_server.states import kept_states
 from terrapod_server.store import keys
-from terrapod_server.workspaces.model import DeletedWorkspace, Workspace
+from terrapod_server.workspaces import actions as workspaces
+from terrapod_server.workspaces import deleted as deleted_workspaces
 from terrapod_shared import clock, wire
 from terrapod_shared.errors import Conflict
 
@@ -30,7 +31,7 @@ _AGAIN = timedelta(seconds=10)
 _AT_ONCE = 100
 
 
-async def before_workspace_deleted(workspace: Workspace, _only_empty: bool) -> None:
+async def before_workspace_deleted(workspace: workspaces.Row, _only_empty: bool) -> None:
     """Raises Conflict where a run may be changing what the workspace manages; under the workspace's row lock."""
     applying = await Run.filter(workspace_id=workspace.id, status__in=list(states.LOCKING)).order_by("id").first()
     run_id, what = (applying.id, applying.status.value) if applying else (workspace.run_lock_id, "not settled")
@@ -63,16 +64,16 @@ async def on_workspace_deleted(workspace_id: str) -> set[str]:
 
 async def clear(services: Services, workspace_id: str) -> None:
     """Removes the files of a deleted workspace, but for the states that are kept of it."""
-    row = await DeletedWorkspace.get_or_none(id=workspace_id)
+    row = await deleted_workspaces.find(workspace_id)
     if row is None:
         return
-    kept = {state.key for state in await KeptState.filter(workspace_id=workspace_id)}
+    kept = await kept_states.keys_of(workspace_id)
     await _remove(services, keys.workspace(workspace_id), kept)
     now, last = clock.now(), row.deleted_at + _LAST
     following = last if now < last else None
     if await Phase.exists(workspace_id=workspace_id):
         following = now + _AGAIN
-    await DeletedWorkspace.filter(id=workspace_id).update(sweep_at=following)
+    await deleted_workspaces.look_again(workspace_id, following)
 
 
 async def _remove(services: Services, prefix: str, kept: set[str]) -> None:
@@ -101,19 +102,13 @@ async def sweep(services: Services) -> None:
         DELETE FROM run_phase WHERE lease_state = 'gone' AND lease_until < {clock_sql()} RETURNING id
         """  # noqa: S608  as above
     )
-    for row in await DeletedWorkspace.filter(sweep_at__lte=clock.now()).order_by("sweep_at").limit(_AT_ONCE):
+    for row in await deleted_workspaces.due(_AT_ONCE):
         await clear(services, row.id)
     until = clock.now() - timedelta(days=services.config.retention.deleted_days)
-    for kept in await KeptState.filter(kept_at__lt=until).limit(_AT_ONCE):
+    for kept in await kept_states.kept_before(until, _AT_ONCE):
         await services.store.delete(kept.key)
-        await KeptState.filter(id=kept.id).delete()
+        await kept_states.forget(kept.id)
         log.info(
             "the state of the deleted workspace %s, serial %d, is removed for good", kept.workspace_id, kept.serial
         )
-    await database.query(
-        """
-        WITH one AS (SELECT 1)
-        DELETE FROM deleted_workspace WHERE sweep_at IS NULL
-            AND NOT EXISTS (SELECT 1 FROM kept_state k WHERE k.workspace_id = deleted_workspace.id) RETURNING id
-        """
-    )
+    await deleted_workspaces.forget(kept_states.none_of("deleted_workspace.id"))

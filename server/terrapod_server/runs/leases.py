@@ -242,6 +242,19 @@ async def check(run_id: str, kind: str, number: int, listener_id: str) -> Phase:
     return phase
 
 
+async def find(run_id: str, kind: str) -> Phase | None:
+    """A run's plan or apply."""
+    return await Phase.get_or_none(id=phase_id_of(run_id, kind))
+
+
+async def phase(phase_id: str) -> Phase:
+    """A plan or apply by its id. Raises NotFound."""
+    found = await Phase.get_or_none(id=phase_id)
+    if found is None:
+        raise NotFound
+    return found
+
+
 async def keep_offer(phase: Phase) -> None:
     """Keeps an offer open while its work is made: an engine may have to be fetched first. To be cancelled."""
     while True:
@@ -280,6 +293,16 @@ async def lease_is_live(run_id: str, kind: str, number: int) -> bool:
     return await Phase.exists(
         id=phase_id_of(run_id, kind), lease_number=number, lease_state__in=["offered", "leased", "held"]
     )
+
+
+async def has_work(pool_id: str) -> bool:
+    """Whether a phase waits for a listener of the pool, or is at one."""
+    return await Phase.exists(pool_id=pool_id, lease_state__in=["ready", "offered", "leased", "held"])
+
+
+async def are_open(listener_id: str) -> bool:
+    """Whether the listener has a lease, or an apply is held for it."""
+    return await Phase.exists(lease_listener_id=listener_id, lease_state__in=["leased", "held"])
 
 
 async def cancels_for(listener_id: str) -> dict[str, Literal["cancel", "force-cancel"]]:

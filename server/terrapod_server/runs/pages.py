@@ -21,7 +21,6 @@ from terrapod_server.runs import actions, api, logs, states
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.runs.states import Status
 from terrapod_server.workspaces import actions as workspaces
-from terrapod_server.workspaces.model import Workspace
 from terrapod_shared.errors import NotFound
 from terrapod_shared.logtext import LogText
 
@@ -42,7 +41,7 @@ class Log:
     href: str
 
 
-def _href(workspace: Workspace, run: Run) -> str:
+def _href(workspace: workspaces.Row, run: Run) -> str:
     return f"/app/default/{workspace.name}/runs/{run.id}"
 
 

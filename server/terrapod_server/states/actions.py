@@ -6,22 +6,20 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.caller import Principal
-from terrapod_server.kit.db import database
-from terrapod_server.kit.db.database import in_transaction, is_postgres
+from terrapod_server.kit.db.database import in_transaction
 from terrapod_server.kit.db.row_cache import Reader, Record
 from terrapod_server.kit.services import Services
-from terrapod_server.states import intake, parse, rules
-from terrapod_server.states.model import KeptState, StateOutput, StateVersion
+from terrapod_server.states import intake, kept_states, parse, rules
+from terrapod_server.states.model import StateOutput, StateVersion
 from terrapod_server.store import keys
 from terrapod_server.store.port import Stored
 from terrapod_server.workspaces import actions as workspaces
-from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound
 
@@ -33,6 +31,8 @@ _RUN = re.compile(r"run-[a-z0-9]{1,36}")
 #: What is becoming current goes on when its caller is cancelled; the loop itself keeps no task.
 _settling: set[asyncio.Task[StateVersion]] = set()
 READER = Reader(StateVersion)
+#: A state version as other rooms hold it: they read it.
+Row: TypeAlias = StateVersion
 Fence = Callable[[], Awaitable[object]]
 
 
@@ -73,7 +73,7 @@ def _mark(row: StateVersion | None, *, of_bytes: bool = False) -> rules.Mark | N
     return rules.Mark(row.serial, row.lineage, row.md5, lineage)
 
 
-def check_lock(workspace: Workspace, user_id: str) -> None:
+def check_lock(workspace: workspaces.Row, user_id: str) -> None:
     """Raises Conflict where a run locks the workspace, or somebody else than this user does.
 
     Beside a run that has left the state unknown, the holder of the manual lock may correct it.
@@ -88,7 +88,7 @@ def check_lock(workspace: Workspace, user_id: str) -> None:
 
 
 async def create(
-    services: Services, workspace: Workspace, principal: Principal, values: Mapping[str, Any], *, is_admin: bool
+    services: Services, workspace: workspaces.Row, principal: Principal, values: Mapping[str, Any], *, is_admin: bool
 ) -> StateVersion:
     """Announces a state, whose bytes come next (or came along, as base64).
 
@@ -102,7 +102,7 @@ async def create(
             message = f"a state version needs {name}"
             raise Invalid(message, pointer=_AT + name)
     sent = _sent(values["serial"], values.get("lineage") or "", values["md5"].lower())
-    await _check_run(values.get("run_id"), workspace.id)
+    await _check_run(services, values.get("run_id"), workspace.id)
     holds_lock = workspace.locked and workspace.locked_by_id == principal.id
     force = bool(values.get("force")) or (is_admin and holds_lock)
     newest = await current(workspace.id)
@@ -137,10 +137,9 @@ async def create(
     return row
 
 
-async def _check_run(run_id: str | None, workspace_id: str) -> None:
+async def _check_run(services: Services, run_id: str | None, workspace_id: str) -> None:
     """A state is of a run of its own workspace: whoever reads the state reads the run. Raises Invalid."""
-    asked = "SELECT 1 FROM run WHERE id = $1 AND workspace_id = $2"
-    if run_id and not (_RUN.fullmatch(run_id) and await database.rows(asked, [run_id, workspace_id])):
+    if run_id and not (_RUN.fullmatch(run_id) and await services.has_run(workspace_id, run_id)):
         message = "there is no such run"
         raise Invalid(message, pointer="/data/relationships/run/data")
 
@@ -266,9 +265,8 @@ async def _finalize(row: StateVersion, arrived: _Arrived, fence: Fence | None) -
 
     Everything is compared once more under the workspace's row lock.
     """
-    async with in_transaction() as connection:
-        if is_postgres():  # SQLite runs one transaction at a time
-            await connection.execute_query_dict("SELECT id FROM workspace WHERE id = $1 FOR UPDATE", [row.workspace_id])
+    async with in_transaction():
+        await workspaces.hold_row(row.workspace_id)
         if fence is not None:
             await fence()
         now = await get(row.id)
@@ -326,9 +324,7 @@ async def _make_current(row: StateVersion, arrived: _Arrived, newest: StateVersi
         raise Conflict(message)
     await StateOutput.bulk_create(arrived.outputs)
     await StateVersion.filter(workspace_id=row.workspace_id, status="pending", id__lt=row.id).update(status="discarded")
-    await Workspace.filter(id=row.workspace_id).update(
-        current_state_version_id=row.id, resource_count=summary.resource_count
-    )
+    await workspaces.set_current_state(row.workspace_id, row.id, summary.resource_count)
 
 
 def _grows(newest: StateVersion | None, run_id: str | None) -> bool:
@@ -522,7 +518,7 @@ async def may_run_read(principal: Principal, workspace_id: str) -> bool:
     return await workspaces.shares_state_with(workspace_id, principal.workspace_id)
 
 
-async def before_workspace_deleted(workspace: Workspace, only_empty: bool) -> None:
+async def before_workspace_deleted(workspace: workspaces.Row, only_empty: bool) -> None:
     """Raises Conflict where the workspace is to go only if its state holds nothing, and nobody can tell."""
     last = await current(workspace.id) if only_empty else None
     if last is not None and last.resources_error:
@@ -534,7 +530,7 @@ async def delete_for_workspace(workspace_id: str) -> None:
     """Removes all rows; the current state is kept, for whoever deleted the wrong workspace."""
     last = await current(workspace_id)
     if last is not None:
-        await KeptState.create(
+        await kept_states.keep(
             id=last.id,
             workspace_id=workspace_id,
             serial=last.serial_in_bytes,

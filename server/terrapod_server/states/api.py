@@ -15,7 +15,6 @@ from terrapod_server.states import actions
 from terrapod_server.states.model import StateOutput, StateVersion
 from terrapod_server.store import keys
 from terrapod_server.workspaces import actions as workspaces
-from terrapod_server.workspaces.model import Workspace
 from terrapod_shared.errors import Forbidden, Invalid, NotFound
 
 UPLOAD_S = DOWNLOAD_S = 3600
@@ -138,7 +137,7 @@ async def _prepare(rows: Sequence[StateVersion]) -> None:
         row.output_ids = found[row.id]
 
 
-async def _workspace(call: Call) -> Workspace:
+async def _workspace(call: Call) -> workspaces.Row:
     """The path's workspace. A run's token may name its own, and those that share their state with it."""
     workspace = await workspaces.get(call.path["workspace"])
     await _check_run(call, workspace.id)

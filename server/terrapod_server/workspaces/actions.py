@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from tortoise.exceptions import IntegrityError
 from tortoise.expressions import Q
@@ -24,6 +24,8 @@ from terrapod_shared.errors import Conflict, Invalid, NotFound
 log = logging.getLogger(__name__)
 
 READER = Reader(Workspace)
+#: A workspace as other rooms hold it: they read it, and change it by the verbs of this module.
+Row: TypeAlias = Workspace
 KIND = visible.Kind("workspace_label", "workspace_id", is_workspace=True)
 
 
@@ -50,6 +52,11 @@ async def read(*, workspace: str = "", workspace_name: str = "", org: str = "") 
     if found is None:
         raise NotFound
     return found
+
+
+async def named(name: str) -> list[Workspace]:
+    """The workspace of that name, in a list; an empty one where there is none."""
+    return await Workspace.filter(name=name)
 
 
 async def by_ids(workspace_ids: Iterable[str]) -> list[Workspace]:
@@ -248,6 +255,47 @@ async def free_run_lock(workspace_id: str, run_id: str) -> bool:
     """Lets go of the lock that this run has kept since its state is unknown; whether it did."""
     kept = Workspace.filter(id=workspace_id, run_lock_id=run_id).exclude(run_lock_reason="")
     return bool(await kept.update(run_lock_id=None, run_lock_reason=""))
+
+
+async def lock_for_run(workspace_id: str, run_id: str) -> None:
+    """Gives a run the workspace's lock, unless a run has it already."""
+    await Workspace.filter(id=workspace_id, run_lock_id=None).update(run_lock_id=run_id)
+
+
+async def keep_run_lock(workspace_id: str, run_id: str, reason: str) -> None:
+    """Lets the lock of a run outlive it: the state after its apply is unknown, as the reason says."""
+    await Workspace.filter(id=workspace_id, run_lock_id=run_id).update(run_lock_reason=reason)
+
+
+async def end_run_lock(workspace_id: str, run_id: str) -> None:
+    """Ends the lock of a run, if it has it."""
+    await Workspace.filter(id=workspace_id, run_lock_id=run_id).update(run_lock_id=None)
+
+
+async def set_current_run(workspace_id: str, run_id: str | None) -> None:
+    """Names the run that the workspace shows as `current-run`."""
+    await Workspace.filter(id=workspace_id).update(current_run_id=run_id)
+
+
+async def set_current_state(workspace_id: str, version_id: str, resource_count: int) -> None:
+    """Names the state version that is current, with the number of its resources."""
+    await Workspace.filter(id=workspace_id).update(current_state_version_id=version_id, resource_count=resource_count)
+
+
+async def set_late_state_count(workspace_id: str, count: int) -> None:
+    """Notes how many late states wait for an admin's word."""
+    await Workspace.filter(id=workspace_id).update(late_state_count=count)
+
+
+async def using_pool(pool_id: str) -> Workspace | None:
+    """One of the workspaces whose `agent-pool-id` names the pool."""
+    return await Workspace.filter(agent_pool_id=pool_id).first()
+
+
+async def hold_row(workspace_id: str) -> None:
+    """Takes the row lock as `held` does, and raises nothing where there is no such workspace any more."""
+    if database.is_postgres():  # SQLite runs one transaction at a time
+        await database.query("SELECT id FROM workspace WHERE id = $1 FOR UPDATE", [workspace_id])
 
 
 async def held(workspace_id: str) -> Workspace:

@@ -13,14 +13,13 @@ from terrapod_server.agents.model import LateState, Listener
 from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db import database_errors
 from terrapod_server.kit.services import Services
-from terrapod_server.runs import change as runs
+from terrapod_server.runs import actions as runs
+from terrapod_server.runs import change as changes
 from terrapod_server.runs.change import Change
 from terrapod_server.runs.events import Event
-from terrapod_server.runs.model import Phase, Run
 from terrapod_server.states import actions as states
 from terrapod_server.store import keys
 from terrapod_server.workspaces import actions as workspaces
-from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound
 
@@ -36,13 +35,18 @@ async def get(late_id: str) -> LateState:
     return row
 
 
+async def waiting_count() -> int:
+    """How many late states wait for an admin's word."""
+    return await LateState.filter(status=WAITING).count()
+
+
 async def by_ids(late_ids: Sequence[str]) -> list[LateState]:
     return await LateState.filter(id__in=list(late_ids))
 
 
 async def keep(
     services: Services,
-    phase: Phase,
+    phase: runs.PhaseRow,
     listener: Listener,
     number: int,
     sent: tuple[int, str, str],
@@ -128,9 +132,9 @@ async def adopt(services: Services, late_id: str, principal: Principal, *, confi
         kept_as = current.id if is_there and current is not None else version_id
         await _settled(row, "adopted", kept_as)
         text = f"{principal.name} adopted the late state with serial {row.serial} as {kept_as}"
-        run = await Run.get_or_none(id=row.run_id)
+        run = await runs.find(row.run_id)
         if run is not None:
-            await runs.write([runs.entry(run, Event.STATE_ADOPTED, user_id=principal.id, description=text)])
+            await changes.write([changes.entry(run, Event.STATE_ADOPTED, user_id=principal.id, description=text)])
 
     check_waits(row)
     await states.adopt(
@@ -172,7 +176,7 @@ async def settled(listener_id: str, run_ids: Sequence[str]) -> list[str]:
     the run is gone with its workspace. Nothing is said of other listeners' runs.
     """
     asked = [run_id for run_id in run_ids if ids.is_valid(run_id, "run")]
-    known = {run.id for run in await Run.filter(id__in=asked).only("id")}
+    known = await runs.existing(asked)
     rows = await LateState.filter(listener_id=listener_id, run_id__in=list(known)).values("run_id", "status")
     waiting = {row["run_id"] for row in rows if row["status"] == WAITING}
     over = {row["run_id"] for row in rows} - waiting
@@ -199,19 +203,19 @@ async def _settled(row: LateState, status: str, version_id: str | None) -> None:
 
 async def _recount(workspace_id: str) -> None:
     count = await LateState.filter(workspace_id=workspace_id, status=WAITING).count()
-    await Workspace.filter(id=workspace_id).update(late_state_count=count)
+    await workspaces.set_late_state_count(workspace_id, count)
 
 
 async def _check_idle(workspace_id: str) -> None:
     """Raises Conflict while a run of the workspace is active."""
-    active = await Run.filter(workspace_id=workspace_id, holds_queue=True).first()
+    active = await runs.active(workspace_id)
     if active is not None:
         message = f"run {active.id} is active ({active.status.value}): a state can be adopted when it is over"
         raise Conflict(message)
 
 
 async def _note(change: Change, run_id: str, event: Event, text: str, user_id: str = "") -> None:
-    run = await Run.get_or_none(id=run_id)
+    run = await runs.find(run_id)
     if run is not None:
         change.note(run, event, user_id=user_id, description=text)
     change.wake(f"workspace:{change.workspace.id}")

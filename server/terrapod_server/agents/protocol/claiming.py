@@ -5,13 +5,13 @@ from typing import Any
 
 from terrapod_server.agents import accepting
 from terrapod_server.kit.db.row_cache import Where
+from terrapod_server.runs import actions as runs
 from terrapod_server.runs import leases
-from terrapod_server.runs.model import Phase
 
 
 async def claim(
     listener_id: str, pool_id: str, engines: Iterable[str] = (), accepts: Mapping[str, Any] | None = None
-) -> Phase | None:
+) -> runs.PhaseRow | None:
     """Offers the oldest waiting phase of the pool to a listener, or None. One statement.
 
     `engines` are the local ones that the listener announced, as `tool version`,

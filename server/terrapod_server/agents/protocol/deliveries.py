@@ -24,7 +24,6 @@ from terrapod_server.kit.http import lockout
 from terrapod_server.kit.services import Services
 from terrapod_server.runs import actions as runs
 from terrapod_server.runs import engines, leases, logs
-from terrapod_server.runs.model import Phase, Run
 from terrapod_server.states import actions as states
 from terrapod_shared import clock, wire
 from terrapod_shared.errors import (
@@ -223,7 +222,7 @@ async def _still(listener_id: str) -> Listener:
     return row
 
 
-async def _offer(call: Call, phase: Phase) -> Response | None:
+async def _offer(call: Call, phase: runs.PhaseRow) -> Response | None:
     """The answer that carries work; None where there is none after all.
 
     The listener is looked at again: it may have been removed or asked to drain
@@ -263,7 +262,7 @@ async def _offer(call: Call, phase: Phase) -> Response | None:
     return Response(body, 200, media_type="application/json")
 
 
-async def _give_back(call: Call, phase: Phase, listener_id: str, why: str, *, counts: bool = False) -> None:
+async def _give_back(call: Call, phase: runs.PhaseRow, listener_id: str, why: str, *, counts: bool = False) -> None:
     number = phase.lease_number
     await leases.refuse(call.services, phase.run_id, phase.kind, number, listener_id, why, counts=counts)
 
@@ -285,7 +284,7 @@ async def report(call: Call) -> Response:
         counts = not message.is_unwilling
         await leases.refuse(services, run_id, message.phase, number, me.id, why, counts=counts)
         return _answer(wire.Reported(status="refused"))
-    phase = await Phase.get_or_none(id=leases.phase_id_of(run_id, message.phase))
+    phase = await leases.find(run_id, message.phase)
     if phase is None:
         raise NotFound
     end = await logs.size(services, phase)
@@ -387,19 +386,19 @@ async def _put_state(call: Call) -> Response:
 async def _late(call: Call, run_id: str, serial: int, lineage: str, md5: str) -> Response:
     """A state whose lease is over: kept aside, one for each lease that the sender held."""
     me, number = _me(call), call.principal.lease
-    phase = await Phase.get_or_none(id=leases.phase_id_of(run_id, "apply"))
+    phase = await leases.find(run_id, "apply")
     if phase is None or number > phase.lease_number or not _held(phase, me, number):
         raise NotFound
     await late.keep(call.services, phase, me, number, (serial, lineage, md5), auth.body(call))
     return Response(status_code=202)
 
 
-def _held(phase: Phase, me: Listener, number: int) -> bool:
+def _held(phase: runs.PhaseRow, me: Listener, number: int) -> bool:
     """Whether the listener held that lease: an apply is never handed to a second one."""
     return phase.lease_listener_id == me.id and 0 < number <= phase.lease_number
 
 
-async def _run(run_id: str, number: int, listener_id: str) -> Run:
+async def _run(run_id: str, number: int, listener_id: str) -> runs.Row:
     """Raises LeaseEnded where its workspace was deleted meanwhile, NotFound."""
     try:
         return await runs.get(run_id)
@@ -412,7 +411,7 @@ async def get_artifact(call: Call) -> Response:
     """What the phase needs: configuration, state, plan-file or lock-file."""
     name, run_id, me = call.path["artifact"], call.path["run"], _me(call)
     run = await _run(run_id, call.principal.lease, me.id)
-    kind = "apply" if (await Phase.get(id=run.apply_id)).lease_listener_id == me.id else "plan"
+    kind = "apply" if (await leases.phase(run.apply_id)).lease_listener_id == me.id else "plan"
     await leases.check(run_id, kind, call.principal.lease, me.id)
     if name == "configuration":
         version = await configs.get(run.configuration_version_id)
@@ -423,7 +422,7 @@ async def get_artifact(call: Call) -> Response:
             raise NotFound
         key, digest = state.key, state.sha256
     elif name in _ARTIFACTS:
-        plan = await Phase.get(id=run.plan_id)
+        plan = await leases.phase(run.plan_id)
         if name not in plan.digests:
             raise NotFound
         key, digest = leases.artifact_key(plan, name), plan.digests[name]

@@ -11,9 +11,7 @@ from terrapod_server.engines import actions as mirror
 from terrapod_server.kit.services import Services
 from terrapod_server.runs import actions as runs
 from terrapod_server.runs import leases, logs, waited
-from terrapod_server.runs.model import Phase, Run
 from terrapod_server.states import actions as states
-from terrapod_server.states.model import StateVersion
 from terrapod_server.store.port import once
 from terrapod_server.variables import actions as variables
 from terrapod_server.variables.rules import Resolved, resolve
@@ -27,7 +25,7 @@ _FIXED = "variables"
 _FIXED_MOST = 256 << 20
 
 
-async def build(services: Services, listener: Listener, phase: Phase) -> wire.Work:
+async def build(services: Services, listener: Listener, phase: runs.PhaseRow) -> wire.Work:
     """Raises what stands in the way: the engine cannot be had, the configuration is gone."""
     run = await runs.get(phase.run_id)
     workspace = await workspaces.get(run.workspace_id)
@@ -77,12 +75,12 @@ async def build(services: Services, listener: Listener, phase: Phase) -> wire.Wo
     )
 
 
-def _state_ref(state: StateVersion) -> wire.StateRef:
+def _state_ref(state: states.Row) -> wire.StateRef:
     """What terraform will count from: the bytes' own serial and lineage."""
     return wire.StateRef(serial=state.serial_in_bytes, lineage=state.lineage_in_bytes, md5=state.md5)
 
 
-async def _engine(services: Services, listener: Listener, run: Run) -> wire.Engine:
+async def _engine(services: Services, listener: Listener, run: runs.Row) -> wire.Engine:
     tool: Literal["terraform", "tofu"] = "tofu" if run.engine_tool == "tofu" else "terraform"
     mirror.check_floor(services, tool, run.engine_version)  # it may have risen since the run was made
     for entry in listener.local_engines:
@@ -92,7 +90,9 @@ async def _engine(services: Services, listener: Listener, run: Run) -> wire.Engi
     return wire.Engine(tool=tool, version=run.engine_version, sha256=row.sha256)
 
 
-async def _variables(services: Services, listener: Listener, run: Run, phase: Phase) -> list[wire.Variable]:
+async def _variables(
+    services: Services, listener: Listener, run: runs.Row, phase: runs.PhaseRow
+) -> list[wire.Variable]:
     """Of the workspace and of the run; sensitive values for the listener's eyes alone."""
     found = []
     for each in await _resolved(services, run, phase):
@@ -117,7 +117,7 @@ async def _variables(services: Services, listener: Listener, run: Run, phase: Ph
     return found
 
 
-async def _resolved(services: Services, run: Run, phase: Phase) -> list[Resolved]:
+async def _resolved(services: Services, run: runs.Row, phase: runs.PhaseRow) -> list[Resolved]:
     """Those of terraform are fixed when the plan is claimed; those of the environment are read again at the apply."""
     own = [
         Resolved(item["key"], "terraform", item["value"], hcl=True, from_run=True)
@@ -130,14 +130,14 @@ async def _resolved(services: Services, run: Run, phase: Phase) -> list[Resolved
             await services.store.put(leases.artifact_key(phase, _FIXED), once(msgspec.json.encode(fixed)))
         return now
     try:
-        key = leases.artifact_key(await Phase.get(id=run.plan_id), _FIXED)
+        key = leases.artifact_key(await leases.phase(run.plan_id), _FIXED)
         fixed = msgspec.json.decode(await services.store.whole(key, _FIXED_MOST), type=list[Resolved])
     except NotFound:
         fixed = []
     return [*(each for each in now if each.category == "env"), *fixed]
 
 
-async def _links(listener: Listener, run: Run, phase: Phase) -> dict[str, wire.Link]:
+async def _links(listener: Listener, run: runs.Row, phase: runs.PhaseRow) -> dict[str, wire.Link]:
     base = f"/api/v2/listeners/{listener.id}/runs/{run.id}"
     version = await configs.get(run.configuration_version_id)
     links = {
@@ -150,7 +150,7 @@ async def _links(listener: Listener, run: Run, phase: Phase) -> dict[str, wire.L
     if state is not None:
         links["state"] = wire.Link(path=f"{base}/state", sha256=state.sha256, size=state.size)
     if phase.kind == "apply":
-        plan = await Phase.get(id=run.plan_id)
+        plan = await leases.phase(run.plan_id)
         for name, artifact in (("plan", "plan-file"), ("lock-file", "lock-file")):
             if artifact in plan.digests:
                 links[name] = wire.Link(path=f"{base}/{artifact}", sha256=plan.digests[artifact])

@@ -27,12 +27,15 @@ EXCEPTIONS = {
 }
 #: Functions that make SQL of a bare table or FROM clause, with the place of that argument.
 _TAKES_TABLES = {"Thing": 1, "Kind": 0, "SealedColumn": 0, "SealedObjects": 0}
-_SQL = re.compile(r"\b(SELECT|UPDATE|DELETE FROM|INTO|FROM|JOIN)\b")
+_SQL = re.compile(
+    r"\b(SELECT|UPDATE|INTO|FROM|JOIN|TRUNCATE|TABLE)\b|(?i:\bselect\b.+\bfrom\b|\bupdate\b.+\bset\b|\b(delete\s+from|insert\s+into)\b)",
+    re.DOTALL,
+)
 _QUOTED = re.compile(r"'[^']*'")
 _WORD = re.compile(r"(?<![.\w])(?<!\bAS )(\w+)")
 #: A word that is put in at run time.
 _HOLE = "__put_in__"
-_WRITES = re.compile(r"(?:(?<!FOR )\bUPDATE|\bDELETE FROM|\bINTO)\s+\"?(\w+)")
+_WRITES = re.compile(r"(?i:(?<!FOR )\bUPDATE(?:\s+ONLY)?|\bDELETE\s+FROM|\bINTO|\bTRUNCATE|\bTABLE)\s+\"?(\w+)")
 
 
 def order() -> dict[str, int]:
@@ -135,6 +138,9 @@ def test_no_sql_reaches_through_a_wall() -> None:
     ("room", "source", "table"),
     [
         ("runs", 'query("SELECT 1 FROM listener")', "listener"),
+        ("runs", 'query("select 1 from listener")', "listener"),
+        ("agents", 'query("delete  from run where id = $1")', "run"),
+        ("agents", 'query("TRUNCATE run")', "run"),
         ("runs", 'query(f"SELECT {x} FROM run r JOIN agent_pool a ON {y}")', "agent_pool"),
         ("runs", 'query("SELECT * FROM run r," " listener l")', "listener"),
         ("runs", 'sql = "SELECT 1 " + f"FROM {x} WHERE EXISTS (SELECT 1 FROM " + "late_state l)"', "late_state"),

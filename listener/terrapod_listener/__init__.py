@@ -2,4 +2,6 @@
 
 from importlib.metadata import version
 
+import terrapod_shared  # noqa: F401  before anything imports httpx
+
 __version__ = version("terrapod")

@@ -292,7 +292,7 @@ async def test_no_process_shows_an_old_count(pg_server: Running, postgres_url: s
 async def test_two_transactions_that_change_both_tables_do_not_block_each_other(pg_server: Running) -> None:
     """Each changes the tables in another order, and raises at once what else is raised at the commit."""
     del pg_server
-    raised = {Workspace: asyncio.Event(), Run: asyncio.Event()}
+    raised: dict[type[Model], asyncio.Event] = {Workspace: asyncio.Event(), Run: asyncio.Event()}
 
     async def insert(model: type[Model]) -> None:
         if model is Workspace:

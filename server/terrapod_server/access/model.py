@@ -3,10 +3,11 @@
 from typing import Any
 
 from tortoise import fields
-from tortoise.models import Model
+
+from terrapod_server.kit.table import Table
 
 
-class Role(Model):
+class Role(Table):
     """A role that an administrator made. Label conditions map a key to a list of values."""
 
     name = fields.CharField(primary_key=True, max_length=63)
@@ -23,7 +24,7 @@ class Role(Model):
         table = "role"
 
 
-class RoleAssignment(Model):
+class RoleAssignment(Table):
     """The person whom the provider knows by that address has the role, built-in ones included."""
 
     id = fields.BigIntField(primary_key=True, generated=True)

@@ -4,12 +4,12 @@ from datetime import datetime
 from typing import Any
 
 from tortoise import fields
-from tortoise.models import Model
 
+from terrapod_server.kit.table import Table
 from terrapod_server.store.sealed import SealedColumn, SealedObjects
 
 
-class Pool(Model):
+class Pool(Table):
     """Listeners that share work. `organization_scoped`: open to all workspaces."""
 
     id = fields.CharField(primary_key=True, max_length=40)
@@ -32,7 +32,7 @@ class Pool(Model):
         table = "agent_pool"
 
 
-class PoolLabel(Model):
+class PoolLabel(Table):
     """A label of a pool, once more, for searches."""
 
     id = fields.BigIntField(primary_key=True, generated=True)
@@ -46,7 +46,7 @@ class PoolLabel(Model):
         indexes = (("key", "value", "pool_id"),)
 
 
-class PoolWorkspace(Model):
+class PoolWorkspace(Table):
     """A workspace that may use a pool which is not open to all."""
 
     id = fields.BigIntField(primary_key=True, generated=True)
@@ -58,7 +58,7 @@ class PoolWorkspace(Model):
         unique_together = (("pool_id", "workspace_id"),)
 
 
-class PoolExcluded(Model):
+class PoolExcluded(Table):
     """A workspace that may not use the pool, whoever else may."""
 
     id = fields.BigIntField(primary_key=True, generated=True)
@@ -70,7 +70,7 @@ class PoolExcluded(Model):
         unique_together = (("pool_id", "workspace_id"),)
 
 
-class JoinToken(Model):
+class JoinToken(Table):
     """A token to join a pool with; only its SHA-256 is kept. `max_uses` null: any number."""
 
     id = fields.CharField(primary_key=True, max_length=40)
@@ -89,7 +89,7 @@ class JoinToken(Model):
         table = "join_token"
 
 
-class Listener(Model):
+class Listener(Table):
     """A joined listener. Keys are public ones, raw, base64; the private halves never leave its host."""
 
     id = fields.CharField(primary_key=True, max_length=40)
@@ -125,7 +125,7 @@ class Listener(Model):
         table = "listener"
 
 
-class Nonce(Model):
+class Nonce(Table):
     """A nonce that a signed request has spent; kept for 120 s, for all server processes."""
 
     id = fields.CharField(primary_key=True, max_length=110)
@@ -135,7 +135,7 @@ class Nonce(Model):
         table = "listener_nonce"
 
 
-class Authority(Model):
+class Authority(Table):
     """The authority of listeners, and the key that signs work. Private keys are sealed."""
 
     id = fields.IntField(primary_key=True)
@@ -148,7 +148,7 @@ class Authority(Model):
         table = "authority"
 
 
-class LateState(Model):
+class LateState(Table):
     """A state that came after its lease had ended: kept aside for an admin to adopt or drop.
 
     `status`: `waiting`, `adopted` or `dropped`. The row stays, so that the same

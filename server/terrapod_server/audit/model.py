@@ -1,10 +1,11 @@
 """Tables of the audit log: entries, and signed lists of where their chains end."""
 
 from tortoise import fields
-from tortoise.models import Model
+
+from terrapod_server.kit.table import Table
 
 
-class AuditEntry(Model):
+class AuditEntry(Table):
     """One request; what its columns mean is said at `rules.Entry`."""
 
     id = fields.CharField(primary_key=True, max_length=40)
@@ -34,7 +35,7 @@ class AuditEntry(Model):
         indexes = (("actor", "id"), ("resource_type", "id"), ("action", "id"))
 
 
-class AuditCheckpoint(Model):
+class AuditCheckpoint(Table):
     """The heads of all chains at a time, signed; the newest counts, a few older ones are kept."""
 
     id = fields.BigIntField(primary_key=True)

@@ -3,12 +3,12 @@
 from typing import Any
 
 from tortoise import fields
-from tortoise.models import Model
 
+from terrapod_server.kit.table import Table
 from terrapod_server.store.sealed import SealedObjects
 
 
-class ConfigurationVersion(Model):
+class ConfigurationVersion(Table):
     """An uploaded folder. `sha256` is of the archive as it was sent."""
 
     id = fields.CharField(primary_key=True, max_length=40)

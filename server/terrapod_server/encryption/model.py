@@ -1,10 +1,11 @@
 """Table of the keys that encrypt at rest."""
 
 from tortoise import fields
-from tortoise.models import Model
+
+from terrapod_server.kit.table import Table
 
 
-class EncryptionKey(Model):
+class EncryptionKey(Table):
     """A key that may have sealed something; the key itself is in the key file alone.
 
     `proof` is nothing, sealed by the key: it tells another key of the same id.

@@ -1,12 +1,12 @@
 """Table of the engines in the cache."""
 
 from tortoise import fields
-from tortoise.models import Model
 
+from terrapod_server.kit.table import Table
 from terrapod_server.store.sealed import SealedObjects
 
 
-class EngineFile(Model):
+class EngineFile(Table):
     """A release's zip. `sha256` is of the zip, as its publisher lists it in a list signed by the key `signed_by`."""
 
     id = fields.BigIntField(primary_key=True, generated=True)

@@ -3,10 +3,11 @@
 from typing import Any
 
 from tortoise import fields
-from tortoise.models import Model
+
+from terrapod_server.kit.table import Table
 
 
-class User(Model):
+class User(Table):
     """A person, or the first administrator that a new server makes."""
 
     id = fields.CharField(primary_key=True, max_length=40)
@@ -28,7 +29,7 @@ class User(Model):
         table = "user_account"
 
 
-class ApiToken(Model):
+class ApiToken(Table):
     """A bearer token; only the SHA-256 of its text is kept. Limits: to reading, and to one workspace."""
 
     id = fields.CharField(primary_key=True, max_length=40)
@@ -48,7 +49,7 @@ class ApiToken(Model):
         table = "api_token"
 
 
-class Session(Model):
+class Session(Table):
     """A person who is signed in; only the SHA-256 of the token is kept."""
 
     id = fields.CharField(primary_key=True, max_length=40)
@@ -67,7 +68,7 @@ class Session(Model):
         table = "session"
 
 
-class UserIdentity(Model):
+class UserIdentity(Table):
     """Who a provider's subject is here. The id is the SHA-256 of both, so that one pair has one row."""
 
     id = fields.CharField(primary_key=True, max_length=64)
@@ -82,7 +83,7 @@ class UserIdentity(Model):
         table = "user_identity"
 
 
-class OneTime(Model):
+class OneTime(Table):
     """Something that is good once; the id is the SHA-256 of its kind and secret."""
 
     id = fields.CharField(primary_key=True, max_length=64)

@@ -1,10 +1,11 @@
 """What the kit itself keeps: answers to repeated requests, changes of listed tables, and who guesses too often."""
 
 from tortoise import fields
-from tortoise.models import Model
+
+from terrapod_server.kit.table import Table
 
 
-class Repeat(Model):
+class Repeat(Table):
     """The answer to a POST that carried an `Idempotency-Key`; `status` 0 while it is under way."""
 
     id = fields.CharField(primary_key=True, max_length=64)
@@ -17,7 +18,7 @@ class Repeat(Model):
         table = "repeat"
 
 
-class Generation(Model):
+class Generation(Table):
     """How often the rows of a table that is listed were changed; written by triggers, see `generations`."""
 
     topic = fields.CharField(primary_key=True, max_length=64)
@@ -27,7 +28,7 @@ class Generation(Model):
         table = "generation"
 
 
-class SchemaVersion(Model):
+class SchemaVersion(Table):
     """The one row that says which schema this is, and which programs may use it; see `schema_version`."""
 
     id = fields.IntField(primary_key=True)
@@ -39,7 +40,7 @@ class SchemaVersion(Model):
         table = "schema_version"
 
 
-class Brake(Model):
+class Brake(Table):
     """How much of its tries something has used up: all of them are back at `full_at`.
 
     `id` is a hash: neither addresses nor e-mails are kept. Rows of what is

@@ -4,13 +4,13 @@ from datetime import datetime
 from typing import Any
 
 from tortoise import fields
-from tortoise.models import Model
 
+from terrapod_server.kit.table import Table
 from terrapod_server.runs.states import FINAL, Status
 from terrapod_server.store.sealed import SealedColumn
 
 
-class Run(Model):
+class Run(Table):
     """A run. `status` is written by `change.Change.fire` and by nothing else."""
 
     id = fields.CharField(primary_key=True, max_length=40)
@@ -97,7 +97,7 @@ class Run(Model):
         return self.status in FINAL
 
 
-class Phase(Model):
+class Phase(Table):
     """The plan or the apply of a run, with its lease.
 
     `lease_until` is in seconds of the clock that judges leases; of a phase that
@@ -150,7 +150,7 @@ class Phase(Model):
 OVER = frozenset({"finished", "errored", "canceled", "unreachable"})
 
 
-class RunEvent(Model):
+class RunEvent(Table):
     """What happened to a run; notifications, streams and audit read these rows."""
 
     id = fields.BigIntField(primary_key=True, generated=True)

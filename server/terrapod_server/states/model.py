@@ -3,12 +3,12 @@
 from typing import Any
 
 from tortoise import fields
-from tortoise.models import Model
 
+from terrapod_server.kit.table import Table
 from terrapod_server.store.sealed import SealedColumn, SealedObjects
 
 
-class StateVersion(Model):
+class StateVersion(Table):
     """A state. `pending` until its bytes are here; the newest `finalized` one is the current."""
 
     id = fields.CharField(primary_key=True, max_length=40)
@@ -55,7 +55,7 @@ class StateVersion(Model):
         return self.lineage if self.bytes_lineage is None else self.bytes_lineage
 
 
-class KeptState(Model):
+class KeptState(Table):
     """The last state of a workspace that was deleted, or one that came late and waited; no API reaches it.
 
     The bytes lie sealed in the store at `key`. The id is the one it had.
@@ -76,7 +76,7 @@ class KeptState(Model):
         table = "kept_state"
 
 
-class StateOutput(Model):
+class StateOutput(Table):
     """An output of a state. `value` is JSON, sealed under `output <id>`."""
 
     id = fields.CharField(primary_key=True, max_length=40)

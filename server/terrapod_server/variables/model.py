@@ -1,12 +1,12 @@
 """Table of variables; every value is sealed, sensitive or not."""
 
 from tortoise import fields
-from tortoise.models import Model
 
+from terrapod_server.kit.table import Table
 from terrapod_server.store.sealed import SealedColumn
 
 
-class Variable(Model):
+class Variable(Table):
     """`value` is sealed under `variable <id>`."""
 
     id = fields.CharField(primary_key=True, max_length=40)

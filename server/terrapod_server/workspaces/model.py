@@ -4,10 +4,11 @@ from datetime import datetime
 from typing import Any
 
 from tortoise import fields
-from tortoise.models import Model
+
+from terrapod_server.kit.table import Table
 
 
-class Workspace(Model):
+class Workspace(Table):
     """One state and the settings of the runs that change it."""
 
     id = fields.CharField(primary_key=True, max_length=40)
@@ -69,7 +70,7 @@ class Workspace(Model):
         table = "workspace"
 
 
-class DeletedWorkspace(Model):
+class DeletedWorkspace(Table):
     """A workspace that is gone, while files of it may be left or its last state is kept.
 
     `sweep_at` is when files are looked for next; null: never again.
@@ -86,7 +87,7 @@ class DeletedWorkspace(Model):
         table = "deleted_workspace"
 
 
-class WorkspaceLabel(Model):
+class WorkspaceLabel(Table):
     """A label of a workspace, once more, for searches."""
 
     id = fields.BigIntField(primary_key=True, generated=True)
@@ -100,7 +101,7 @@ class WorkspaceLabel(Model):
         indexes = (("key", "value", "workspace_id"),)
 
 
-class RemoteStateConsumer(Model):
+class RemoteStateConsumer(Table):
     """`consumer_id` may read the state of `workspace_id` from inside its runs."""
 
     id = fields.BigIntField(primary_key=True, generated=True)

@@ -3,12 +3,12 @@
 from typing import Any
 
 from tortoise import fields
-from tortoise.models import Model
 
+from terrapod_server.kit.table import Table
 from terrapod_server.store.sealed import SealedObjects
 
 
-class Module(Model):
+class Module(Table):
     """A private module, named by its name and the provider it is for."""
 
     id = fields.CharField(primary_key=True, max_length=40)
@@ -31,7 +31,7 @@ class Module(Model):
         table = "registry_module"
 
 
-class ModuleLabel(Model):
+class ModuleLabel(Table):
     """A label of a module, once more, for searches."""
 
     id = fields.BigIntField(primary_key=True, generated=True)
@@ -45,7 +45,7 @@ class ModuleLabel(Model):
         indexes = (("key", "value", "module_id"),)
 
 
-class ModuleVersion(Model):
+class ModuleVersion(Table):
     """A version. `pending` until its archive is here whole, then `ok` for good: its bytes never change."""
 
     id = fields.CharField(primary_key=True, max_length=40)

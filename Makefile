@@ -1,6 +1,8 @@
 # Each target sets up what it needs; .venv is made again when the lock changes.
 PYTHON ?= python3
 BIN := .venv/bin
+# Else each program that a test starts, and each worker of pytest, compiles its modules anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup check fmt tools quick test test-all fuzz chaos demo bench migration docs dist deb deb-proof clean-root
 

@@ -18,11 +18,11 @@ from starlette.responses import Response
 from terrapod_server import metrics
 from terrapod_server.access import actions as access
 from terrapod_server.access import api as access_api
-from terrapod_server.agents import actions as agents
 from terrapod_server.agents import api as agents_api
 from terrapod_server.agents import jobs as agents_jobs
 from terrapod_server.agents import model as agents_model
-from terrapod_server.agents import waits
+from terrapod_server.agents import pools, waits
+from terrapod_server.agents.late import actions as late
 from terrapod_server.agents.late import api
 from terrapod_server.agents.protocol import auth as listener_auth
 from terrapod_server.agents.protocol import deliveries
@@ -330,8 +330,8 @@ def build(config: Config) -> App:
         on_workspace_unlocked=runs.on_workspace_unlocked,
         release_run_lock=runs.release_lock,
         run_has_status=runs.run_has_status,
-        local_engines=agents.local_engines,
-        pool_for=agents.pool_for,
+        local_engines=pools.local_engines,
+        pool_for=pools.pool_for,
         explain_waits=waits.prepare,
         has_run=runs.has_run,
         before_workspace_deleted=[deleted.before_workspace_deleted, states.before_workspace_deleted],
@@ -341,7 +341,8 @@ def build(config: Config) -> App:
             states.delete_for_workspace,
             configs.delete_for_workspace,
             variables.delete_for_workspace,
-            agents.delete_for_workspace,
+            pools.delete_for_workspace,
+            late.delete_for_workspace,
         ],
     )
     if config.audit.enabled:
@@ -404,7 +405,7 @@ class _Life:
                 await database.migrate()
                 await known_keys_of(self._config).settle(self._services.cipher)
                 await self._services.bus.start()
-                await agents.ensure_default_pool()
+                await pools.ensure_default_pool()
                 await leases.on_start()
         except BaseException:
             await self.stop()

@@ -5,8 +5,7 @@ import platform
 
 from starlette.responses import Response
 
-from terrapod_server.agents import actions as agents
-from terrapod_server.agents import ca, depth
+from terrapod_server.agents import ca, depth, pools
 from terrapod_server.agents.late import actions as late
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Endpoint, Raw
@@ -64,7 +63,7 @@ async def _leases() -> list[str]:
 
 async def _pools() -> list[str]:
     found = await depth.of()
-    names = await agents.pool_names(POOLS_MOST)
+    names = await pools.names(POOLS_MOST)
     summed: dict[str, list[float]] = {name: [0.0] * len(_FIGURES) for name in names.values()}
     for pool_id, each in found.items():
         figures = summed.setdefault(names.get(pool_id, _OTHERS), [0.0] * len(_FIGURES))

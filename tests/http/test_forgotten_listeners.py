@@ -9,7 +9,8 @@ import pytest
 from kit.phases import apply_it, plan_it, take
 from kit.serving import DATA, Running, until
 from terrapod_listener.link.client import Server as ListenerClient
-from terrapod_server.agents import actions, jobs
+from terrapod_server.agents import jobs
+from terrapod_server.agents.listeners import forget
 from terrapod_server.agents.model import Listener
 from terrapod_server.runs import leases
 from terrapod_server.runs.model import Phase
@@ -89,21 +90,21 @@ async def test_who_has_what_somebody_waits_for_is_kept(server: Running, tmp_path
 
     await grow_old(40)
     assert (await shown(server, planning))["free-slots"] == 0, "who is offline takes nothing"
-    assert [row.name for row in await actions.forget(clock.now() - timedelta(days=30))] == ["free"]
+    assert [row.name for row in await forget(clock.now() - timedelta(days=30))] == ["free"]
 
     apply_id = leases.phase_id_of(work.run_id, "apply")
     await Phase.filter(id=apply_id).update(lease_until=-1.0)
     await leases.sweep(server.services)
     assert (await Phase.get(id=apply_id)).lease_state == "held"
-    assert await actions.forget(clock.now()) == []
+    assert await forget(clock.now()) == []
     assert (await server.api.post(f"/runs/{work.run_id}/actions/release")).status_code == 202
-    assert await actions.forget(clock.now()) == [], "its state is still awaited"
+    assert await forget(clock.now()) == [], "its state is still awaited"
     assert (await server.api.post(f"/workspaces/{work.workspace_id}/actions/force-unlock")).status_code == 200
     spooled = {"run_id": work.run_id, "serial": 1, "size": 9, "left": False}
     await busy.beat(wire.Beat(free_slots=1, capacity=5, spooled=[spooled]))
-    assert await actions.forget(clock.now()) == [], "its state could come yet, and from nobody else"
+    assert await forget(clock.now()) == [], "its state could come yet, and from nobody else"
     await busy.beat(wire.Beat(free_slots=1, capacity=5))
-    assert [row.name for row in await actions.forget(clock.now())] == ["applying"]
+    assert [row.name for row in await forget(clock.now())] == ["applying"]
 
 
 async def test_nobody_is_forgotten_who_calls_meanwhile(pg_server: Running, tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ async def test_nobody_is_forgotten_who_calls_meanwhile(pg_server: Running, tmp_p
         before = clock.now() - timedelta(days=30)
         beats = (each.beat(wire.Beat(free_slots=1, capacity=1)) for each in listeners.values())
         beating = asyncio.gather(*beats, return_exceptions=True)
-        found = await asyncio.gather(*(actions.forget(before) for _ in range(4)))
+        found = await asyncio.gather(*(forget(before) for _ in range(4)))
         answers = dict(zip(listeners, await beating, strict=True))
         gone = [row.name for rows in found for row in rows]
         assert len(gone) == len(set(gone)), "each is forgotten once"

@@ -13,7 +13,7 @@ from kit import scripted
 from kit.daemon import is_alive, joined, listener, online, running_listener
 from kit.serving import Running, state_bytes, tar, until
 from terrapod_listener.link import identity
-from terrapod_server.agents import actions
+from terrapod_server.agents import listeners
 from terrapod_server.agents.model import Listener
 from terrapod_server.agents.protocol import work
 from terrapod_server.runs.model import Phase, Run
@@ -110,8 +110,8 @@ async def test_during_its_own_renewal(pg_server: Running, tmp_path: Path, monkey
     home = tmp_path / "home"
     me = await joined(pg_server, home)
     before = await Listener.get(id=me)
-    gate = Gate(actions.renew, is_after=True)
-    monkeypatch.setattr(actions, "renew", gate)
+    gate = Gate(listeners.renew, is_after=True)
+    monkeypatch.setattr(listeners, "renew", gate)
     await Listener.filter(id=me).update(certificate_until=clock.now() + timedelta(hours=1))
     process = await listener("run", "--home", str(home))
     await asyncio.wait_for(gate.reached.wait(), 20)

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from terrapod_server.access import rules as access
 from terrapod_server.access import visible
-from terrapod_server.agents import accepting, actions, depth
+from terrapod_server.agents import accepting, depth, join_tokens, listeners, pools
 from terrapod_server.agents.model import JoinToken, Listener, Pool, PoolExcluded, PoolWorkspace
 from terrapod_server.agents.protocol import deliveries
 from terrapod_server.agents.rules import ONLINE
@@ -96,7 +96,7 @@ POOL = Resource(
         Many("workspaces", "workspaces", keys=lambda p, _: getattr(p, "allowed", ())),
     ),
     unsupported=(Accepts("allowed-projects", "projects whose workspaces may use it", ([],), related=True),),
-    load=actions.pools,
+    load=pools.by_ids,
     prepare=_prepare,
     has_rights=True,
 )
@@ -163,14 +163,14 @@ _ORDERS = {"created-at": 't."id"', "-created-at": 't."id" DESC', "-name": 't."na
 
 async def index(call: Call) -> Rows:
     """The pools that the caller may read, by name."""
-    where = visible.where(call.principal.rights, actions.KIND)
+    where = visible.where(call.principal.rights, pools.KIND)
     if text := call.param("q"):
         where &= like('t."name"', text)
     if name := call.param("filter[allowed_workspaces][name]"):
         named = call.readable(await workspaces.named(name))
         where &= Where(_OPEN_TO, (named[0].id if named else "",))
     order = _ORDERS.get(call.param("sort") or "", 't."name"')
-    return call.listed(await actions.READER.page(call.page, where, order))
+    return call.listed(await pools.READER.page(call.page, where, order))
 
 
 def _check_lockout(call: Call, row: Pool) -> None:
@@ -182,9 +182,9 @@ def _check_lockout(call: Call, row: Pool) -> None:
     access.check_lockout(call.level, after, force=sent.pop("force", False))
 
 
-async def _openness(call: Call) -> actions.Openness:
+async def _openness(call: Call) -> pools.Openness:
     """To which workspaces the pool is to be open."""
-    return actions.Openness(await _named(call, "allowed-workspaces"), await _named(call, "excluded-workspaces"))
+    return pools.Openness(await _named(call, "allowed-workspaces"), await _named(call, "excluded-workspaces"))
 
 
 async def _named(call: Call, relation: str) -> list[str] | None:
@@ -204,24 +204,24 @@ async def _named(call: Call, relation: str) -> list[str] | None:
 async def create(call: Call) -> Pool:
     """Make a pool."""
     call.attributes.pop("force", None)
-    return await actions.create_pool(call.principal, call.attributes, await _openness(call))
+    return await pools.create(call.principal, call.attributes, await _openness(call))
 
 
 async def show(call: Call) -> Pool:
     """One pool."""
-    return await actions.pool(call.path["pool"])
+    return await pools.get(call.path["pool"])
 
 
 async def update(call: Call) -> Pool:
     """Change a pool."""
     row = await show(call)
     _check_lockout(call, row)
-    return await actions.update_pool(row, call.attributes, await _openness(call))
+    return await pools.update(row, call.attributes, await _openness(call))
 
 
 async def delete(call: Call) -> None:
     """Remove a pool that nothing uses."""
-    await actions.delete_pool(await show(call))
+    await pools.delete(await show(call))
 
 
 async def tokens(call: Call) -> Rows:
@@ -239,14 +239,14 @@ async def create_token(call: Call) -> JoinToken:
     row = await show(call)
     sent = {name: value for name, value in call.attributes.items() if name in _JOIN}
     call.refuse_others(_JOIN, "it is of users' tokens")  # what would limit it is not left out in silence
-    made, text = await actions.create_token(row.id, call.principal.id, sent)
+    made, text = await join_tokens.create(row.id, call.principal.id, sent)
     made.text = text
     return made
 
 
 async def show_token(call: Call) -> JoinToken | identity.TokenRow:
     """A token of a pool or of a user, without its text."""
-    row = await actions.find_token(call.path["token"])
+    row = await join_tokens.find(call.path["token"])
     if row is None:
         return await identity.token(call.path["token"], call.principal)
     await call.services.guard.demand(call.principal, Level.ADMIN, "pool", row.pool_id)
@@ -257,13 +257,13 @@ async def delete_token(call: Call) -> None:
     """Revoke a token."""
     row = await show_token(call)
     if isinstance(row, JoinToken):
-        await actions.delete_token(row)
+        await join_tokens.delete(row)
     else:
         await identity.delete_token(row)
         await call.services.authenticator.changed()
 
 
-async def listeners(call: Call) -> Rows:
+async def index_listeners(call: Call) -> Rows:
     """The pool's listeners."""
     row = await show(call)
     return await call.rows(Listener.filter(pool_id=row.id).order_by("name"))
@@ -271,33 +271,33 @@ async def listeners(call: Call) -> Rows:
 
 async def show_listener(call: Call) -> Listener:
     """One listener."""
-    return await actions.listener(call.path["listener"])
+    return await listeners.get(call.path["listener"])
 
 
 async def drain(call: Call) -> Listener:
     """Ask a listener to take no more work."""
     row = await show_listener(call)
-    await actions.set_drain(call.services, row, wanted=True)
+    await listeners.set_drain(call.services, row, wanted=True)
     return await show_listener(call)
 
 
 async def undrain(call: Call) -> Listener:
     """Let a listener take work again."""
     row = await show_listener(call)
-    await actions.set_drain(call.services, row, wanted=False)
+    await listeners.set_drain(call.services, row, wanted=False)
     return await show_listener(call)
 
 
 async def allow_rejoin(call: Call) -> Listener:
     """Let the next holder of a join token take the listener's name, once."""
     row = await show_listener(call)
-    await actions.allow_rejoin(row)
+    await listeners.allow_rejoin(row)
     return await show_listener(call)
 
 
 async def remove(call: Call) -> Response:
     """Leave the pool, by the listener itself or by an admin; its certificate is revoked."""
-    await actions.leave(call.services, await show_listener(call))
+    await listeners.leave(call.services, await show_listener(call))
     return Response(status_code=204)
 
 
@@ -332,7 +332,7 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("POST", _POOL + "/authentication-tokens", TOKEN, create_token, Level.ADMIN, status=201),
     Endpoint("GET", "/api/v2/authentication-tokens/{token}", TOKEN, show_token, Access.USER),
     Endpoint("DELETE", "/api/v2/authentication-tokens/{token}", TOKEN, delete_token, Access.USER, body=False),
-    Endpoint("GET", _POOL + "/listeners", LISTENER, listeners, Level.READ, many=True),
+    Endpoint("GET", _POOL + "/listeners", LISTENER, index_listeners, Level.READ, many=True),
     Raw("POST", "/api/v2/agent-pools/join", deliveries.join, **_JOINING),
     Raw("POST", _POOL + "/listeners/join", deliveries.join, **_JOINING),
     Endpoint("GET", _ME, LISTENER, show_listener, Level.READ),

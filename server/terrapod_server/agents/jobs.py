@@ -4,7 +4,7 @@ import logging
 import time
 from datetime import timedelta
 
-from terrapod_server.agents import actions
+from terrapod_server.agents import listeners
 from terrapod_server.agents.protocol import dispatch
 from terrapod_server.agents.protocol.auth import NONCE_S
 from terrapod_server.kit.caller import Deed
@@ -37,7 +37,7 @@ async def forget_listeners(services: Services) -> None:
     since = services.remembered.setdefault(_SINCE, time.monotonic())
     if not days or time.monotonic() - since < _HEARING_S:
         return
-    for row in await actions.forget(clock.now() - timedelta(days=days)):
+    for row in await listeners.forget(clock.now() - timedelta(days=days)):
         log.warning("listener %s (%s) was offline for over %s days and is forgotten", row.name, row.id, days)
         deed = Deed(
             actor_kind="server", actor="terrapod-server", method="DELETE", path="/api/v2/listeners/{listener}",

@@ -25,7 +25,7 @@ import msgspec
 import uvloop
 
 from terrapod_server import app, serving
-from terrapod_server.agents import actions as agents
+from terrapod_server.agents import join_tokens
 from terrapod_server.commands import accounts, tls
 from terrapod_server.config.hosts import in_url, is_loopback, is_name, is_unspecified, not_a_name
 from terrapod_server.config.load import Mistakes, load, own_file
@@ -299,7 +299,7 @@ async def _keep_listener(config: Config, options: Options, stop: asyncio.Event, 
     }
     while not stop.is_set():
         if not (home / "identity.json").exists():
-            token = await agents.make_join_token("default", "terrapod-server up")
+            token = await join_tokens.make("default", "terrapod-server up")
             join = [
                 *command,
                 "join",

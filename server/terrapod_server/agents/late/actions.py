@@ -18,6 +18,7 @@ from terrapod_server.runs import change as changes
 from terrapod_server.runs.change import Change
 from terrapod_server.runs.events import Event
 from terrapod_server.states import actions as states
+from terrapod_server.states import kept_states
 from terrapod_server.store import keys
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import ids
@@ -181,6 +182,16 @@ async def settled(listener_id: str, run_ids: Sequence[str]) -> list[str]:
     waiting = {row["run_id"] for row in rows if row["status"] == WAITING}
     over = {row["run_id"] for row in rows} - waiting
     return [run_id for run_id in asked if run_id in over or run_id not in known]
+
+
+async def delete_for_workspace(workspace_id: str) -> None:
+    """States that came late and wait for an admin are kept as the last one is: one of them may be newer."""
+    for late in await LateState.filter(workspace_id=workspace_id, status=WAITING):
+        await kept_states.keep(
+            id=late.id, workspace_id=workspace_id, serial=late.serial, lineage=late.lineage, md5=late.md5,
+            sha256=late.sha256, key=late.key, size=late.size, is_late=True,
+        )  # fmt: skip
+    await LateState.filter(workspace_id=workspace_id).delete()
 
 
 def check_waits(row: LateState) -> None:

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from terrapod_server.agents import ca
-from terrapod_server.agents.actions import GRACE
 from terrapod_server.agents.model import Listener
+from terrapod_server.agents.rules import GRACE
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db import database

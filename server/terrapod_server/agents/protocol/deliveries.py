@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 from starlette.responses import Response
 
-from terrapod_server.agents import actions
+from terrapod_server.agents import listeners
 from terrapod_server.agents.late import actions as late
 from terrapod_server.agents.model import Listener
 from terrapod_server.agents.protocol import auth, claiming, dispatch, work
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 _WAIT_MOST_S = 60.0
 _RELOAD_S = 30.0
 _SETTLE_S = 3.0
-_HALF_LIFE = timedelta(hours=actions.CERTIFICATE_HOURS / 2)
+_HALF_LIFE = timedelta(hours=listeners.CERTIFICATE_HOURS / 2)
 _ARTIFACTS = ("plan-file", "lock-file", "plan-json", "schemas")
 
 _BYTES = "application/octet-stream"
@@ -91,7 +91,7 @@ async def join(call: Call) -> Response:
         raw = await call.body()
     message = _decode(raw, wire.Join)
     try:
-        row, joined = await actions.join(call.services, message, pool_id=call.path.get("pool"), signer=signer)
+        row, joined = await listeners.join(call.services, message, pool_id=call.path.get("pool"), signer=signer)
     except Unauthorized:  # nobody guesses 256 bits: a good token is looked at however many wrong ones came before
         await lockout.check("join", call.address)
         raise
@@ -109,7 +109,7 @@ def _me(call: Call) -> Listener:
 async def renew(call: Call) -> Response:
     """A new certificate, for a new key that the old one vouches for."""
     message = _decode(await auth.small(call), wire.Renew)
-    return _answer(RenewAnswer(data=await actions.renew(call.services, _me(call), message)))
+    return _answer(RenewAnswer(data=await listeners.renew(call.services, _me(call), message)))
 
 
 def _wait_s(call: Call) -> float:
@@ -132,7 +132,7 @@ async def heartbeat(call: Call) -> Response:
     wait = _wait_s(call)
     bus, lapsed = call.services.bus, leases.lapsed(me.id)
     async with bus.subscribe(f"listener:{me.id}", lapsed) as subscription, bus.subscribe(lapsed) as lost:
-        if await actions.beat(me, message):
+        if await listeners.beat(me, message):
             await engines.settle_waiting(call.services, me.pool_id)
         verdicts = await leases.prolong(call.services, me.id, message.leases)
         pulse = await _pulse(me, verdicts)
@@ -159,7 +159,7 @@ def _is_news(beat: wire.Beat, pulse: wire.Pulse) -> bool:
 
 
 async def _pulse(me: Listener, verdicts: list[wire.LeaseVerdict]) -> wire.Pulse:
-    row = await actions.listener(me.id)
+    row = await listeners.get(me.id)
     return wire.Pulse(
         server_time=clock.now().timestamp(),
         leases=verdicts,

@@ -1,11 +1,7 @@
-"""The verbs of pools, join tokens and listeners."""
+"""The verbs of listeners."""
 
 import base64
-import hashlib
 import logging
-import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,234 +11,25 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from tortoise.exceptions import IntegrityError
 
-from terrapod_server.access import visible
-from terrapod_server.agents import ca
-from terrapod_server.agents.model import (
-    JoinToken,
-    LateState,
-    Listener,
-    Pool,
-    PoolExcluded,
-    PoolLabel,
-    PoolWorkspace,
-)
-from terrapod_server.agents.rules import ONLINE
-from terrapod_server.kit.caller import Principal
+from terrapod_server.agents import ca, join_tokens, pools
+from terrapod_server.agents.model import JoinToken, Listener, Pool
 from terrapod_server.kit.db.database import in_transaction, query
-from terrapod_server.kit.db.row_cache import Reader
 from terrapod_server.kit.services import Services
 from terrapod_server.runs import leases
-from terrapod_server.states import kept_states
-from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock, ids, signing, wire
-from terrapod_shared.errors import Conflict, Invalid, NotFound, Unauthorized
+from terrapod_shared.errors import Conflict, Invalid, NotFound
 
 log = logging.getLogger(__name__)
 
-DEFAULT_POOL = "default"
-READER = Reader(Pool)
-KIND = visible.Kind("agent_pool_label", "pool_id")
-TOKEN_PREFIX = "tpodjoin_"  # noqa: S105
 CERTIFICATE_HOURS = 24.0
-#: For so long after its certificate's end a listener may still renew and deliver.
-GRACE = timedelta(days=30)
-TOKEN_LIFE = timedelta(hours=1)
 #: For so long the same join is answered once more.
 _REPEAT = timedelta(minutes=10)
 _PATTERNS_MOST, _PATTERN_MOST = 300, 254
 
 
-async def ensure_default_pool() -> None:
-    if not await Pool.exists(name=DEFAULT_POOL):
-        try:
-            await Pool.create(id=ids.make("apool"), name=DEFAULT_POOL)
-        except IntegrityError:
-            return  # another server process made it
-
-
-async def pool(pool_id: str) -> Pool:
-    row = await Pool.get_or_none(id=pool_id)
-    if row is None:
-        raise NotFound
-    return row
-
-
-async def pool_names(most: int) -> dict[str, str]:
-    """The names of the oldest pools, by id."""
-    return {row["id"]: str(row["name"]) for row in await Pool.all().order_by("id").limit(most).values("id", "name")}
-
-
-async def pools(pool_ids: Sequence[str]) -> list[Pool]:
-    return await Pool.filter(id__in=list(pool_ids))
-
-
-@dataclass(frozen=True)
-class Openness:
-    """Ids of the workspaces that may use a pool which is not open to all, and of those that may not; None: as it is."""
-
-    allowed: Sequence[str] | None = None
-    excluded: Sequence[str] | None = None
-
-
-async def create_pool(principal: Principal, values: Mapping[str, Any], to: Openness) -> Pool:
-    if not values.get("name"):
-        message = "a pool needs a name"
-        raise Invalid(message, pointer="/data/attributes/name")
-    try:
-        async with in_transaction():
-            row = await Pool.create(id=ids.make("apool"), owner_id=principal.id, **values)
-            await _write_labels(row)
-            await _open(row.id, to)
-    except IntegrityError:
-        raise _taken(values["name"]) from None
-    return row
-
-
-async def update_pool(row: Pool, values: Mapping[str, Any], to: Openness) -> Pool:
-    if row.name == DEFAULT_POOL and values.get("name", DEFAULT_POOL) != DEFAULT_POOL:
-        message = "the pool default keeps its name: workspaces with execution-mode remote use it"
-        raise Invalid(message, pointer="/data/attributes/name")
-    for column, value in values.items():
-        setattr(row, column, value)
-    try:
-        async with in_transaction():
-            await row.save()
-            await _write_labels(row)
-            await _open(row.id, to)
-    except IntegrityError:
-        raise _taken(row.name) from None
-    return row
-
-
-async def _write_labels(row: Pool) -> None:
-    await PoolLabel.filter(pool_id=row.id).delete()
-    await PoolLabel.bulk_create([PoolLabel(pool_id=row.id, key=key, value=value) for key, value in row.labels.items()])
-
-
-async def _open(pool_id: str, to: Openness) -> None:
-    listed: tuple[tuple[Any, Sequence[str] | None], ...] = ((PoolWorkspace, to.allowed), (PoolExcluded, to.excluded))
-    for model, wanted in listed:
-        if wanted is not None:
-            await model.filter(pool_id=pool_id).delete()
-            await model.bulk_create([model(pool_id=pool_id, workspace_id=each) for each in dict.fromkeys(wanted)])
-
-
-async def delete_pool(row: Pool) -> None:
-    """Raises Conflict while something uses it."""
-    if row.name == DEFAULT_POOL:
-        message = "the pool default cannot be deleted: workspaces with execution-mode remote use it"
-        raise Conflict(message)
-    used = await workspaces.using_pool(row.id)
-    if used is not None:
-        message = f"workspace {used.name} uses pool {row.name}"
-        raise Conflict(message)
-    if await leases.has_work(row.id):
-        message = f"pool {row.name} has work that is not over"
-        raise Conflict(message)
-    async with in_transaction():
-        await PoolWorkspace.filter(pool_id=row.id).delete()
-        await PoolExcluded.filter(pool_id=row.id).delete()
-        await PoolLabel.filter(pool_id=row.id).delete()
-        await JoinToken.filter(pool_id=row.id).delete()
-        await Listener.filter(pool_id=row.id).delete()
-        await row.delete()
-
-
-async def pool_for(workspace: workspaces.Row) -> str:
-    """The pool that runs of the workspace go to. Raises Invalid where the workspace may not use it."""
-    if workspace.agent_pool_id is None or workspace.execution_mode != "agent":
-        row = await Pool.get(name=DEFAULT_POOL)
-    else:
-        found = await Pool.get_or_none(id=workspace.agent_pool_id)
-        if found is None:
-            message = f"there is no pool {workspace.agent_pool_id}"
-            raise Invalid(message, pointer="/data/attributes/agent-pool-id")
-        row = found
-    is_open = row.organization_scoped or await PoolWorkspace.exists(pool_id=row.id, workspace_id=workspace.id)
-    if not is_open or await PoolExcluded.exists(pool_id=row.id, workspace_id=workspace.id):
-        message = f"pool {row.name} is not open to workspace {workspace.name}"
-        raise Invalid(message, pointer="/data/attributes/agent-pool-id")
-    return row.id
-
-
-async def local_engines(pool_id: str) -> tuple[list[tuple[str, str]], bool]:
-    """Tool and version of the engines that the pool's listeners announced; whether one of the listeners is there now.
-
-    A listener that is offline comes back with what it had, as long as its certificate lets it.
-    """
-    now = clock.now()
-    rows = await Listener.filter(pool_id=pool_id, revoked_at=None, certificate_until__gt=now - GRACE).values(
-        "local_engines", "last_seen_at"
-    )
-    found = {(entry["tool"], entry["version"]) for row in rows for entry in row["local_engines"]}
-    return sorted(found), any(row["last_seen_at"] and row["last_seen_at"] > now - ONLINE for row in rows)
-
-
-def fingerprint(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-async def create_token(pool_id: str, user_id: str, values: Mapping[str, Any]) -> tuple[JoinToken, str]:
-    """The row and the token's text, which is nowhere kept. One use and one hour unless said otherwise.
-
-    Raises Invalid for an end that is past.
-    """
-    text = TOKEN_PREFIX + secrets.token_urlsafe(32)
-    values = dict(values)
-    ends = {name: values.pop(name) for name in ("expired_at", "expires_at") if name in values}
-    until = ends.get("expires_at", ends.get("expired_at")) if ends else clock.now() + TOKEN_LIFE
-    if until is not None and until <= clock.now():
-        message = "a join token cannot end before it begins"
-        raise Invalid(message, pointer=f"/data/attributes/{list(ends)[-1].replace('_', '-')}")
-    row = await JoinToken.create(
-        id=ids.make("at"), pool_id=pool_id, created_by_id=user_id, hash=fingerprint(text), expires_at=until, **values
-    )
-    return row, text
-
-
-async def make_join_token(pool_name: str, description: str) -> str:
-    row = await Pool.get(name=pool_name)
-    return (await create_token(row.id, "", {"description": description}))[1]
-
-
-async def token(token_id: str) -> JoinToken:
-    row = await JoinToken.get_or_none(id=token_id)
-    if row is None:
-        raise NotFound
-    return row
-
-
-async def find_token(token_id: str) -> JoinToken | None:
-    """The same, or None."""
-    return await JoinToken.get_or_none(id=token_id)
-
-
-async def delete_token(row: JoinToken) -> None:
-    """Revokes a join token."""
-    await row.delete()
-
-
-async def _spend(text: str) -> str:
-    """Takes one use of a token, by one statement; the pool that it is for. Raises Unauthorized."""
-    rows = await query(
-        """
-        WITH one AS (SELECT 1)
-        UPDATE join_token SET use_count = use_count + 1, last_used_at = $2
-        WHERE hash = $1 AND NOT revoked AND (expires_at IS NULL OR expires_at > $2)
-          AND (max_uses IS NULL OR use_count < max_uses)
-        RETURNING pool_id
-        """,
-        [fingerprint(text), clock.now()],
-    )
-    if not rows:
-        message = "the join token is unknown, spent, revoked or over"
-        raise Unauthorized(message)
-    return str(rows[0]["pool_id"])
-
-
 async def _repeated(message: wire.Join, public: Ed25519PublicKey) -> Listener | None:
     """The listener that the same request, whose answer was lost, has made of the same key a moment ago."""
-    token_row = await JoinToken.get_or_none(hash=fingerprint(message.join_token), revoked=False)
+    token_row = await JoinToken.get_or_none(hash=join_tokens.fingerprint(message.join_token), revoked=False)
     if token_row is None:
         return None
     issued_after = clock.now() - _REPEAT + timedelta(hours=CERTIFICATE_HOURS)
@@ -277,7 +64,7 @@ async def join(
         public = private.public_key()
     async with in_transaction():
         repeated = await _repeated(message, public) if message.csr else None
-        joined = await pool(repeated.pool_id if repeated else await _spend(message.join_token))
+        joined = await pools.get(repeated.pool_id if repeated else await join_tokens.spend(message.join_token))
         if pool_id is not None and joined.id != pool_id:
             wrong = "the join token is for another pool"
             raise Conflict(wrong)
@@ -379,7 +166,7 @@ def _private(key: Ed25519PrivateKey) -> str:
     ).decode()
 
 
-async def listener(listener_id: str) -> Listener:
+async def get(listener_id: str) -> Listener:
     row = await Listener.get_or_none(id=listener_id)
     if row is None:
         raise NotFound
@@ -457,19 +244,3 @@ async def beat(row: Listener, message: wire.Beat) -> bool:
         accepts=msgspec.to_builtins(accepts),
     )
     return bool(local != row.local_engines)
-
-
-async def delete_for_workspace(workspace_id: str) -> None:
-    """States that came late and wait for an admin are kept as the last one is: one of them may be newer."""
-    await PoolWorkspace.filter(workspace_id=workspace_id).delete()
-    await PoolExcluded.filter(workspace_id=workspace_id).delete()
-    for late in await LateState.filter(workspace_id=workspace_id, status="waiting"):
-        await kept_states.keep(
-            id=late.id, workspace_id=workspace_id, serial=late.serial, lineage=late.lineage, md5=late.md5,
-            sha256=late.sha256, key=late.key, size=late.size, is_late=True,
-        )  # fmt: skip
-    await LateState.filter(workspace_id=workspace_id).delete()
-
-
-def _taken(name: str) -> Invalid:
-    return Invalid(f"there is a pool {name} already", pointer="/data/attributes/name")

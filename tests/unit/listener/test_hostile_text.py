@@ -18,18 +18,18 @@ from terrapod_listener.supervise import masking, statefile
 from terrapod_listener.supervise.masking import Masker
 
 M = 1 << 20
-#: What took minutes took thousands of times as long as this on a quiet machine; a busy one is ten times slower.
-BOUND_S = 30.0
+#: Seconds of the processor. What is linear takes a quarter of it; the quickest pattern that is not took nine for one text.
+BOUND_S = 4.0
 
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    began = time.monotonic()
+    began = time.thread_time()
     yield
-    assert time.monotonic() - began < BOUND_S
+    assert time.thread_time() - began < BOUND_S
 
 
-def filled(unit: str, size: int = M // 4) -> str:
+def filled(unit: str, size: int = M // 8) -> str:
     return unit * (size // len(unit))
 
 
@@ -58,7 +58,7 @@ def test_every_reader_of_text_is_linear(unit: str) -> None:
     with bounded():
         for read in READERS:
             read(text)
-        for tail in ("", "\n", '"', "}", "\\"):
+        for tail in ("\n", '"', "}", "\\"):
             plugins.locked(text + tail)
             list(masking.members("[" + text + tail))
         with pytest.raises(statefile.Torn):
@@ -70,23 +70,23 @@ def test_every_reader_of_text_is_linear(unit: str) -> None:
 @pytest.mark.parametrize(
     ("secret", "text"),
     [
-        pytest.param("a" * 100_000, b"a" * M, id="all one letter"),
-        pytest.param("a" * 100_000 + "b", b"a" * M, id="a beginning for ever"),
-        pytest.param("ab" + "a" * 100_000, b"ab" + b"a" * M, id="alike from the end"),
-        pytest.param("ab" * 50_000, b"ab" * (M // 2), id="a short period"),
+        pytest.param("a" * 50_000, b"a" * (M // 2), id="all one letter"),
+        pytest.param("a" * 50_000 + "b", b"a" * (M // 2), id="a beginning for ever"),
+        pytest.param("ab" + "a" * 25_000, b"ab" + b"a" * (M // 2), id="alike from the end"),
+        pytest.param("ab" * 25_000, b"ab" * (M // 4), id="a short period"),
         pytest.param(
-            json.dumps([f"s{number:05}" for number in range(10_000)]), b"word after word\n" * (M // 16), id="many short"
+            json.dumps([f"s{number:05}" for number in range(10_000)]), b"word after word\n" * (M // 32), id="many short"
         ),
         pytest.param(
             json.dumps([f"s{number:05}" for number in range(10_000)]),
-            b" ".join(b"s%05d" % (number % 10_000) for number in range(M // 7)),
+            b" ".join(b"s%05d" % (number % 10_000) for number in range(M // 14)),
             id="many short, all there",
         ),
         pytest.param(
-            json.dumps(["x" * 6 + str(number) for number in range(10_000)]), b"x" * M, id="many of one beginning"
+            json.dumps(["x" * 6 + str(number) for number in range(10_000)]), b"x" * (M // 2), id="many of one beginning"
         ),
-        pytest.param('"' * 100_000, b'"' * M, id="quotes"),
-        pytest.param("\n".join(f"line{number}" for number in range(20_000)), b"line1\n" * (M // 6), id="many lines"),
+        pytest.param('"' * 50_000, b'"' * (M // 2), id="quotes"),
+        pytest.param("\n".join(f"line{number}" for number in range(20_000)), b"line1\n" * (M // 12), id="many lines"),
     ],
 )
 def test_masking_is_linear(secret: str, text: bytes) -> None:

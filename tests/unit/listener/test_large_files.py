@@ -91,7 +91,8 @@ def test_what_terraform_says_of_its_plan_is_not_read_whole(tmp_path: Path) -> No
         "importing": {"id": "i"},
     }
     entry = {"mode": "managed", "type": "t", "provider_name": "p", "change": change}
-    text = json.dumps({"resource_changes": [entry] * 60_000, "planned_values": {"deep": "x" * 1000}})
+    entries = ", ".join([json.dumps(entry)] * 60_000)
+    text = f'{{"resource_changes": [{entries}], "planned_values": {{"deep": "{"x" * 1000}"}}}}'
     (tmp_path / "plan.json").write_text(text)
     assert len(text) > 150 << 20
     schema = {

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytfe.models
 
 from kit.serving import Running
 from terrapod_server import app
@@ -34,22 +33,6 @@ GO_TFE = {
     "registry-module-versions": "version commit-sha",
     "users": "username email",
 }
-#: The models of pytfe's options whose members are sent, and what they are sent as.
-PYTFE = {
-    "WorkspaceCreateOptions": "workspaces",
-    "WorkspaceUpdateOptions": "workspaces",
-    "RunCreateOptions": "runs",
-    "StateVersionCreateOptions": "state-versions",
-    "ConfigurationVersionCreateOptions": "configuration-versions",
-    "AgentPoolCreateOptions": "agent-pools",
-    "AgentPoolUpdateOptions": "agent-pools",
-    "AgentTokenCreateOptions": "authentication-tokens",
-    "VariableCreateOptions": "vars",
-    "VariableUpdateOptions": "vars",
-    "RegistryModuleCreateOptions": "registry-modules",
-    "RegistryModuleUpdateOptions": "registry-modules",
-    "RegistryModuleCreateVersionOptions": "registry-module-versions",
-}
 
 
 def declared(resource: Resource) -> set[str]:
@@ -65,15 +48,6 @@ def test_the_page_is_what_the_declarations_say() -> None:
 @pytest.mark.parametrize("kind", GO_TFE)
 def test_each_member_of_go_tfe_is_declared(kind: str) -> None:
     assert set(GO_TFE[kind].split()) - declared(BY_TYPE[kind]) == set()
-
-
-@pytest.mark.parametrize("model", PYTFE)
-def test_each_member_of_pytfe_is_declared(model: str) -> None:
-    resource = BY_TYPE[PYTFE[model]]
-    fields = getattr(pytfe.models, model).model_fields
-    names = {(field.alias or name).replace("_", "-") for name, field in fields.items()} - {"type"}
-    read_only = {member.name for member in resource.attributes if not member.write}
-    assert names - declared(resource) <= read_only & {"terraform-version"}, "of a state it is in the bytes"
 
 
 UNSUPPORTED = [(resource, member) for resource in app.RESOURCES for member in resource.unsupported]

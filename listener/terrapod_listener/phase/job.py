@@ -15,7 +15,7 @@ from terrapod_listener.engine import argv, plugins, schemas, workdir
 from terrapod_listener.engine.install import Engines
 from terrapod_listener.link.client import STRANGER, Server
 from terrapod_listener.phase import accept
-from terrapod_listener.phase.applying import Apply
+from terrapod_listener.phase.apply import Apply
 from terrapod_listener.phase.delivery import Delivery
 from terrapod_listener.phase.hooks import HookFailed, Hooks
 from terrapod_listener.phase.logs import LogSpool

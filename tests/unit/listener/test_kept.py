@@ -13,7 +13,7 @@ from terrapod_listener.config import Config
 from terrapod_listener.daemon import loop
 from terrapod_listener.engine import argv, schemas
 from terrapod_listener.link.identity import Identity, Kept
-from terrapod_listener.phase.applying import Apply
+from terrapod_listener.phase.apply import Apply
 from terrapod_listener.phase.job import Job
 from terrapod_listener.phase.outcomes import Failed
 from terrapod_listener.sandbox import launching

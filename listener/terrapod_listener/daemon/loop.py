@@ -217,7 +217,7 @@ class Daemon:
     async def _beat(self) -> wire.Beat:
         system, arch = programs.here()
         return wire.Beat(
-            leases=[job.held for job in self._jobs.values() if job.is_accepted],
+            leases=[job.held for job in self._jobs.values() if job.offer.is_accepted],
             free_slots=self._config.capacity - len(self._jobs),
             capacity=self._config.capacity,
             local_engines=self._told,
@@ -281,9 +281,9 @@ class Daemon:
                     continue
                 job = Job(self._home, self._server, engines, self._config, work, cell)
                 self._start(job, asked)
-                await self._until_draining(_within(job.decided, work.lease.offer_seconds))
-                refused = refused + 1 if job.is_refused else 0
-                if job.is_unwilling:  # the server is to know, or it would come with it again
+                await self._until_draining(_within(job.offer.decided, work.lease.offer_seconds))
+                refused = refused + 1 if job.offer.is_refused else 0
+                if job.offer.is_unwilling:  # the server is to know, or it would come with it again
                     self._tell()
                 if refused:  # another listener may be able to take what this one cannot: it is to come first
                     await self._until_draining(asyncio.sleep(pause_s(min(refused, 4) - 1)))
@@ -421,7 +421,7 @@ class Daemon:
 
     async def _deliver_left(self) -> None:
         """What an earlier life of this listener could not deliver, once, before any new work; keepers go on meanwhile."""
-        ended = [job for job in self._jobs.values() if not job.is_under_keeper]
+        ended = [job for job in self._jobs.values() if not job.is_under_supervisor]
         await asyncio.gather(*(job.settled.wait() for job in ended))
         await self._deliver_spool()
         await self._drop_settled(await asyncio.to_thread(journal.records, self._home))

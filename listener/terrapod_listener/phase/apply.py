@@ -1,23 +1,29 @@
-"""The step that cannot be undone: terraform's apply under a keeper, begun here or found again after a restart."""
+"""The apply phase, the step that cannot be undone: begun here, or found again under its supervisor after a restart."""
 
 import asyncio
 import contextlib
 import logging
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from terrapod_listener.engine import argv, workdir
 from terrapod_listener.link.client import Server
+from terrapod_listener.phase.commands import Cancel, Commands
+from terrapod_listener.phase.context import Context
+from terrapod_listener.phase.delivery import Delivery
 from terrapod_listener.phase.logs import LogSpool
-from terrapod_listener.phase.outcomes import CutOff, NotBegun
+from terrapod_listener.phase.outcomes import Canceled, CutOff, Failed, NotBegun
+from terrapod_listener.phase.preparation import Prepared
 from terrapod_listener.supervise import handle, spool, statefile
 from terrapod_listener.supervise.handle import Keeper
 from terrapod_listener.supervise.journal import Record
 from terrapod_listener.supervise.supervisor import RESERVE
-from terrapod_shared import errors
+from terrapod_shared import errors, wire
 
 log = logging.getLogger(__name__)
 _LOOK_S = 0.08
@@ -26,7 +32,77 @@ _INTERMEDIATE_S = 20.0
 
 
 class Apply:
-    """One apply. `interrupt` and `kill` may be called at any time."""
+    """One apply, from its start to the delivery of its state. `cancel` may be called at any time.
+
+    `unknown` says why it may have made what no state tells.
+    """
+
+    def __init__(self, context: Context, commands: Commands, delivery: Delivery, log: LogSpool) -> None:
+        self._context, self._commands, self._delivery, self._log = context, commands, delivery, log
+        self._program: SupervisedProgram | None = None
+        self.unknown = ""
+
+    def cancel(self, how: Cancel) -> None:
+        """Interrupts terraform; `force-cancel` kills it. An interrupted one ends by itself: a kill would lose its state."""
+        if self._program is not None:
+            (self._program.kill if how == "force-cancel" else self._program.interrupt)()
+
+    async def run(self, ready: Prepared) -> wire.Report:
+        """The report of an apply that ended well. Raises Failed, Canceled, HookFailed, Undelivered, and OSError."""
+        context, commands, work = self._context, self._commands, self._context.work
+        before = await asyncio.to_thread(workdir.state_mark, context.folder, ready.state)
+        states = [str(ready.module / "errored.tfstate"), str(ready.state)]
+        await asyncio.to_thread(context.record.write, "accepted", states=states, before=before)
+        words = argv.apply_argv(work.options, str(context.folder / "plan"), ready.var_file)
+        start = commands.start(words, outlives=True)
+        job = {**asdict(start), "cwd": str(start.cwd), "root": str(context.folder), "secrets": ready.secrets}
+        commands.check_canceled()
+        async with commands.hooks.around("apply", ready.module, self._log.write) as step:
+            await asyncio.to_thread(context.engines.recheck, work)
+            commands.step = "apply"
+            self._delivery.is_folder_needed = True  # until its state is known to be elsewhere, or unchanged
+            self._log.settle()  # the supervisor appends from here on
+            found = await self._end(job)
+            step.code = found["code"]
+        return self._report(found)
+
+    async def resume(self) -> wire.Report:
+        """The same for an apply that an earlier life of this listener began."""
+        return self._report(await self._end())
+
+    async def _end(self, job: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Waits for terraform, which is begun with `job`, or was begun before; then for its state's delivery."""
+        context, canceled = self._context, self._commands.canceled
+        self._program = program = SupervisedProgram(context.home, context.server, context.record, self._log)
+        self.unknown = "the listener failed while the apply went on"
+        code: int | None = None
+        try:
+            if canceled:
+                self.cancel(canceled)
+            found = await (program.start(job, context.cell.lock) if job else program.again())
+            code = found["code"]
+            self.unknown = argv.cut_short(context.work.engine.tool, found["code"])
+        except NotBegun:
+            self.unknown = ""
+            raise
+        except CutOff as error:
+            self.unknown = str(error)
+            raise
+        finally:
+            self._commands.step = "state"
+            await self._delivery.left_state(context.record, self._log, context.folder, code)
+        return found
+
+    def _report(self, found: dict[str, Any]) -> wire.Report:
+        if found["code"] and self._commands.canceled:
+            raise Canceled
+        if found["code"]:
+            raise Failed(f"{self._context.work.engine.tool} apply failed with exit code {found['code']}")
+        return wire.Report(phase="apply", status="applied", exit_code=found["code"], state=self._delivery.state)
+
+
+class SupervisedProgram:
+    """terraform under its supervisor. `interrupt` and `kill` may be called at any time."""
 
     def __init__(self, home: Path, server: Server, record: Record, log_spool: LogSpool) -> None:
         self._server, self._record, self._log = server, record, log_spool
@@ -48,7 +124,7 @@ class Apply:
             self._keeper.kill()
         self._early = "kill"
 
-    async def start(self, job: dict[str, Any], secrets: list[str], lock: int | None = None) -> dict[str, Any]:
+    async def start(self, job: dict[str, Any], lock: int | None = None) -> dict[str, Any]:
         """Runs terraform; what came of it. The journal says before it that it may have begun. `lock`: for the keeper.
 
         Raises NotBegun, and CutOff where nobody is left who could tell.
@@ -66,7 +142,6 @@ class Apply:
             "timeout_s": work.limits.apply_s,
             "is_isolated": facts.is_isolated,
             "is_boxed": facts.is_boxed,
-            "secrets": secrets,
         }
         try:
             self._keeper = await asyncio.to_thread(Keeper.start, self._record, lock)

@@ -1,19 +1,28 @@
-"""What a phase needs before terraform is called: secrets opened, configuration and state here, our backend, its environment."""
+"""What a phase needs before its plan or apply: secrets opened, configuration and state here, our backend, `init`."""
 
 import asyncio
 import os
-from dataclasses import dataclass
+import platform
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 
-from terrapod_listener.config import Config
+from terrapod_listener import __version__
 from terrapod_listener.engine import argv, plugins, workdir
-from terrapod_listener.link.client import Server
+from terrapod_listener.phase.commands import Commands
+from terrapod_listener.phase.context import Context
+from terrapod_listener.phase.logs import LogSpool
+from terrapod_listener.phase.outcomes import Failed
+from terrapod_listener.supervise.masking import SHORTEST, Masker, is_short
 from terrapod_shared import signing, wire
 from terrapod_shared.files import write_private
 
+_INIT_S = 1800.0
+#: For commands that only read.
+SHOW_S = 600.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -26,13 +35,88 @@ class Prepared:
     state: Path
     env: dict[str, str]
     var_file: str | None
+    secrets: list[str] = field(repr=False)
 
 
 class Preparation:
     """Of one phase, in the run's folder."""
 
-    def __init__(self, folder: Path, server: Server, config: Config, work: wire.Work) -> None:
-        self._folder, self._server, self._config, self._work = folder, server, config, work
+    def __init__(self, context: Context, commands: Commands, log: LogSpool) -> None:
+        self._context, self._commands, self._log = context, commands, log
+        self._folder, self._server = context.folder, context.server
+        self._config, self._work = context.config, context.work
+        self._secrets: list[str] = []
+
+    async def prepare(self, engine: Callable[[], Awaitable[Path]]) -> Prepared:
+        """Fetches all, and runs `init` in the root module's folder. `engine` waits for the program.
+
+        Raises Failed, Canceled, HookFailed, Hostile, what `engine` raises and what a download raises.
+        """
+        context, commands, work = self._context, self._commands, self._work
+        commands.check_canceled()
+        self._say_header()
+        variables, left_out = self.variables()
+        await self._mask(variables)
+        for why in left_out:
+            self._log.line(f"Warning: a variable is left out of this run: {why}")
+        commands.step = "fetch"
+        binary = await engine()
+        context.cell.engine = context.engines.files(work, binary)
+        ready = await self.fetch(variables)
+        commands.set_up(binary, ready.module, ready.env)
+        shared = plugins.Plugins.of(context.home, self._folder, self._config)
+        await asyncio.to_thread(shared.offer, ready.module)
+        await asyncio.to_thread(context.cell.hand_over)
+        await self._check_values(ready)
+        commands.step = "init"
+        words = argv.init_argv(readonly_lock=work.phase == "apply" and "lock-file" in work.links)
+        async with commands.hooks.around("init", ready.module, self._log.write) as step:
+            step.code = await commands.run(words, self._log, _INIT_S)
+        if step.code:
+            raise Failed(f"{work.engine.tool} init failed")
+        await asyncio.to_thread(workdir.check_backend, self._folder, ready.module, ready.states)
+        await asyncio.to_thread(shared.take, ready.module)
+        return ready
+
+    def _say_header(self) -> None:
+        name, isolation = self._server.identity.kept.name, self._context.cell.isolation.name
+        machine = f"{platform.system().lower()}/{platform.machine()}, isolation {isolation}"
+        for line in argv.header(name, __version__, self._work.engine, machine):
+            self._log.line(line)
+        if self._work.waited:
+            self._log.line(self._work.waited)
+
+    async def _mask(self, variables: list[wire.Variable]) -> None:
+        """From here on no secret gets into the log; what is too short for that is named."""
+        secret = [each for each in variables if each.sensitive]
+        self._secrets = [*(each.value for each in secret), self._work.run_token]
+        self._log.mask(await asyncio.to_thread(Masker, self._secrets))
+        for each in secret:
+            if is_short(each.value):
+                self._log.line(
+                    f"Warning: the value of the sensitive variable {each.key} is not masked in this log,"
+                    f" since it has fewer than {SHORTEST} bytes"
+                )
+
+    async def _check_values(self, ready: Prepared) -> None:
+        """Asks the engine whether it can read all values of variables. Raises Failed.
+
+        terraform 1.15.5 says of a file that is no HCL what is wrong with it, leaves out every
+        value in it, goes on with the defaults, and ends with 0: its plan may destroy everything.
+        """
+        given = [ready.var_file] if ready.var_file else []
+        if self._work.phase == "plan":
+            given += await asyncio.to_thread(workdir.value_files, ready.module)
+        if not given:
+            return
+        names = self._context.record.folder / "values.txt"
+        code = await self._commands.run(argv.values_argv(given), self._log, SHOW_S, names)
+        await asyncio.to_thread(names.unlink, missing_ok=True)
+        if code == argv.NO_VALUES:
+            tool = self._work.engine.tool
+            raise Failed(
+                f"{tool} cannot read the values of the variables: one that is marked as HCL, or a .tfvars file, is no HCL"
+            )
 
     def variables(self) -> tuple[list[wire.Variable], list[str]]:
         """All that the run may have, opened; and why others are left out."""
@@ -71,7 +155,7 @@ class Preparation:
             (self._folder / argv.VAR_FILE).write_text(text, encoding="utf-8")
             var_file = str(self._folder / argv.VAR_FILE)
         env = argv.environment(msgspec.structs.replace(work, variables=given), names, self._base(), selected)
-        return Prepared(module, states, state, env, var_file)
+        return Prepared(module, states, state, env, var_file, self._secrets)
 
     async def _download(self, name: str, target: Path) -> None:
         link = self._work.links[name]

@@ -13,7 +13,7 @@ from terrapod_listener.config import Config
 from terrapod_listener.daemon import loop
 from terrapod_listener.engine import argv, schemas
 from terrapod_listener.link.identity import Identity, Kept
-from terrapod_listener.phase.apply import Apply
+from terrapod_listener.phase.apply import SupervisedProgram
 from terrapod_listener.phase.job import Job
 from terrapod_listener.phase.outcomes import Failed
 from terrapod_listener.sandbox import launching
@@ -163,7 +163,7 @@ async def test_the_room_of_a_keeper_that_was_killed_is_given_back_before_its_sta
     log: Any = SimpleNamespace(look=lambda: None)
     server: Any = None
     with pytest.raises(Failed, match="cut off"):
-        await Apply(tmp_path, server, record, log).again()
+        await SupervisedProgram(tmp_path, server, record, log).again()
     assert not (record.folder / supervisor.RESERVE).exists()
 
 

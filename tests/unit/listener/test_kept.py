@@ -9,14 +9,13 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from terrapod_listener.config import Config
-from terrapod_listener.daemon import loop
+from terrapod_listener.daemon.jobs import Jobs
 from terrapod_listener.engine import argv, schemas
-from terrapod_listener.link.identity import Identity, Kept
 from terrapod_listener.phase.apply import SupervisedProgram
 from terrapod_listener.phase.job import Job
 from terrapod_listener.phase.outcomes import Failed
 from terrapod_listener.sandbox import launching
+from terrapod_listener.sandbox.isolation import Isolation, Settings
 from terrapod_listener.sandbox.process import Process
 from terrapod_listener.supervise import spool, statefile, supervisor
 from terrapod_listener.supervise.journal import Facts, Record
@@ -120,8 +119,9 @@ class Busy:
     is_spooled = False
     settled = asyncio.Event()
 
-    def __init__(self, work: wire.Work, order: list[str]) -> None:
+    def __init__(self, home: Path, work: wire.Work, order: list[str]) -> None:
         self.work, self._order = work, order
+        self.cell = Isolation("none", home, Settings()).cell(home)
         self.begun, self.may_end = asyncio.Event(), asyncio.Event()
 
     async def run(self) -> None:
@@ -132,27 +132,24 @@ class Busy:
 
 
 async def test_an_apply_begins_only_when_its_plan_has_left_their_folder(tmp_path: Path) -> None:
-    """The daemon itself starts them: of one run one after the other, of two runs side by side."""
-    kept_ = Kept(
-        server="http://127.0.0.1:9", name="a", listener_id="listener-a", pool_id="apool-a", key="", sealing_key="",
-        certificate="", server_key="",
-    )  # fmt: skip
-    daemon = loop.Daemon(tmp_path, Identity(kept_, tmp_path), Config())
+    """Of one run they are started one after the other, of two runs side by side."""
+    changes: list[None] = []
+    jobs = Jobs(lambda: changes.append(None), lambda: None)
     order: list[str] = []
     plan, apply, other = (
-        Busy(msgspec.structs.replace(WORK, run_id=run, phase=phase), order)
+        Busy(tmp_path, msgspec.structs.replace(WORK, run_id=run, phase=phase), order)
         for run, phase in (("run-a", "plan"), ("run-a", "apply"), ("run-b", "apply"))
     )
     for job in (plan, apply, other):
-        daemon._start(cast(Job, job), 0.0)
-    jobs = dict(daemon._jobs)
+        jobs.start(cast(Job, job), 0.0)
+    assert (len(jobs), jobs.run_ids()) == (3, {"run-a", "run-b"})
     await asyncio.gather(plan.begun.wait(), other.begun.wait())
     assert order == ["run-a plan begins", "run-b apply begins"]
     for job in (plan, other, apply):
         job.may_end.set()
-    await asyncio.gather(*jobs)
+    await jobs.all_done(asyncio.Event())
     assert order[2:] == ["run-a plan has left", "run-b apply has left", "run-a apply begins", "run-a apply has left"]
-    await daemon._server.close()
+    assert (len(jobs), len(changes)) == (0, 6)
 
 
 async def test_the_room_of_a_keeper_that_was_killed_is_given_back_before_its_state_is_spooled(tmp_path: Path) -> None:

@@ -58,3 +58,22 @@ def test_no_module_imports_itself_by_way_of_others(package: str) -> None:
         TopologicalSorter(inside).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(reversed(error.args[1])))
+
+
+#: What is larger, and may not be another one.
+_LARGE = {"terrapod_server.kit.asgi.application.Server", "terrapod_server.migrations.0001_initial.Migration"}
+_CLASS_MOST, _FUNCTION_MOST = 250, 100
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_class_and_no_function_is_large(package: str) -> None:
+    large = set()
+    for name, tree in modules().items():
+        if name.partition(".")[0] != package:
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                most = _CLASS_MOST if isinstance(node, ast.ClassDef) else _FUNCTION_MOST
+                if (node.end_lineno or 0) - node.lineno + 1 > most:
+                    large.add(f"{name}.{node.name}")
+    assert large == {each for each in _LARGE if each.partition(".")[0] == package}

@@ -74,3 +74,19 @@ async def test_what_was_given_back_may_come_again(tmp_path: Path, kind: str) -> 
         await job.run()
         assert not journal.has_taken(tmp_path, WORK)
     assert ends.reports[0] == ends.reports[1]
+
+
+async def test_an_offer_that_cannot_be_written_down_is_given_back(tmp_path: Path) -> None:
+    """An apply that no journal knows could be run twice."""
+    ends: Any = Ends("willing")
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "run-1").write_text("in the way of the record")
+    job = Job(tmp_path, ends, ends, Config(), WORK, Isolation("none", tmp_path, Settings()).cell(tmp_path))
+    await job.run()
+    assert [each.status for each in ends.reports] == ["refused"]
+    assert ends.reports[0].reason.startswith("the listener's host: ")
+    (tmp_path / "journal" / "run-1").unlink()
+    (tmp_path / "journal").rmdir()
+    (tmp_path / "journal").write_text("in the way of them all")
+    await Job(tmp_path, ends, ends, Config(), WORK, Isolation("none", tmp_path, Settings()).cell(tmp_path)).run()
+    assert [each.status for each in ends.reports] == ["refused", "refused"]

@@ -94,8 +94,7 @@ def connected(do: Command) -> Callable[..., None]:
         async def work() -> int | None:
             token = credentials.token(chosen)
             if token is None:
-                message = f"not signed in to {chosen.name}: terrapod login {chosen.name}"
-                raise errors.Unauthorized(message)
+                raise errors.Unauthorized(f"not signed in to {chosen.name}: terrapod login {chosen.name}")
             client = client_for(chosen, token.text, ca)
             client.told = out.told
             try:

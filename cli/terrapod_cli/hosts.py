@@ -133,8 +133,9 @@ class Credentials:
         if named is not None:
             return parse(named)
         if self._environ.get("TERRAPOD_HOST"):
-            message = "TERRAPOD_HOST does not name the server to call: set TERRAPOD_ADDRESS, or give --host"
-            raise click.UsageError(message)
+            raise click.UsageError(
+                "TERRAPOD_HOST does not name the server to call: set TERRAPOD_ADDRESS, or give --host"
+            )
         found = self._found()
         known = list(found)
         if len({token.text for token in found.values()}) == 1:

@@ -63,8 +63,7 @@ async def _workspace(session: Session, wanted: Wanted) -> Row | None:
             raise
         if wanted.create:
             return None
-        message = f"{error.detail}; --create makes it"
-        raise errors.NotFound(message) from None
+        raise errors.NotFound(f"{error.detail}; --create makes it") from None
 
 
 async def _create(session: Session, name: str) -> Row:

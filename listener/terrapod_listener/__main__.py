@@ -98,8 +98,7 @@ def _join_token(context: click.Context, file: Path | None, from_stdin: bool, tex
     chosen = typed or {name for name, is_given in given.items() if is_given}
     if len(chosen) != 1:
         said = "several were given" if chosen else "none was given"
-        message = f"a join token is needed, from one of --token-file, --token-stdin and --token: {said}"
-        raise click.UsageError(message)
+        raise click.UsageError(f"a join token is needed, from one of --token-file, --token-stdin and --token: {said}")
     try:
         if chosen == {"token_stdin"}:
             return join.token_of(sys.stdin.buffer.readline(join.TOKEN_MOST + 1), "standard input")
@@ -110,16 +109,14 @@ def _join_token(context: click.Context, file: Path | None, from_stdin: bool, tex
     except join.NoToken as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
-        message = f"cannot read the join token from {file}: {error.strerror or error}"
-        raise click.ClickException(message) from None
+        raise click.ClickException(f"cannot read the join token from {file}: {error.strerror or error}") from None
 
 
 def _opened(home: Path) -> identity.Identity:
     services.check_owner(home)
     found = identity.load(home)
     if found is None:
-        message = f"{home} has no identity: join a pool first"
-        raise click.ClickException(message)
+        raise click.ClickException(f"{home} has no identity: join a pool first")
     return found
 
 
@@ -199,8 +196,7 @@ def drain(wait: bool, home: Path) -> None:
     home = real_path(home)
     services.check_owner(home)
     if not recover.drain(home) and not wait:
-        message = f"no listener runs with {home}"
-        raise click.ClickException(message)
+        raise click.ClickException(f"no listener runs with {home}")
     if wait:
         recover.wait_until_gone(home)
 
@@ -224,35 +220,30 @@ def rescue(run_id: str, output: Path | None, push: bool, drop: bool, yes: bool, 
         _drop(home, run_id, found[2] if found and not yes else None)
         return
     if found is None:
-        message = f"this host has no state of {run_id}"
-        raise click.ClickException(message)
+        raise click.ClickException(f"this host has no state of {run_id}")
     if push:
         if recover.is_under_way(home, run_id):
-            message = f"{run_id} is still applied: its state is delivered when it is over"
-            raise click.ClickException(message)
+            raise click.ClickException(f"{run_id} is still applied: its state is delivered when it is over")
         try:
             click.echo(asyncio.run(recover.push(home, _opened(home), run_id)))
         except TerrapodError as error:
-            message = f"the server did not take it: {error.detail}"
-            raise click.ClickException(message) from None
+            raise click.ClickException(f"the server did not take it: {error.detail}") from None
         return
     path, _, mark = found
     try:
         recover.copy(home, run_id, path, output)
     except OSError as error:
-        message = f"the state at {path} could not be copied: {error.strerror or error}"
-        raise click.ClickException(message) from None
+        raise click.ClickException(f"the state at {path} could not be copied: {error.strerror or error}") from None
     click.echo(f"{run_id}: serial {mark['serial']}, lineage {mark['lineage']}, from {path}", err=True)
 
 
 def _drop(home: Path, run_id: str, mark: dict[str, Any] | None) -> None:
     """`mark` is of a whole state that would go with it, which nobody has agreed to."""
     if mark is not None:
-        message = (
+        raise click.ClickException(
             f"this host has a whole state of {run_id} (serial {mark['serial']}), which the server may not have: save it "
             "with --output or --push first, and then say --drop --yes"
         )
-        raise click.ClickException(message)
     try:
         click.echo(recover.drop(home, run_id))
     except TerrapodError as error:

@@ -226,8 +226,7 @@ class Client:
 
     def _check(self, url: str) -> None:
         if self.url.startswith("https:") and not url.startswith("https:"):
-            message = f"{self.url} named an address that is not https: nothing was sent there"
-            raise errors.BadGateway(message)
+            raise errors.BadGateway(f"{self.url} named an address that is not https: nothing was sent there")
 
     async def _again(self, once: Callable[[], Awaitable[Any]], *, is_gone_good: bool = False) -> Any:
         """Makes the call until it is answered for good; a DELETE that was cut off may find that it was done."""

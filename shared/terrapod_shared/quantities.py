@@ -14,8 +14,7 @@ def cores(text: str) -> float:
     found = _CPU.fullmatch(text)
     amount = float(found[1]) / (1000 if found[2] else 1) if found else 0.0
     if amount < 0.01:  # noqa: PLR2004  a hundredth of a core is what a control group can tell apart
-        message = f"{text!r} is no number of cores, such as 1, 0.5 or 500m"
-        raise ValueError(message)
+        raise ValueError(f"{text!r} is no number of cores, such as 1, 0.5 or 500m")
     return amount
 
 
@@ -24,6 +23,5 @@ def size(text: str) -> int:
     found = _MEMORY.fullmatch(text)
     amount = int(found[1]) * _UNITS[found[2] or ""] if found else 0
     if amount < _MEMORY_LEAST:
-        message = f"{text!r} is no size of memory of at least 64Mi, such as 512Mi or 2Gi"
-        raise ValueError(message)
+        raise ValueError(f"{text!r} is no size of memory of at least 64Mi, such as 512Mi or 2Gi")
     return amount

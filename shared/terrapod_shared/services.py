@@ -42,8 +42,7 @@ class Service:
         """Text by path. Raises Refused for a home that the unit cannot hold."""
         for path in filter(None, (home, interpreter, config)):
             if not _PLAIN.fullmatch(str(path)):
-                message = f"{path} must be an absolute path of letters, digits and ._/@+-"
-                raise Refused(message)
+                raise Refused(f"{path} must be an absolute path of letters, digits and ._/@+-")
         mark = _MARK.format(program=self.program)
         name = self.program
         found = {
@@ -94,8 +93,7 @@ def write(files: dict[str, str], root: Path, program: str) -> Iterator[str]:
     places = {root / path.lstrip("/"): text for path, text in files.items()}
     for place in places:
         if place.exists() and not place.read_text(encoding="utf-8", errors="replace").startswith(mark):
-            message = f"{place} was not written by `{program} install-service`: move it away"
-            raise Refused(message)
+            raise Refused(f"{place} was not written by `{program} install-service`: move it away")
     for place, text in places.items():
         if place.exists() and place.read_text(encoding="utf-8") == text:
             yield f"unchanged  {place}"
@@ -133,14 +131,12 @@ def install(service: Service, wish: Wish) -> None:
     if wrong:
         raise Refused(wrong[0])
     if wish.root == Path("/") and os.geteuid() != 0:
-        message = "only root may write into /etc: call it by sudo, or look at what it would write with --dry-run"
-        raise Refused(message)
+        raise Refused("only root may write into /etc: call it by sudo, or look at what it would write with --dry-run")
     try:
         for line in write(files, wish.root, service.program):
             click.echo(line)
     except OSError as error:
-        message = f"{error.filename}: {error.strerror}"
-        raise Refused(message) from None
+        raise Refused(f"{error.filename}: {error.strerror}") from None
 
 
 def check_owner(home: Path) -> None:
@@ -156,5 +152,4 @@ def check_owner(home: Path) -> None:
         advice = f"call this as that user (`runuser -u {name} -- …`)"
     else:
         advice = f"call this as that user, or give the folder to {user_name(os.geteuid())} (chown -R)"
-    message = f"{home} belongs to {name}: {advice}"
-    raise Refused(message)
+    raise Refused(f"{home} belongs to {name}: {advice}")

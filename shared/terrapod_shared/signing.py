@@ -188,8 +188,7 @@ def _refused(why: str) -> Unauthorized:
 def check_body(verified_digest: str, sha256: bytes) -> None:
     """Compares the digest that was signed with the body's. Raises BadRequest."""
     if verified_digest != content_digest(sha256):
-        message = "the body is not the one that was signed"
-        raise BadRequest(message)
+        raise BadRequest("the body is not the one that was signed")
 
 
 def sign_answer(key: Ed25519PrivateKey, listener_id: str, nonce: str, status: int, body: bytes) -> str:
@@ -240,8 +239,7 @@ def unseal(private_key: X25519PrivateKey, info: bytes, sealed: str) -> bytes:
     try:
         return bytes(_SUITE.decrypt(base64.b64decode(sealed), private_key, info=info))
     except Exception as error:  # noqa: BLE001  the library's errors have no common root
-        message = f"a sealed value does not open: {type(error).__name__}"
-        raise Unauthorized(message) from None
+        raise Unauthorized(f"a sealed value does not open: {type(error).__name__}") from None
 
 
 def raw_public(key: Ed25519PublicKey | X25519PublicKey) -> str:
@@ -262,8 +260,7 @@ def public_key_of_csr(pem: str) -> Ed25519PublicKey:
     except (ValueError, InvalidSignature, TypeError):
         key, good = None, False
     if not isinstance(key, Ed25519PublicKey) or not good:
-        message = "csr must be a PEM certificate request with an Ed25519 key, signed by that key"
-        raise BadRequest(message)
+        raise BadRequest("csr must be a PEM certificate request with an Ed25519 key, signed by that key")
     return key
 
 

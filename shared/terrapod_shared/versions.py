@@ -43,8 +43,7 @@ def is_sensible(wanted: str) -> bool:
 def checked(wanted: str) -> str:
     """The text without spaces around it. Raises ValueError for what is neither version nor constraint."""
     if not is_sensible(wanted):
-        message = "must be a version (1.11.4), a part of one (1.11), a constraint (~> 1.11.0), or latest"
-        raise ValueError(message)
+        raise ValueError("must be a version (1.11.4), a part of one (1.11), a constraint (~> 1.11.0), or latest")
     return wanted.strip()
 
 

@@ -59,8 +59,7 @@ class Daemon:
         try:
             lock = spool.lock(self._home)
         except BlockingIOError:
-            message = f"another listener already runs with {self._home}"
-            raise SystemExit(message) from None
+            raise SystemExit(f"another listener already runs with {self._home}") from None
         with lock:
             async with self._observer():
                 await self._run()

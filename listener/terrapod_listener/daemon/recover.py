@@ -72,11 +72,9 @@ def drop(home: Path, run_id: str) -> str:
     spooled = [facts for facts in spool.spooled(home) if facts["run_id"] == run_id]
     for record in found:
         if handle.is_alive(record.facts) or (spool.holder(home) is not None and not record.facts.left):
-            message = f"{run_id} is still worked on"
-            raise errors.Conflict(message)
+            raise errors.Conflict(f"{run_id} is still worked on")
     if not found and not spooled:
-        message = f"this host has nothing of {run_id}"
-        raise errors.NotFound(message)
+        raise errors.NotFound(f"this host has nothing of {run_id}")
     size = _size(home / "work" / run_id) if found else 0
     for record in found:
         forget(home, record)
@@ -101,8 +99,7 @@ async def push(home: Path, who: Identity, run_id: str) -> str:
     """Sends a state to the server; what came of it. The spool is freed where the server has it. Raises the server's refusal."""
     found = find(home, run_id)
     if found is None:
-        message = f"this host has no state of {run_id}"
-        raise errors.NotFound(message)
+        raise errors.NotFound(f"this host has no state of {run_id}")
     path, number, mark = found
     server = Server(who)
     try:

@@ -98,8 +98,7 @@ class Observer:
             advice = (
                 "end the program that has it, or set another port" if is_taken else "set another port, or health_host"
             )
-            message = f"health_port: {why}; {advice} (port 0: none) in listener.toml"
-            raise SystemExit(message)
+            raise SystemExit(f"health_port: {why}; {advice} (port 0: none) in listener.toml")
         log.warning("no health and no metrics: %s (health_port of listener.toml, 0 for none)", why)
         return None
 

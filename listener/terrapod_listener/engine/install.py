@@ -95,11 +95,10 @@ class Engines:
             known = self._local.get((engine.tool, engine.version))
             digest = await asyncio.to_thread(local_digest, known[1]) if known else ""
             if known is None or digest != engine.sha256:
-                message = (
+                raise Conflict(
                     f"this host's own {engine.tool} {engine.version} is not there, or was changed since the listener "
                     "announced it: restart the listener"
                 )
-                raise Conflict(message)
             return Path(known[1].path)
         async with self._locks.setdefault(engine.sha256, asyncio.Lock()):
             return await self._fetched(work)
@@ -124,10 +123,9 @@ class Engines:
             binary = self._folder / engine.sha256 / engine.tool
             is_same = binary.is_file() and _unpacked.get(str(binary)) == _sha256(binary)
         if not is_same:
-            message = (
+            raise Conflict(
                 f"{engine.tool} {engine.version} was changed on this host after it had been checked: it is not run"
             )
-            raise Conflict(message)
 
     async def _fetched(self, work: wire.Work) -> Path:
         engine = work.engine
@@ -177,8 +175,7 @@ def _unpack(archive: Path, binary: Path) -> None:
             entry = programs.program_in(release, binary.name, programs.here())
             _unpacked[str(binary)] = _write(release, entry, binary)
     except (programs.BadRelease, zlib.error, EOFError, zipfile.BadZipFile) as error:
-        message = f"the release's archive is not used: {error}"
-        raise Conflict(message) from None
+        raise Conflict(f"the release's archive is not used: {error}") from None
 
 
 def _write(release: zipfile.ZipFile, entry: zipfile.ZipInfo, binary: Path) -> str:

@@ -101,8 +101,7 @@ def digest(shown: Path, answer: Path, target: Path) -> argv.Counts:
     """What the plan does; the schemas that it speaks of are written to `target`. Raises NotWhole."""
     plan: dict[str, Any] = msgspec.to_builtins(_decoded(_mapped(shown), _Plan, shown))
     if plan.get("errored"):
-        message = "the plan is not whole"
-        raise NotWhole(message)
+        raise NotWhole("the plan is not whole")
     schemas = _decoded(_mapped(answer), _Schemas, answer)
     known = {name: msgspec.structs.asdict(each) for name, each in schemas.provider_schemas.items()}
     about = {"format_version": schemas.format_version, "provider_schemas": known}
@@ -116,8 +115,9 @@ def _mapped(said: Path) -> mmap.mmap | bytes:
     """A file that no run can reach, without a copy of it in memory. Raises NotWhole for one that nobody would take."""
     size = said.stat().st_size
     if size > SAID_MOST:
-        message = f"what terraform said of its plan has {size} bytes, and {SAID_MOST} are the most that are read ({said.name})"
-        raise NotWhole(message)
+        raise NotWhole(
+            f"what terraform said of its plan has {size} bytes, and {SAID_MOST} are the most that are read ({said.name})"
+        )
     with said.open("rb") as file:  # it is let go of with the last piece that somebody holds
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
 
@@ -127,5 +127,6 @@ def _decoded(raw: mmap.mmap | bytes, kind: type[T], said: Path) -> T:
     try:
         return msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-        message = f"what terraform said of its plan is not whole ({said.name}): the listener's disk may be full"
-        raise NotWhole(message) from None
+        raise NotWhole(
+            f"what terraform said of its plan is not whole ({said.name}): the listener's disk may be full"
+        ) from None

@@ -45,20 +45,17 @@ def unpack(archive: Path, target: Path, limits: wire.Limits) -> None:
                 if name == "." and entry.isdir():
                     continue
                 if not entry.name or hash(name) in seen:
-                    message = f"the archive has {entry.name!r} twice, or without a name"
-                    raise Hostile(message)
+                    raise Hostile(f"the archive has {entry.name!r} twice, or without a name")
                 seen.add(hash(name))
                 size += max(0, entry.size)
                 if len(seen) > limits.unpacked_entries or size > most:
-                    message = f"the archive holds more than {limits.unpacked_entries} entries or {most} bytes"
-                    raise Hostile(message)
+                    raise Hostile(f"the archive holds more than {limits.unpacked_entries} entries or {most} bytes")
                 if _is_dropped(name):
                     continue
                 entry.mode = (entry.mode or 0) & 0o755 | stat.S_IRUSR | stat.S_IWUSR
                 untar.place(tar, entry, target)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        message = f"the archive cannot be unpacked: {error}"
-        raise Hostile(message) from None
+        raise Hostile(f"the archive cannot be unpacked: {error}") from None
     _purge(target)
 
 
@@ -67,8 +64,7 @@ class _Entry(tarfile.TarInfo):
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type not in tarfile.SUPPORTED_TYPES and self.size > _HEADER_MOST:
-            message = f"a header in it has {self.size} bytes"
-            raise Hostile(message)
+            raise Hostile(f"a header in it has {self.size} bytes")
         proceeding: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]
         return proceeding
 
@@ -159,8 +155,7 @@ def write_override(module: Path, states: Path, tool: str) -> Path:
     name = f"{stem}~terrapod_override.tf" if last else f"{stem}_override.tf"
     raw = os.fsencode(name)
     if len(raw) > _NAME_MOST or os.path.lexists(module / name) or raw <= os.fsencode(last):
-        message = f"no override file can come after {last!r}: the run would use a backend of its own"
-        raise Hostile(message)
+        raise Hostile(f"no override file can come after {last!r}: the run would use a backend of its own")
     path = module / name
     ours = _backend(module, states)
     path.write_text(
@@ -200,8 +195,9 @@ def check_backend(root: Path, module: Path, states: Path) -> None:
     except (ValueError, AttributeError, RecursionError):
         backend = places = {}
     if backend.get("type") != "local" or places != ours:
-        message = f"the configuration's backend won over ours ({backend.get('type') or 'none'}): the run is refused"
-        raise Hostile(message)
+        raise Hostile(
+            f"the configuration's backend won over ours ({backend.get('type') or 'none'}): the run is refused"
+        )
 
 
 def sources(module: Path, tool: str) -> dict[str, str]:

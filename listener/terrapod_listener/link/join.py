@@ -38,11 +38,9 @@ def token_of(data: bytes, source: str) -> str:
     """The join token that stands alone in the data of a file or of standard input. Raises NoToken."""
     word = data.strip()
     if not word:
-        message = f"{source} holds no join token: it is empty"
-        raise NoToken(message)
+        raise NoToken(f"{source} holds no join token: it is empty")
     if len(data) > TOKEN_MOST or not all(0x21 <= letter <= 0x7E for letter in word):  # noqa: PLR2004  printable ASCII
-        message = f"{source} holds no join token: a token is one word of letters, digits and signs"
-        raise NoToken(message)
+        raise NoToken(f"{source} holds no join token: a token is one word of letters, digits and signs")
     return word.decode("ascii")
 
 

@@ -109,8 +109,7 @@ class Delivery:
         if found is None and self.left:
             raise Undelivered(self.left)
         if found is None and facts.before is not None:
-            message = "the state that terraform was given is no longer there: what was made may be in no state"
-            raise Undelivered(message)
+            raise Undelivered("the state that terraform was given is no longer there: what was made may be in no state")
         log.info("%s left its state as it was", self._work.run_id)
         await _noted(record, "acknowledged")
 
@@ -144,8 +143,9 @@ class Delivery:
                 await asyncio.to_thread(lambda: spool.blame(target, why, is_final=final))
             else:
                 self.left = ""  # it is delivered from the work folder, again and again
-            message = f"the server did not take the state ({error.detail}); it is kept on the listener at {kept_}"
-            raise Undelivered(message) from None
+            raise Undelivered(
+                f"the server did not take the state ({error.detail}); it is kept on the listener at {kept_}"
+            ) from None
         log.info("the server has the state of %s, serial %d", self._work.run_id, mark.serial)
         self.state, self.is_folder_needed = "uploaded", bool(self.left)
         await _noted(record, "acknowledged")

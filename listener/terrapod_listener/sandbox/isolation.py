@@ -117,8 +117,7 @@ class Isolation:
         for slot in range(USERS_MOST):
             if slot not in self._cells and (lock := _lock(self.uid(slot))) is not None:
                 return slot, lock
-        message = f"none of the {USERS_MOST} user ids from {self.settings.first_uid} on is free"
-        raise Unavailable(message)
+        raise Unavailable(f"none of the {USERS_MOST} user ids from {self.settings.first_uid} on is free")
 
     def clear(self) -> None:
         """Kills whom runs of an earlier life left, but for those of the cells in use. To be called in a thread."""
@@ -267,11 +266,9 @@ def _prepare(isolation: Isolation) -> None:
     """Raises Unavailable."""
     if isolation.kind == "user":
         if os.geteuid() != 0:
-            message = "the listener is not root"
-            raise Unavailable(message)
+            raise Unavailable("the listener is not root")
         if isolation.home.resolve().is_relative_to("/tmp") or isolation.home.resolve().is_relative_to("/var/tmp"):  # noqa: S108
-            message = f"{isolation.home} is below a folder that runs have their own of"
-            raise Unavailable(message)
+            raise Unavailable(f"{isolation.home} is below a folder that runs have their own of")
         for folder in (isolation.home, isolation.home / "work", isolation.home / "engines"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder.chmod(0o711)  # to be passed through, not to be listed
@@ -279,8 +276,7 @@ def _prepare(isolation: Isolation) -> None:
         for slot in range(isolation.settings.slots):
             with contextlib.suppress(KeyError):
                 name = pwd.getpwuid(isolation.uid(slot)).pw_name
-                message = f"user id {isolation.uid(slot)} belongs to {name}: set run_uid to a free range"
-                raise Unavailable(message)
+                raise Unavailable(f"user id {isolation.uid(slot)} belongs to {name}: set run_uid to a free range")
 
 
 def _probe(isolation: Isolation) -> None:
@@ -307,8 +303,7 @@ def _probe(isolation: Isolation) -> None:
 def _found(name: str) -> str:
     path = shutil.which(name, path="/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
     if path is None:
-        message = f"{name} is not installed"
-        raise Unavailable(message)
+        raise Unavailable(f"{name} is not installed")
     return path
 
 

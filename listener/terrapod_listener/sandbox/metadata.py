@@ -33,28 +33,24 @@ def block(isolation: Isolation) -> None:
         if done.returncode and "File exists" not in done.stderr:
             if family == "-6" and not Path("/proc/net/if_inet6").exists():
                 continue
-            message = f"block_metadata: {done.stderr.strip() or 'ip rule failed'}"
-            raise Unavailable(message)
+            raise Unavailable(f"block_metadata: {done.stderr.strip() or 'ip rule failed'}")
 
 
 def _look_at_the_unit() -> None:
     last = Path("/proc/self/cgroup").read_text().strip().rpartition("/")[2]
     how = "a listener that is not root needs IPAddressDeny= in its unit: terrapod-listener install-service --block-metadata"
     if not last.endswith(".service"):
-        message = f"block_metadata: {how}"
-        raise Unavailable(message)
+        raise Unavailable(f"block_metadata: {how}")
     done = _asked(["systemctl", "show", "--property=IPAddressDeny", "--value", last])
     denied = done.stdout.split()
     if not any(each in denied for each in ("169.254.169.254", "169.254.169.254/32", "169.254.0.0/16")):
-        message = f"block_metadata: {last} does not deny it; {how}"
-        raise Unavailable(message)
+        raise Unavailable(f"block_metadata: {last} does not deny it; {how}")
 
 
 def _asked(argv: list[str]) -> "subprocess.CompletedProcess[str]":
     program = shutil.which(argv[0], path=f"{os.defpath}:/usr/sbin:/sbin")
     if program is None:
-        message = f"block_metadata: {argv[0]} is not installed"
-        raise Unavailable(message)
+        raise Unavailable(f"block_metadata: {argv[0]} is not installed")
     return subprocess.run(  # noqa: S603  our own words
         [program, *argv[1:]], capture_output=True, text=True, timeout=_ASK_S, check=False
     )

@@ -180,8 +180,7 @@ def keep(root: Path, state: Path, target: Path, *, whole: bool = True) -> dict[s
                 found = mark(file, whole=whole)
             after = os.fstat(source.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            message = "it changed meanwhile"
-            raise Torn(message)
+            raise Torn("it changed meanwhile")
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)

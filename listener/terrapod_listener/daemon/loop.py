@@ -20,6 +20,7 @@ from terrapod_listener.daemon.jobs import Jobs
 from terrapod_listener.daemon.parent import Parent
 from terrapod_listener.daemon.renewal import Renewal
 from terrapod_listener.daemon.status import Facts, Observer
+from terrapod_listener.engine.digests import Digests
 from terrapod_listener.engine.install import Engines, announced
 from terrapod_listener.link.client import Server
 from terrapod_listener.link.identity import Identity
@@ -94,13 +95,14 @@ class Daemon:
             await self._server.close()
 
     async def _context(self) -> Context:
-        known = await announced(self._config.engines, self._programs, self._isolation.can_start)
+        digests = Digests()
+        known = await announced(digests, self._config.engines, self._programs, self._isolation.can_start)
         return Context(
             home=self._home,
             config=self._config,
             server=self._server,
             isolation=self._isolation,
-            engines=Engines(self._home / "engines", self._server, known),
+            engines=Engines(self._home / "engines", self._server, known, digests),
             local_engines=[engine for engine, _ in known.values()],
             jobs=self._jobs,
             draining=self._draining,

@@ -4,34 +4,25 @@ import asyncio
 import hashlib
 import logging
 import os
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from terrapod_listener.config import LocalEngine
+from terrapod_listener.engine.digests import Digests
 from terrapod_listener.link.client import Server
 from terrapod_shared import host_engines, programs, wire
 from terrapod_shared.errors import Conflict
 
 log = logging.getLogger(__name__)
 
-#: How old a file's last change must be for its digest to be remembered: one in the same instant of the
-#: file system's clock as the one before would not be seen.
-_SETTLED_NS = 1_000_000_000
-
-
-def local_digest(engine: LocalEngine) -> str:
-    """Over name and content of all its files, in the order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(name) for name in (engine.files or [engine.path])):
-        digest.update(f"{path.name}\0{_sha256(path)}\n".encode())
-    return digest.hexdigest()
-
 
 async def announced(
-    engines: Sequence[LocalEngine], named: Sequence[Path] = (), is_reachable: Callable[[Path], bool] = Path.exists
+    digests: Digests,
+    engines: Sequence[LocalEngine],
+    named: Sequence[Path] = (),
+    is_reachable: Callable[[Path], bool] = Path.exists,
 ) -> dict[tuple[str, str], tuple[wire.LocalEngine, LocalEngine]]:
     """The host's own engines, with what the server is told of them; what cannot be one is said in the log and left out.
 
@@ -48,7 +39,7 @@ async def announced(
                 "%s is not offered: the users of runs may not start it (chmod o+x, for it and its folders)", engine.path
             )
             continue
-        digest = await asyncio.to_thread(local_digest, engine)
+        digest = await asyncio.to_thread(digests.of_engine, engine)
         told = wire.LocalEngine(tool=engine.tool, version=engine.version, sha256=digest)
         found[engine.tool, engine.version] = (told, engine)
     return found
@@ -83,9 +74,14 @@ class Engines:
     """Binaries by the digest that the server vouches for."""
 
     def __init__(
-        self, folder: Path, server: Server, local: dict[tuple[str, str], tuple[wire.LocalEngine, LocalEngine]]
+        self,
+        folder: Path,
+        server: Server,
+        local: dict[tuple[str, str], tuple[wire.LocalEngine, LocalEngine]],
+        digests: Digests,
     ) -> None:
-        self._folder, self._server, self._local = folder, server, local
+        self._folder, self._server, self._local, self._digests = folder, server, local, digests
+        self._unpacked: dict[Path, str] = {}  #: digests of the programs that this process took out of checked zips
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def path(self, work: wire.Work) -> Path:
@@ -93,7 +89,7 @@ class Engines:
         engine = work.engine
         if engine.local:
             known = self._local.get((engine.tool, engine.version))
-            digest = await asyncio.to_thread(local_digest, known[1]) if known else ""
+            digest = await asyncio.to_thread(self._digests.of_engine, known[1]) if known else ""
             if known is None or digest != engine.sha256:
                 raise Conflict(
                     f"this host's own {engine.tool} {engine.version} is not there, or was changed since the listener "
@@ -118,10 +114,10 @@ class Engines:
         engine = work.engine
         if engine.local:
             known = self._local.get((engine.tool, engine.version))
-            is_same = known is not None and local_digest(known[1]) == engine.sha256
+            is_same = known is not None and self._digests.of_engine(known[1]) == engine.sha256
         else:
             binary = self._folder / engine.sha256 / engine.tool
-            is_same = binary.is_file() and _unpacked.get(str(binary)) == _sha256(binary)
+            is_same = self._is_unpacked(binary)
         if not is_same:
             raise Conflict(
                 f"{engine.tool} {engine.version} was changed on this host after it had been checked: it is not run"
@@ -131,51 +127,30 @@ class Engines:
         engine = work.engine
         place = self._folder / engine.sha256
         archive, binary = place / "release.zip", place / engine.tool
-        if not archive.exists() or await asyncio.to_thread(_sha256, archive) != engine.sha256:
+        if not archive.exists() or await asyncio.to_thread(self._digests.of_file, archive) != engine.sha256:
             await asyncio.to_thread(place.mkdir, parents=True, exist_ok=True, mode=0o700)
             await self._server.download(
                 work.links["engine"].path, archive, lease=work.lease.number, sha256=engine.sha256
             )
             binary.unlink(missing_ok=True)
-        await asyncio.to_thread(_unpack, archive, binary)
+        await asyncio.to_thread(self._unpack, archive, binary)
         place.chmod(0o755)  # a run may be another user; the home keeps all others out
         return binary
 
+    def _is_unpacked(self, binary: Path) -> bool:
+        """Whether what is there is what this process took out of a checked zip."""
+        return binary.is_file() and self._unpacked.get(binary) == self._digests.of_file(binary)
 
-#: Digests that this process has worked out, by what a change of the file would change.
-_known: dict[tuple[str, int, int, int, int], str] = {}
-
-
-def _sha256(path: Path) -> str:
-    """Of a file, once for as long as inode, size and both times stay; an engine has 100 MB, a run a second.
-
-    Whoever writes to a file can set its size and its time of modification, but not that of its last change.
-    """
-    now = path.stat()
-    mark = (str(path), now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
-    if mark in _known:
-        return _known[mark]
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if time.time_ns() - now.st_ctime_ns > _SETTLED_NS:
-        _known[mark] = digest
-    return digest
-
-
-#: The digest of each program that this process took out of a checked zip.
-_unpacked: dict[str, str] = {}
-
-
-def _unpack(archive: Path, binary: Path) -> None:
-    """The program out of the checked zip, unless what is there is what this process took out of it. Raises Conflict."""
-    if binary.is_file() and _unpacked.get(str(binary)) == _sha256(binary):
-        return
-    try:
-        with zipfile.ZipFile(archive) as release:
-            entry = programs.program_in(release, binary.name, programs.here())
-            _unpacked[str(binary)] = _write(release, entry, binary)
-    except (programs.BadRelease, zlib.error, EOFError, zipfile.BadZipFile) as error:
-        raise Conflict(f"the release's archive is not used: {error}") from None
+    def _unpack(self, archive: Path, binary: Path) -> None:
+        """Takes the program out of the checked zip where that is not done yet. Raises Conflict."""
+        if self._is_unpacked(binary):
+            return
+        try:
+            with zipfile.ZipFile(archive) as release:
+                entry = programs.program_in(release, binary.name, programs.here())
+                self._unpacked[binary] = _write(release, entry, binary)
+        except (programs.BadRelease, zlib.error, EOFError, zipfile.BadZipFile) as error:
+            raise Conflict(f"the release's archive is not used: {error}") from None
 
 
 def _write(release: zipfile.ZipFile, entry: zipfile.ZipInfo, binary: Path) -> str:

@@ -17,6 +17,7 @@ from kit import scripted
 from kit.release_site import release_zip
 from terrapod_listener.config import LocalEngine
 from terrapod_listener.engine import install
+from terrapod_listener.engine.digests import Digests
 from terrapod_listener.link.client import Server
 from terrapod_shared import programs, wire
 from terrapod_shared.errors import Conflict
@@ -47,13 +48,12 @@ def work(sha256: str, *, local: bool = False) -> wire.Work:
 
 def engines(tmp_path: Path, raw: bytes) -> tuple[install.Engines, wire.Work, FakeServer]:
     server = FakeServer(raw)
-    return install.Engines(tmp_path, cast(Server, server), {}), work(hashlib.sha256(raw).hexdigest()), server
+    return restarted(tmp_path, server), work(hashlib.sha256(raw).hexdigest()), server
 
 
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+def restarted(tmp_path: Path, server: FakeServer) -> install.Engines:
     """As after a start of the process."""
-    monkeypatch.setattr(install, "_known", {})
-    monkeypatch.setattr(install, "_unpacked", {})
+    return install.Engines(tmp_path, cast(Server, server), {}, Digests())
 
 
 def change(path: Path, content: bytes) -> None:
@@ -66,11 +66,11 @@ def change(path: Path, content: bytes) -> None:
     assert (after.st_mtime_ns, after.st_size, after.st_ino) == (before.st_mtime_ns, before.st_size, before.st_ino)
 
 
-async def settle(path: Path, limit_s: float = 10) -> None:
+async def settle(held: install.Engines, path: Path, limit_s: float = 10) -> None:
     """Until the digest of the file is remembered."""
     async with asyncio.timeout(limit_s):
-        while not any(mark[0] == str(path) for mark in install._known):
-            install._sha256(path)
+        while not held._digests.is_remembered(path):
+            held._digests.of_file(path)
             await asyncio.sleep(0.05)
 
 
@@ -79,7 +79,7 @@ async def test_a_program_that_was_changed_between_runs_is_replaced(tmp_path: Pat
     binary = await held.path(task)
     assert binary.read_bytes() == GOOD
     held.recheck(task)
-    await settle(binary)
+    await settle(held, binary)
     held.recheck(task)
     change(binary, EVIL)
     with pytest.raises(Conflict, match="was changed on this host"):
@@ -97,30 +97,29 @@ async def test_a_change_in_the_same_instant_is_seen(tmp_path: Path, monkeypatch:
     """The file system's clock may not go on between two changes: what is that young is read each time."""
     file = tmp_path / "file"
     file.write_bytes(GOOD)
-    first = install._sha256(file)
+    digests = Digests()
+    first = digests.of_file(file)
     real = Path.stat
     frozen = file.stat()
     monkeypatch.setattr(Path, "stat", lambda self, **more: frozen if self == file else real(self, **more))
     file.write_bytes(EVIL)
-    assert install._sha256(file) != first
+    assert digests.of_file(file) != first
 
 
-async def test_a_new_process_takes_nothing_that_lies_there_on_trust(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_new_process_takes_nothing_that_lies_there_on_trust(tmp_path: Path) -> None:
     held, task, server = engines(tmp_path, release_zip("terraform", GOOD))
     binary = await held.path(task)
-    forget(monkeypatch)
+    held = restarted(tmp_path, server)
     binary.write_bytes(EVIL)
     with pytest.raises(Conflict):
         held.recheck(task)
     assert (await held.path(task)).read_bytes() == GOOD
-    forget(monkeypatch)
+    held = restarted(tmp_path, server)
     archive = binary.with_name("release.zip")
     archive.write_bytes(release_zip("terraform", EVIL))
     assert (await held.path(task)).read_bytes() == GOOD
     assert server.count == 2, "the zip was not the one that the server vouches for"
-    await settle(archive)
+    await settle(held, archive)
     raw = bytearray(archive.read_bytes())
     raw[-1] ^= 1
     change(archive, bytes(raw))
@@ -133,12 +132,13 @@ async def test_a_local_engine_is_looked_at_again_before_each_start(tmp_path: Pat
     program.write_bytes(GOOD)
     library.write_bytes(b"one")
     own = LocalEngine(tool="terraform", version="1.15.5", path=str(program), files=[str(program), str(library)])
-    local = await install.announced([own])
-    held = install.Engines(tmp_path, cast(Server, None), local)
+    digests = Digests()
+    local = await install.announced(digests, [own])
+    held = install.Engines(tmp_path, cast(Server, None), local, digests)
     task = work(local["terraform", "1.15.5"][0].sha256, local=True)
     assert await held.path(task) == program
     held.recheck(task)
-    await settle(library)
+    await settle(held, library)
     change(library, b"two")
     with pytest.raises(Conflict, match="was changed on this host"):
         held.recheck(task)
@@ -252,13 +252,13 @@ async def test_what_a_program_says_of_itself_is_announced(tmp_path: Path, caplog
     ]
     again = tmp_path / "again"
     again.symlink_to(other)
-    found = await install.announced(listed, [real, again, script])
+    found = await install.announced(Digests(), listed, [real, again, script])
     assert {version: engine.path for (_, version), (_, engine) in found.items()} == {
         "1.5.7": str(script),
         "1.7.0": str(other),
         scripted.VERSION: str(real),
     }
-    assert found["terraform", "1.7.0"][0].sha256 == install.local_digest(listed[2])
+    assert found["terraform", "1.7.0"][0].sha256 == Digests().of_engine(listed[2])
     assert f"{real} is not offered: the settings say terraform 1.9.9, and it says terraform 1.6.1" in caplog.text
     assert f"{script} is not offered: it is a script" in caplog.text
 
@@ -266,5 +266,5 @@ async def test_what_a_program_says_of_itself_is_announced(tmp_path: Path, caplog
 async def test_an_engine_that_no_run_may_start_is_not_announced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert await install.announced([], [scripted.binary(tmp_path / "real")], lambda _: False) == {}
+    assert await install.announced(Digests(), [], [scripted.binary(tmp_path / "real")], lambda _: False) == {}
     assert "real is not offered: the users of runs may not start it" in caplog.text

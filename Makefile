@@ -66,7 +66,8 @@ migration: setup
 
 docs: setup
 	$(BIN)/python packaging/makedocs.py
-	$(BIN)/python packaging/settings.py > docs/settings.md
+	$(BIN)/python packaging/settings.py server > docs/settings.md
+	$(BIN)/python packaging/settings.py listener > docs/listener-settings.md
 
 dist: setup
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation -w dist .

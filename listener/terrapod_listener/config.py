@@ -22,17 +22,23 @@ PATTERN_MOST, _PATTERNS_MOST = 254, 100
 _DAY_S = 86_400
 
 
-class LocalEngine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A binary that the host's owner vouches for. `files` are all files that its digest covers; default: `path`."""
+WantedIsolation = Literal["auto", "bubblewrap", "user", "none"]
 
-    tool: Literal["terraform", "tofu"]
-    version: str
-    path: str
-    files: list[str] = []
+
+class LocalEngine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A binary that the host's owner vouches for."""
+
+    tool: Literal["terraform", "tofu"]  #: `terraform` or `tofu`
+    version: str  #: exact, such as `1.15.5`
+    path: str  #: absolute path of the program
+    files: list[str] = []  #: all files that its digest covers; default: `path`
 
 
 class AcceptSettings(wire.Accepts, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Which work the host's owner lets this listener take, as the server is told; but a word that is misspelt opens nothing."""
+    """Which work the host's owner lets this listener take; what is left out leaves all open.
+
+    In patterns `*` stands for any letters and `?` for one.
+    """
 
 
 class HookSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,10 +61,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pass_environment: list[str] = []  #: names of variables of the listener's that runs get, such as HTTPS_PROXY
     accept: AcceptSettings = AcceptSettings()  #: which work it takes: workspaces, labels, phases, tools; default: all
     hooks: HookSettings = HookSettings()  #: the host owner's commands before and after init, plan and apply
-    isolation: Literal["auto", "bubblewrap", "user", "none"] = (
-        "auto"  #: how runs are kept apart; auto: the strongest here
-    )
-    run_uid: int = 90_000  #: first of `capacity` user ids that runs get where the listener is root
+    isolation: WantedIsolation = "auto"  #: how runs are kept apart; auto: the strongest of bubblewrap, user, none
+    run_uid: int = 90_000  #: first of up to 1,000 user ids that runs get where the listener is root
     readable: list[str] = []  #: paths in what is hidden from runs (such as /home) that they may read
     writable: list[str] = []  #: paths that runs may change besides their own folder
     hide: list[str] = []  #: more files and folders that runs do not see; with bubblewrap
@@ -70,11 +74,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     provider_mirror: str = ""  #: https URL of a network mirror from which runs take all their providers
     ca_file: str = ""  #: PEM file of further authorities that runs trust, as the mirror's
     keep_work: bool = False  #: leave the folders of runs that are over, to look into them
-    poll_s: float = 30.0
+    poll_s: float = 30.0  #: seconds of a long poll; the server ends it after 30
     health_host: str = "127.0.0.1"  #: address of the port for health and metrics
     health_port: int | None = None  #: 0: there is none; not set: 9846, or the next one that is free
     health_public: bool = False  #: whether `health_host` may be another than loopback; whoever reaches it may read
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"  #: `debug`, `info`, `warning` or `error`
 
 
 class Mistakes(Exception):

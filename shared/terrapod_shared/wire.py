@@ -119,10 +119,10 @@ class Accepts(Message, frozen=True, kw_only=True):
     match one of `workspaces` by its name, and all of `labels`.
     """
 
-    workspaces: list[str] = []
-    labels: dict[str, str] = {}  #: key -> pattern of the value
-    phases: list[Phase] = []
-    tools: list[Literal["terraform", "tofu"]] = []
+    workspaces: list[str] = []  #: patterns of names, of which one must match
+    labels: dict[str, str] = {}  #: key -> pattern of the value; all must match
+    phases: list[Phase] = []  #: `plan`, `apply`
+    tools: list[Literal["terraform", "tofu"]] = []  #: `terraform`, `tofu`
 
 
 class Beat(Message, frozen=True, kw_only=True):

@@ -223,9 +223,11 @@ def test_the_documents_name_every_room() -> None:
         assert f"`{room}`" in text or f"{room}`" in text, room
 
 
-def test_the_document_of_the_settings_is_of_these_settings() -> None:
-    made = subprocess.run([sys.executable, str(ROOT / "packaging" / "settings.py")], capture_output=True, check=True)
-    assert made.stdout == (ROOT / "docs" / "settings.md").read_bytes(), "run make docs"
+@pytest.mark.parametrize(("program", "document"), [("server", "settings.md"), ("listener", "listener-settings.md")])
+def test_the_document_of_the_settings_is_of_these_settings(program: str, document: str) -> None:
+    words = [sys.executable, str(ROOT / "packaging" / "settings.py"), program]
+    made = subprocess.run(words, capture_output=True, check=True)
+    assert made.stdout == (ROOT / "docs" / document).read_bytes(), "run make docs"
 
 
 @pytest.mark.parametrize("forbidden", ["/work/", "/root/"])

@@ -450,6 +450,25 @@ async def test_retention_keeps_the_chains_whole(
     assert (code, "was put back" in told) == (1, True), told
 
 
+async def test_a_chain_that_retention_emptied_may_be_delisted_later(
+    database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By another process, whose clock or settings draw the line elsewhere."""
+    data, sql = tmp_path / "data", Sql(database_url)
+    async with running(data, database_url) as server:
+        await server.workspace("old")
+        first = server.services.audit.chain
+    async with running(data, database_url) as server:
+        ledger, own = server.services.audit.ledger, server.services.audit.chain
+        assert await actions.purge(ledger, timedelta(seconds=-1), first) >= 1
+        assert first in (await ledger.newest()).chains
+        await actions.purge(ledger, timedelta(days=365), own)
+        assert first not in (await ledger.newest()).chains
+    assert await sql("SELECT 1 FROM audit_entry WHERE chain = $1", first) == []
+    code, told = await verified(data, database_url, capsys)
+    assert code == 0, told
+
+
 @contextlib.asynccontextmanager
 async def second_server(data: Path, keys: bytes, database_url: str, end: int = signal.SIGTERM) -> AsyncIterator[str]:
     """A server in a process of its own, with the same keys; its URL. At the end it gets the signal `end`."""

@@ -103,10 +103,11 @@ async def purge(ledger: Ledger, keep: timedelta, own: str) -> int:
     if over:
 
         def without(heads: Heads) -> Heads:
+            # not `before`: the last line about a chain in the checkpoint file may be younger than its last entry
             left = {
                 chain: head for chain, head in heads.chains.items() if chain not in over or head.floor != head.number
             }
-            return msgspec.structs.replace(heads, chains=left, purged_until=clock.stamp(before))
+            return msgspec.structs.replace(heads, chains=left, purged_until=clock.stamp(clock.now()))
 
         await ledger.amend(without)
     return removed

@@ -41,7 +41,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Heads(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint. Chains that ended before `purged_until` and had nothing left are no longer listed."""
+    """A checkpoint. Chains of which nothing was left at `purged_until` are no longer listed."""
 
     sequence: int = 0
     at: str = ""

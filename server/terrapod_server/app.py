@@ -40,13 +40,14 @@ from terrapod_server.engines import api as mirror_api
 from terrapod_server.engines import model as mirror_model
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity import api as identity_api
-from terrapod_server.identity import auth_api, browser, oauth, rules, web
+from terrapod_server.identity import auth_api, oauth, oauth_api, rules
 from terrapod_server.identity import jobs as identity_jobs
+from terrapod_server.identity import pages as identity_pages
 from terrapod_server.identity.signin.providers import SignIn
 from terrapod_server.kit import html
 from terrapod_server.kit.api import openapi
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Endpoint, Raw, Resource, Thing
+from terrapod_server.kit.api.declare import Endpoint, Raw, Resource, Route, Thing
 from terrapod_server.kit.api.render import Registry, encode
 from terrapod_server.kit.asgi import idempotency
 from terrapod_server.kit.asgi.application import Server
@@ -54,7 +55,7 @@ from terrapod_server.kit.asgi.guard import Guard
 from terrapod_server.kit.asgi.routes import Routes
 from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db import database, database_errors
-from terrapod_server.kit.http import lockout
+from terrapod_server.kit.http import lockout, static
 from terrapod_server.kit.http.address import Addresses
 from terrapod_server.kit.http.budget import Budget
 from terrapod_server.kit.http.rate_limits import Limiter
@@ -181,6 +182,11 @@ async def icon(_call: Call) -> Response:
     return Response(html.ICON, media_type="image/svg+xml", headers={"Cache-Control": "public, max-age=86400"})
 
 
+async def file(call: Call) -> Response:
+    """A file of the pages, such as their style."""
+    return static.answer(call.request, call.path["digest"], call.path["file"])
+
+
 async def ping(call: Call) -> Response:
     """The version handshake: terraform reads the headers and nothing else, so no token is asked for."""
     announced = call.services.limits.announced
@@ -210,7 +216,7 @@ class _Documents:
     """The OpenAPI document, made once it is asked for."""
 
     def __init__(self) -> None:
-        self.endpoints: tuple[Endpoint | Raw, ...] = ()
+        self.endpoints: tuple[Route, ...] = ()
         self._bytes = b""
 
     async def show(self, _call: Call) -> Response:
@@ -227,16 +233,18 @@ OWN: tuple[Endpoint | Raw, ...] = (
     Raw("GET", "/.well-known/terraform.json", discovery, Access.PUBLIC, unmetered=True, gives=dict[str, Any]),
     Raw("GET", "/favicon.svg", icon, Access.PUBLIC, unmetered=True),
     Raw("GET", "/favicon.ico", icon, Access.PUBLIC, unmetered=True),
+    Raw("GET", static.PATH, file, Access.PUBLIC, unmetered=True, answers=(200, 304), gives="text/css"),
     Raw("GET", "/api/v2/ping", ping, Access.PUBLIC, unmetered=True, answers=(204,)),
     Raw("GET", "/api/v2/openapi.json", _documents.show, Access.PUBLIC, unmetered=True, gives=dict[str, Any]),
 )
-ENDPOINTS: tuple[Endpoint | Raw, ...] = (
+ENDPOINTS: tuple[Route, ...] = (
     *OWN,
     *organization.ENDPOINTS,
     *access_api.ENDPOINTS,
     *identity_api.ENDPOINTS,
     *auth_api.ENDPOINTS,
-    *web.ENDPOINTS,
+    *oauth_api.ENDPOINTS,
+    *identity_pages.PAGES,
     *workspaces_api.ENDPOINTS,
     *variables_api.ENDPOINTS,
     *configs_api.ENDPOINTS,
@@ -245,7 +253,7 @@ ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     *registry_protocol.ENDPOINTS,
     *mirror_api.ENDPOINTS,
     *runs_api.ENDPOINTS,
-    *runs_pages.ENDPOINTS,
+    *runs_pages.PAGES,
     *agents_api.ENDPOINTS,
     *api.ENDPOINTS,
     *audit_api.ENDPOINTS,
@@ -310,7 +318,7 @@ def build(config: Config) -> App:
     bus = Bus(dsn)
     authenticator = identity.Authenticator(signer, leases.lease_is_live, bus)
     levels = access.Levels(THINGS)
-    guard = Guard(authenticator.bearer, listener_auth.authenticate, levels.level, browser.caller)
+    guard = Guard(authenticator.bearer, listener_auth.authenticate, levels.level, authenticator.session)
     services = Services(
         config=config,
         store=EncryptedStore(open_store(config), keyring),

@@ -7,7 +7,7 @@ import httpx
 
 from kit.serving import Running, state_bytes, tar
 from terrapod_server.app import ENDPOINTS
-from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.api.declare import Page, Route
 from terrapod_server.kit.caller import Access
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import wire
@@ -198,7 +198,7 @@ async def test_a_runs_token_reads_modules_and_its_own_state_and_nothing_else(ser
     more = {"run": run, "plan": run.replace("run-", "plan-"), "pool": await server.pool_id(),
             "listener": listener.identity.kept.listener_id}  # fmt: skip
 
-    def filled(endpoint: Endpoint | Raw, values: dict[str, str]) -> str:
+    def filled(endpoint: Route, values: dict[str, str]) -> str:
         return "/".join(
             values.get(part[1:-1], "some-thing") if part.startswith("{") else part for part in endpoint.path.split("/")
         )
@@ -213,7 +213,7 @@ async def test_a_runs_token_reads_modules_and_its_own_state_and_nothing_else(ser
             body: dict[str, Any] | None = None if endpoint.method == "GET" else {"data": {"attributes": {}}}
             answer = await api.request(endpoint.method, path, json=body)
             swept += 1
-            if isinstance(endpoint, Raw) and endpoint.page:  # it knows sessions alone
+            if isinstance(endpoint, Page):  # it knows sessions alone
                 cookie = {"Cookie": f"terrapod={work.run_token}"}
                 for led in (answer, await api.request(endpoint.method, path, json=body, headers=cookie)):
                     assert (led.status_code, led.headers["location"][:8]) == (303, "/sign-in"), path

@@ -160,16 +160,13 @@ async def test_what_is_not_asked_as_terraform_asks_is_refused_on_a_page(server: 
         {"state": None},
     ]
     await account(server)
-    for _ in ("signed out", "signed in"):
-        for changed in wrong:
-            page = await browser.open(ask(**changed))
-            assert page.status_code == 400, changed
-            assert not browser.left_to
-            assert page.headers["content-type"].startswith("text/html")
-        page = await browser.open("/sign-in")
-        if page.url.path == "/sign-in":
-            await browser.submit(email=ANN, password=PASSWORD)
-    assert browser.page.url.path == "/account"
+    assert (await browser.open(ask(**wrong[0]))).url.path == "/sign-in"
+    assert (await browser.submit(email=ANN, password=PASSWORD)).status_code == 400
+    for changed in wrong:
+        page = await browser.open(ask(**changed))
+        assert page.status_code == 400, changed
+        assert not browser.left_to
+        assert page.headers["content-type"].startswith("text/html")
     await browser.open(ask())
     for changed in wrong:
         form = browser.read.forms[0].fields
@@ -177,9 +174,10 @@ async def test_what_is_not_asked_as_terraform_asks_is_refused_on_a_page(server: 
         assert answer.status_code == 400, changed
 
 
-async def test_both_spellings_of_loopback_and_no_parameter_twice(browser: Browser) -> None:
-    page = await browser.open(ask(redirect_uri="http://127.0.0.1:10000/login"))
-    assert page.url.path == "/sign-in"
+async def test_both_spellings_of_loopback_and_no_parameter_twice(server: Running, browser: Browser) -> None:
+    await account(server)
+    page = await browser.sign_in(ANN, PASSWORD, ask(redirect_uri="http://127.0.0.1:10000/login"))
+    assert (page.status_code, page.url.path) == (200, "/oauth/authorize")
     assert (await browser.open(ask() + "&redirect_uri=http://localhost:10001/login")).status_code == 400
 
 

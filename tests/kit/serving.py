@@ -29,7 +29,7 @@ from terrapod_server.config.load import load
 from terrapod_server.config.settings import Config
 from terrapod_server.identity import actions as identity
 from terrapod_server.kit.api import openapi
-from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.api.declare import Route
 from terrapod_server.kit.services import Services
 from terrapod_shared import wire
 
@@ -200,12 +200,12 @@ async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterat
     assert undeclared == [], "statuses that the OpenAPI document does not have"
 
 
-def _noted(services: Services) -> dict[tuple[str, str, int], Endpoint | Raw]:
+def _noted(services: Services) -> dict[tuple[str, str, int], Route]:
     """Fills with the successes that the server answers, by the hook that tells the audit log of them."""
-    found: dict[tuple[str, str, int], Endpoint | Raw] = {}
+    found: dict[tuple[str, str, int], Route] = {}
     record = services.record
 
-    def note(request: Request, endpoint: Endpoint | Raw | None, status: int, request_id: str, took_s: float) -> None:
+    def note(request: Request, endpoint: Route | None, status: int, request_id: str, took_s: float) -> None:
         if endpoint is not None and 200 <= status < 400:
             found[endpoint.method, endpoint.path, status] = endpoint
         record(request, endpoint, status, request_id, took_s)

@@ -17,17 +17,15 @@ from kit.serving import Running, state_bytes
 from terrapod_server import app
 from terrapod_server.commands import accounts
 from terrapod_server.identity import actions as identity
-from terrapod_server.identity import auth_api, sessions, web
+from terrapod_server.identity import oauth_api, sessions
 from terrapod_server.kit.api import openapi
-from terrapod_server.kit.api.declare import Attr, Endpoint, Many, Raw, Resource
+from terrapod_server.kit.api.declare import Attr, Endpoint, Many, Page, Resource, Route
 from terrapod_server.kit.caller import Access
 from terrapod_shared import ids
 
 #: Their errors are pages, or in OAuth's form.
 WAYS_IN = [
-    e
-    for e in app.ENDPOINTS
-    if isinstance(e, Raw) and (e.page or (e in (*web.ENDPOINTS, *auth_api.ENDPOINTS) and "metadata" not in e.path))
+    e for e in app.ENDPOINTS if isinstance(e, Page) or e in oauth_api.ENDPOINTS or e.path == "/api/v2/auth/token"
 ]
 CALLED = [e for e in app.ENDPOINTS if e.needs is not Access.LISTENER and not e.path.endswith("/runs/events")]
 ANYTHING = st.recursive(
@@ -103,8 +101,8 @@ def document(draw: st.DrawFn, resource: Resource | None, known: dict[str, str], 
 
 
 @st.composite
-def request_of(draw: st.DrawFn, known: dict[str, str]) -> tuple[Endpoint | Raw, str, bytes | None]:
-    endpoint: Endpoint | Raw = draw(st.sampled_from(CALLED))
+def request_of(draw: st.DrawFn, known: dict[str, str]) -> tuple[Route, str, bytes | None]:
+    endpoint: Route = draw(st.sampled_from(CALLED))
     anything = st.sampled_from([*known.values()]) | HOSTILE | st.text(max_size=20)
     is_end = endpoint.method == "DELETE" or endpoint.path.endswith("/safe-delete")
 
@@ -157,7 +155,7 @@ async def test_no_request_gets_a_5xx(server: Running, furnished: dict[str, str])
     _, session = await sessions.begin(await identity.user(accounts.ADMIN_EMAIL), "local", (), "", "")
 
     async def send(method: str, path: str, raw: bytes | None) -> httpx.Response:
-        cookie = {"Cookie": f"terrapod={session}"} if path.startswith("/app/") else {}
+        cookie = {"Cookie": f"terrapod={session}"}
         return await server.api.request(method, server.url + path, content=raw, headers=cookie)
 
     @settings(
@@ -165,7 +163,7 @@ async def test_no_request_gets_a_5xx(server: Running, furnished: dict[str, str])
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(request_of(furnished))
-    def each(request: tuple[Endpoint | Raw, str, bytes | None]) -> None:
+    def each(request: tuple[Route, str, bytes | None]) -> None:
         endpoint, path, raw = request
         answer = asyncio.run_coroutine_threadsafe(send(endpoint.method, path, raw), loop).result(30)
         assert answer.status_code < 500 or (answer.status_code == 502 and "binary-cache" in path), (

@@ -9,30 +9,29 @@ import hashlib
 import json
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
 from tortoise import connections
 
+from kit.browser import Browser
 from kit.serving import DATA, Running, state_bytes, tar
 from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server import app
 from terrapod_server.agents.model import LateState
 from terrapod_server.identity import actions as identity
-from terrapod_server.identity import auth_api, sessions, web
-from terrapod_server.identity.model import User
+from terrapod_server.identity import sessions
+from terrapod_server.identity.model import Session, User
 from terrapod_server.kit.api import permissions
-from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.api.declare import Page, Route
 from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db import database
 from terrapod_server.kit.db.database import is_postgres
 from terrapod_server.runs.model import Phase
-from terrapod_shared import errors, ids, wire
+from terrapod_shared import clock, errors, ids, wire
 
-#: Pages and OAuth: they ask for no token, and refuse in a form of their own what is no sign-in.
-WAYS_IN = [e for e in (*web.ENDPOINTS, *auth_api.ENDPOINTS) if isinstance(e, Raw)]
 ROOT = Path(__file__).parents[2]
 LEVELS = {level.name.lower(): level for level in Level if level}
 #: Bodies of calls that need less with them than without.
@@ -121,10 +120,12 @@ class Things:
             "arch": "amd64",
             "phase": "plan",
             "artifact": "plan-file",
+            "digest": "0" * 12,
+            "file": "nothing.css",
         }
         return self
 
-    def url(self, endpoint: Endpoint | Raw) -> str:
+    def url(self, endpoint: Route) -> str:
         if endpoint.needs is Access.CAPABILITY:  # `token` is a secret there
             return re.sub(
                 r"\{(\w+)\}", lambda found: "x" if found[1] == "token" else self.path[found[1]], endpoint.path
@@ -134,9 +135,11 @@ class Things:
 
 @dataclass(frozen=True)
 class Caller:
-    """`level` on the things of `Things`; the other members say how the guard sees it."""
+    """`level` on the things of `Things`; the other members say how the guard sees it. Pages see its session alone."""
 
     token: str
+    session: str = ""
+    _: KW_ONLY
     level: Level = Level.NONE
     is_auditor: bool = False
     is_known: bool = True
@@ -144,22 +147,18 @@ class Caller:
     is_limited: bool = False
     is_run: bool = False
 
-    def is_in(self, endpoint: Endpoint | Raw) -> bool:
-        """Whether it is known there: a page knows sessions, and a session's token is what its cookie holds."""
-        return self.is_known and (not is_page(endpoint) or self.token.startswith(sessions.PREFIX))
+
+async def session_of(email: str) -> str:
+    return (await sessions.begin(await identity.user(email), "local", (), "", ""))[1]
 
 
-def is_page(endpoint: Endpoint | Raw) -> bool:
-    return isinstance(endpoint, Raw) and endpoint.page
-
-
-def expected(endpoint: Endpoint | Raw, caller: Caller) -> int | None:
+def expected(endpoint: Route, caller: Caller) -> int | None:
     """The status of a refusal, or None where the guard lets the caller in."""
     needs = endpoint.needs
     if needs in (Access.PUBLIC, Access.CAPABILITY):
         return None
-    if not caller.is_in(endpoint) and is_page(endpoint):  # led to the sign-in page
-        return 303
+    if isinstance(endpoint, Page):
+        return of_a_page(endpoint, caller)
     if not caller.is_known:  # a call to a listener's endpoint that is not even in its protocol is told so first
         return 426 if needs is Access.LISTENER and not caller.token else 401
     if caller.is_run:
@@ -179,7 +178,16 @@ def expected(endpoint: Endpoint | Raw, caller: Caller) -> int | None:
     return None if is_let_in and not is_refused else 403
 
 
-def of_a_run(endpoint: Endpoint | Raw) -> int | None:
+def of_a_page(page: Page, caller: Caller) -> int | None:
+    """A session has all rights of its person, whatever the limits of the token that comes beside it."""
+    if not caller.session:
+        return 303
+    if isinstance(page.needs, Level):
+        return (404 if caller.level is Level.NONE else 403) if caller.level < page.needs else None
+    return 403 if page.needs is Access.PLATFORM or (page.needs is Access.AUDIT and not caller.is_auditor) else None
+
+
+def of_a_run(endpoint: Route) -> int | None:
     """Another run's token: what it may name at all is not there for it, but for modules, which every run may read."""
     if endpoint.path.startswith("/api/v2/registry/modules/"):
         return None
@@ -208,11 +216,10 @@ async def dump() -> str:
     return seen.hexdigest()
 
 
-async def request(client: httpx.AsyncClient, endpoint: Endpoint | Raw, url: str, token: str) -> httpx.Response:
-    """The call, with a body that is well-formed and asks for as little as can be."""
-    headers = {"Authorization": f"Bearer {token}" if token else ""}
-    if is_page(endpoint):
-        headers["Cookie"] = f"terrapod={token}"
+async def request(client: httpx.AsyncClient, endpoint: Route, url: str, caller: Caller) -> httpx.Response:
+    """The call, with a body that is well-formed and asks for as little as can be; token and session on each."""
+    headers = {"Authorization": f"Bearer {caller.token}" if caller.token else ""}
+    headers["Cookie"] = f"terrapod={caller.session or caller.token}"
     content = (
         None
         if endpoint.method in ("GET", "HEAD", "DELETE")
@@ -232,25 +239,35 @@ async def request(client: httpx.AsyncClient, endpoint: Endpoint | Raw, url: str,
 @pytest.fixture
 async def callers(server: Running, tmp_path: Path) -> AsyncIterator[tuple[dict[str, Caller], ListenerClient]]:
     found = {"stranger": Caller("", is_known=False), "garbage": Caller("tpod_nonsense", is_known=False)}
-    found["nobody"] = Caller(await server.person("nobody@example.org"))
-    _, session = await sessions.begin(await identity.user("nobody@example.org"), "local", (), "", "")
-    found["nobody's session"] = Caller(session)
+    found["nobody"] = Caller(await server.person("nobody@example.org"), await session_of("nobody@example.org"))
+    found["nobody's session"] = Caller(found["nobody"].session, found["nobody"].session)
     for name, level in LEVELS.items():
         answer = await server.post(
             "/roles", {"name": f"s-{name}", "workspace-permission": name, "allow-labels": {"swept": "yes"}}
         )
         assert answer.status_code == 201, answer.text
-        found[name] = Caller(await server.person(f"{name}@example.org", f"s-{name}"), level)
-    found["auditor"] = Caller(await server.person("audit@example.org", "audit"), Level.READ, is_auditor=True)
+        token = await server.person(f"{name}@example.org", f"s-{name}")
+        found[name] = Caller(token, await session_of(f"{name}@example.org"), level=level)
+    token = await server.person("audit@example.org", "audit")
+    found["auditor"] = Caller(token, await session_of("audit@example.org"), level=Level.READ, is_auditor=True)
     found["read-only admin of the things"] = Caller(
-        await server.person("ro@example.org", "s-admin", read_only=True), Level.READ, is_read_only=True, is_limited=True
+        await server.person("ro@example.org", "s-admin", read_only=True),
+        level=Level.READ,
+        is_read_only=True,
+        is_limited=True,
     )
     found["token for another workspace"] = Caller(
-        await server.person("one@example.org", "s-admin", workspace_id="ws-elsewhere"), Level.NONE, is_limited=True
+        await server.person("one@example.org", "s-admin", workspace_id="ws-elsewhere"), is_limited=True
     )
     gone = await server.person("gone@example.org", "admin")
+    found["deactivated admin's session"] = Caller(await session_of("gone@example.org"), is_known=False)
     await User.filter(email="gone@example.org").update(is_active=False)
     found["deactivated admin"] = Caller(gone, is_known=False)
+    await server.person("late@example.org", "admin")
+    found["session that is over"] = Caller(await session_of("late@example.org"), is_known=False)
+    await Session.filter(user_id=(await identity.user("late@example.org")).id).update(expires_at=clock.now())
+    found["session that was signed out"] = Caller(await session_of("late@example.org"), is_known=False)
+    await sessions.end_all((await identity.user("late@example.org")).id)
     other = await server.listener(tmp_path / "other", "other")
     workspace = await server.workspace()
     version = await server.configuration(workspace["id"])
@@ -282,7 +299,7 @@ async def test_refused_callers_get_their_answer_and_change_nothing(
             status = expected(endpoint, caller)
             if status is None:
                 continue
-            answer = await request(server.api, endpoint, url, caller.token)
+            answer = await request(server.api, endpoint, url, caller)
             if answer.status_code != status:
                 wrong.append(
                     f"{endpoint.method} {url} as {name}: {answer.status_code} and not {status}: {answer.text[:200]}"
@@ -313,18 +330,15 @@ async def test_the_level_that_is_needed_is_enough(
         if endpoint.method != "GET":
             things = await Things(server, {"swept": "yes"}, listener).make()
         caller = by_name[endpoint.needs.name.lower()]
-        if is_page(endpoint):
-            owner = await identity.user(f"{endpoint.needs.name.lower()}@example.org")
-            caller = Caller((await sessions.begin(owner, "local", (), "", ""))[1], caller.level)
         if endpoint.path.endswith("/force-unlock"):  # plan is enough for a lock of one's own
             lock = things.url(endpoint).replace("force-unlock", "lock")
-            assert (await request(server.api, endpoint, lock, caller.token)).status_code == 200
-        answer = await request(server.api, endpoint, things.url(endpoint), caller.token)
+            assert (await request(server.api, endpoint, lock, caller)).status_code == 200
+        answer = await request(server.api, endpoint, things.url(endpoint), caller)
         said = f"{endpoint.method} {endpoint.path}: {answer.status_code}"
         assert answer.status_code not in (401, 403), said
         # a thing that the run has not made yet is not there for the highest either
         if answer.status_code == 404:
-            admin = await request(server.api, endpoint, things.url(endpoint), server.token)
+            admin = await request(server.api, endpoint, things.url(endpoint), Caller(server.token, caller.session))
             assert admin.status_code == 404, said
     await listener.close()
 
@@ -341,9 +355,43 @@ async def test_what_everybody_signed_in_may_call(
             caller = by_name[name]
             if endpoint.needs is Access.CAPABILITY or expected(endpoint, caller) is not None:
                 continue
-            answer = await request(server.api, endpoint, url, caller.token)
-            good = (200, 303, 400) if endpoint in WAYS_IN else (200, 204, 302, 422)
+            answer = await request(server.api, endpoint, url, caller)
+            good = (200, 303, 400) if isinstance(endpoint, Page) else (200, 204, 302, 422)
+            if "/saml/" in endpoint.path or endpoint.path.startswith("/static/"):
+                continue
             assert answer.status_code in good, (name, endpoint.path, answer.status_code, answer.text)
+
+
+async def test_a_form_that_is_none_of_ours_changes_nothing(server: Running) -> None:
+    """Each form of each page, by somebody who may send it: not from another site, nor without the token of browser and session."""
+    token = await server.person("ann@example.org", "admin")
+    ann, other = await session_of("ann@example.org"), await session_of("ann@example.org")
+    async with Browser(server.url, cookies={"terrapod": other}) as another:
+        await another.open("/account")
+        theirs = another.read.forms[0].fields["csrf"]
+    async with Browser(server.url, cookies={"terrapod": ann}) as browser:
+        await browser.open("/account")
+        ours = browser.read.forms[0].fields["csrf"]
+        posts = [e for e in app.ENDPOINTS if isinstance(e, Page) and e.method == "POST" and not e.is_cross_site]
+        assert len(posts) > 5
+        wrong: list[tuple[str, dict[str, str]]] = [
+            ("", {}), ("x", {}), (theirs, {}), (ours[:-1], {}), ("", {"X-CSRF-Token": theirs}),
+            ("", {"Authorization": f"Bearer {token}"}), (ours, {"Sec-Fetch-Site": "cross-site"}),
+            (ours, {"Sec-Fetch-Site": "same-site", "Origin": server.url}), (ours, {"Origin": "https://evil.example"}),
+            (ours, {"Origin": "null"}),
+        ]  # fmt: skip
+        for page in posts:
+            before = await dump()
+            assert "{" not in page.path, "a path with things needs ids that are there"
+            for csrf, headers in wrong:
+                fields = {**dict.fromkeys(page.form, "others"), "csrf": csrf}
+                answer = await browser.client.post(server.url + page.path, data=fields, headers=headers)
+                assert (answer.status_code, "<h1>Not allowed</h1>" in answer.text) == (403, True), (
+                    page.path,
+                    csrf,
+                    headers,
+                )
+            assert await dump() == before, page.path
 
 
 async def test_a_token_of_somebody_who_is_let_in_again_is_another_one(server: Running) -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from terrapod_server.kit.api.declare import Endpoint, Raw, Recorded
+from terrapod_server.kit.api.declare import Recorded, Route
 from terrapod_server.kit.http.address import group
 
 _SAFE = frozenset({"GET", "HEAD"})
@@ -56,7 +56,7 @@ class Entry(NamedTuple):
     mac: str
 
 
-def is_recorded(endpoint: Endpoint | Raw, method: str, status: int, *, is_admitted: bool) -> bool:
+def is_recorded(endpoint: Route, method: str, status: int, *, is_admitted: bool) -> bool:
     """Changes, whatever became of them; what was refused, before the handler or by it; reads that are declared so."""
     if status >= 400 and (not is_admitted or status in {401, 403, 429}):  # noqa: PLR2004
         return True

@@ -36,7 +36,7 @@ from terrapod_server.audit.rules import (
     shape,
     shown,
 )
-from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.api.declare import Endpoint, Raw, Route
 from terrapod_server.kit.caller import ANONYMOUS, Deed, Principal
 from terrapod_server.kit.http.address import Addresses
 from terrapod_shared import clock, ids
@@ -89,9 +89,7 @@ class Writer:
         """Whether entries wait in the file, since the database takes none."""
         return not self._spool.is_empty
 
-    def record(
-        self, request: Request, endpoint: Endpoint | Raw | None, status: int, request_id: str, took_s: float
-    ) -> None:
+    def record(self, request: Request, endpoint: Route | None, status: int, request_id: str, took_s: float) -> None:
         """Keeps an entry of the request, if it is one to be recorded. Never waits and never raises for its sake."""
         if endpoint is None:  # nothing of the API was reached
             return
@@ -122,7 +120,7 @@ class Writer:
             message = "the audit log cannot be written, and nothing is done that it would not record"
             raise Unavailable(message)
 
-    def _entry(self, request: Request, endpoint: Endpoint | Raw, status: int, request_id: str, took_s: float) -> Entry:
+    def _entry(self, request: Request, endpoint: Route, status: int, request_id: str, took_s: float) -> Entry:
         scope = request.scope
         principal: Principal = scope.get("principal", ANONYMOUS)
         path: dict[str, str] = scope["path_params"]

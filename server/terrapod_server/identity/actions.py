@@ -120,10 +120,14 @@ async def create_token(user_id: str, description: str, **values: Any) -> ApiToke
     return row
 
 
-async def newest_tokens(user_id: str, most: int) -> tuple[list[ApiToken], int]:
-    """The user's newest tokens, and how many there are."""
-    found = ApiToken.filter(user_id=user_id)
-    return await found.order_by("-created_at", "-id").limit(most), await found.count()
+async def newest_tokens(user_id: str, offset: int, most: int) -> list[ApiToken]:
+    """The user's tokens, newest first, from the one at `offset`."""
+    return await ApiToken.filter(user_id=user_id).order_by("-created_at", "-id").offset(offset).limit(most)
+
+
+async def count_tokens(user_id: str) -> int:
+    """How many tokens the user has."""
+    return await ApiToken.filter(user_id=user_id).count()
 
 
 async def end_token(token_id: str, user_id: str) -> bool:
@@ -173,6 +177,10 @@ class Authenticator:
                 self._known.clear()
             self._known[key] = (time.monotonic() + REMEMBERED_S, principal)
         return principal
+
+    async def session(self, token: str) -> Principal | None:
+        """Who is signed in by a browser's cookie: it holds a session's token, and any other is none there."""
+        return await self.bearer(token) if token.startswith(sessions.PREFIX) else None
 
     @staticmethod
     async def _session(token: str) -> Principal | None:

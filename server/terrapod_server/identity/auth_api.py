@@ -1,20 +1,17 @@
-"""/api/v2/auth: providers, the way to them and back, sessions, and signing out."""
+"""/api/v2/auth: providers, sessions, and signing out. The way to a provider and back is in `pages`."""
 
 from typing import Any
-from urllib.parse import urlencode
 
 import msgspec
 from starlette.responses import Response
 
 from terrapod_server.access import actions as access
-from terrapod_server.identity import actions, oauth, rules, sessions
-from terrapod_server.identity.browser import SAML_BYTES, Visitor, form_of, single
+from terrapod_server.identity import actions, sessions
 from terrapod_server.identity.model import Session
-from terrapod_server.identity.signin.providers import CALLBACK, SignIn
-from terrapod_server.identity.web import CODE_FORM, begin_session, exchange, replace_password, rfc6749
-from terrapod_server.kit import html
+from terrapod_server.identity.oauth_api import CODE_FORM, exchange, rfc6749
+from terrapod_server.identity.signin.providers import CALLBACK, Attempt, SignIn
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Attr, Endpoint, Raw, Recorded, Resource
+from terrapod_server.kit.api.declare import Attr, Endpoint, Raw, Resource
 from terrapod_server.kit.api.render import encode
 from terrapod_server.kit.caller import Access
 from terrapod_shared import clock
@@ -41,39 +38,6 @@ async def providers(call: Call) -> dict[str, Any]:
         for name, provider in service.providers.items()
     ]
     return {"providers": found, "default_provider": found[0]["name"] if found else None}
-
-
-async def authorize(call: Call) -> Response:
-    """Begin to sign in: at a provider, or on our own page.
-
-    With `redirect_uri`, `code_challenge` and `state` the end is a code for `POST auth/token`.
-    """
-    query = single(call.request.query_params.multi_items())
-    page = rules.own_page(query.get("next", ""))
-    if "redirect_uri" in query:
-        asked = {"client_id": "terrapod-cli", "response_type": "code", "code_challenge_method": "S256", **query}
-        page = f"/oauth/authorize?{oauth.ask_of(asked).query()}"
-    name = query.get("provider", actions.LOCAL)
-    service: SignIn = call.services.sign_in
-    if name == actions.LOCAL:
-        return html.redirect(f"/sign-in?{urlencode({'next': page})}")
-    visitor = Visitor(call)
-    return visitor.keep(html.redirect(await service.depart(name, page, visitor.id, call.base)))
-
-
-async def callback(call: Call) -> Response:
-    """Back from a provider, with a person or with a reason why not."""
-    service: SignIn = call.services.sign_in
-    visitor = await Visitor(call).identify()
-    arrival = await service.arrive(single(call.request.query_params.multi_items()), visitor.id)
-    user = await service.by_proof(arrival.proof)
-    return await begin_session(call, visitor, user, arrival.proof.provider, arrival.proof.roles, arrival.page)
-
-
-async def post_callback(call: Call) -> Response:
-    """A SAML provider's answer, by way of the browser but without its cookies: it is sent on to show them."""
-    handle = await call.services.sign_in.deliver(await form_of(call, SAML_BYTES))
-    return html.redirect(f"{CALLBACK}?{urlencode({'proof': handle})}")
 
 
 async def metadata(call: Call) -> Response:
@@ -185,18 +149,18 @@ async def change_password(call: Call) -> None:
         message = "password_confirmation is not the same as password"
         raise Invalid(message, pointer="/data/attributes/password_confirmation")
     user = await actions.user(call.principal.id)
-    await replace_password(call, user, sent["current_password"], sent["password"], call.principal.session_id)
+    service: SignIn = call.services.sign_in
+    attempt = Attempt(service.brake, "sign-in", call.address, user.email)
+    await service.replace_password(
+        user, sent["current_password"], sent["password"], attempt, but=call.principal.session_id
+    )
+    await call.services.authenticator.changed()
 
 
 RESOURCES: tuple[Resource, ...] = (PASSWORD,)
 _AUTH = "/api/v2/auth"
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", f"{_AUTH}/providers", None, providers, Access.PUBLIC),
-    Raw("GET", f"{_AUTH}/authorize", authorize, Access.PUBLIC, answers=(303,), page=True),
-    Raw("GET", CALLBACK, callback, Access.PUBLIC, recorded=Recorded.READS, answers=(303,), page=True),
-    Raw(
-        "POST", CALLBACK, post_callback, Access.PUBLIC, takes=("SAMLResponse", "RelayState"), answers=(303,), page=True
-    ),
     Raw("GET", f"{_AUTH}/saml/{{provider}}/metadata", metadata, Access.PUBLIC),
     Raw("POST", f"{_AUTH}/token", token, Access.PUBLIC, takes=CODE_FORM, gives=dict[str, Any]),
     Endpoint("GET", f"{_AUTH}/sessions", None, index, Access.SELF),

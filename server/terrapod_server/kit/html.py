@@ -1,21 +1,21 @@
 """Pages: templates that escape all that they are given, the headers of a page, and how an error looks to a person.
 
-A page needs no script and loads nothing but its icon: its style stands in it,
-and the policy names that style by its hash.
+A page needs no script and holds no style: what it loads are files of ours
+(`kit.http.static`), and its policy allows nothing else.
 """
 
-import base64
-import hashlib
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import jinja2
-from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from terrapod_shared.errors import NotFound, TerrapodError
+from terrapod_server.kit.http import static
+from terrapod_server.kit.http.browser import Browser
+from terrapod_shared.errors import Invalid, NotFound, TerrapodError
 from terrapod_shared.terminal import cleaned
 
 SIGN_IN = "/sign-in"
@@ -50,30 +50,28 @@ def _environment() -> jinja2.Environment:
         auto_reload=False,
         finalize=_shown,
     )
-    style = made.loader.get_source(made, "style.css")[0] if made.loader else ""
-    made.globals |= {"style": Markup(style), "title": "", "width": "", "wrong": False}  # noqa: S704  our own file
+    made.globals |= {"static": static.url, "title": "", "width": "", "wrong": False, "csrf": "", "flash": ""}
     made.filters["minute"] = minute
     return made
 
 
 _TEMPLATES = _environment()
-_STYLE_HASH = base64.b64encode(hashlib.sha256(str(_TEMPLATES.globals["style"]).encode()).digest()).decode()
 
 
-def add_filter(name: str, function: Any) -> None:
-    """A filter that templates of a room use."""
-    _TEMPLATES.filters[name] = function
-
-
-def page(template: str, *, status: int = 200, forms: str = "", **values: Any) -> HTMLResponse:
+def page(
+    template: str, browser: Browser | None = None, *, status: int = 200, forms: str = "", **values: Any
+) -> HTMLResponse:
     """The page that a template makes of these values; `title` is its heading.
 
     `wrong` says in the window's title that there is an error, `width` is a class
     of the style. `forms` is the origin besides ours to which a form's answer
-    leads: browsers hold redirects to the same rule.
+    leads: browsers hold redirects to the same rule. A `browser` gives the forms
+    their token, and what the form before this page has said.
     """
+    if browser is not None:
+        values = {"csrf": browser.csrf, "flash": browser.said(), **values}
     policy = (
-        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src 'self'; "
+        "default-src 'none'; style-src 'self'; img-src 'self'; "
         f"form-action 'self'{' ' + forms if forms else ''}; base-uri 'none'; frame-ancestors 'none'"
     )
     headers = {
@@ -82,7 +80,40 @@ def page(template: str, *, status: int = 200, forms: str = "", **values: Any) ->
         "Referrer-Policy": "same-origin",
         "Cache-Control": "no-store",
     }
-    return HTMLResponse(_TEMPLATES.get_template(template).render(**values), status, headers)
+    return HTMLResponse(_TEMPLATES.get_template(template).render(values), status, headers)
+
+
+@dataclass(frozen=True)
+class Paging:
+    """Where a page of a list stands, for the macro `pager`; an empty address: there is none."""
+
+    number: int
+    pages: int
+    size: int
+    before: str
+    behind: str
+
+    @property
+    def offset(self) -> int:
+        return (self.number - 1) * self.size
+
+
+def paging(request: Request, path: str, size: int, total: int) -> Paging:
+    """Of the list of a page at `path`, by `size` rows. Raises Invalid for a `page` of the query that is no number.
+
+    The last page is shown in place of one behind it, whose rows may be gone since its link was made.
+    """
+    text = request.query_params.get("page") or "1"
+    if not text.isascii() or not text.isdigit() or not int(text[:12]):
+        raise Invalid(f"page must be a whole number from 1, not {text[:40]!r}")
+    pages = max(1, -(-total // size))
+    number = min(int(text[:12]), pages)
+
+    def address(there: int) -> str:
+        query = {**request.query_params, "page": str(there)}
+        return f"{path}?{urlencode(query)}" if 1 <= there <= pages else ""
+
+    return Paging(number, pages, size, address(number - 1), address(number + 1))
 
 
 def redirect(url: str) -> Response:
@@ -100,10 +131,8 @@ def message(
 def refusal(error: TerrapodError, request: Request, request_id: str = "") -> Response:
     """An error as a page; who is not signed in is led to sign in, and back."""
     if error.status == 401:  # noqa: PLR2004
-        if request.method not in ("GET", "HEAD"):
-            return redirect(SIGN_IN)
-        path, query = request.url.path, request.url.query
-        return redirect(f"{SIGN_IN}?{urlencode({'next': path + ('?' + query if query else '')})}")
+        back = _address(request.url) if request.method in ("GET", "HEAD") else _page_of_form(request)
+        return redirect(sign_in(back))
     said = _NOTHING if isinstance(error, NotFound) and error.detail == NotFound().detail else error.detail
     text = f"{said[:1].upper()}{said[1:]}."
     if error.status >= _SERVER_ERROR:
@@ -114,10 +143,40 @@ def refusal(error: TerrapodError, request: Request, request_id: str = "") -> Res
     return response
 
 
+def sign_in(back: str) -> str:
+    """The address of the sign-in page, from which one goes on to a page of ours."""
+    return f"{SIGN_IN}?{urlencode({'next': back})}" if back.strip("/") else SIGN_IN
+
+
+def _address(url: Any) -> str:
+    return f"{url.path}?{url.query}" if url.query else str(url.path)
+
+
+def _page_of_form(request: Request) -> str:
+    """The page of ours that holds the form which was sent, as the browser says; else nothing."""
+    try:
+        parts = urlsplit(request.headers.get("referer", ""))
+    except ValueError:
+        return ""
+    return _address(parts) if parts.netloc == request.headers.get("host") else ""
+
+
 def wants_page(request: Request) -> bool:
     """Whether somebody has typed an address into a browser that is none of ours, and none of the API's."""
     is_of_api = request.url.path.startswith(("/api/", "/.well-known/"))
     return not is_of_api and "text/html" in request.headers.get("accept", "")
 
 
-__all__ = ["ICON", "SIGN_IN", "add_filter", "message", "minute", "page", "redirect", "refusal", "wants_page"]
+__all__ = [
+    "ICON",
+    "SIGN_IN",
+    "Paging",
+    "message",
+    "minute",
+    "page",
+    "paging",
+    "redirect",
+    "refusal",
+    "sign_in",
+    "wants_page",
+]

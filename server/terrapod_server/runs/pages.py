@@ -15,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from terrapod_server.identity import actions as identity
 from terrapod_server.kit import html
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.api.declare import Page
 from terrapod_server.kit.caller import Level
 from terrapod_server.runs import actions, api, logs, states
 from terrapod_server.runs.model import Phase, Run
@@ -45,7 +45,7 @@ def _href(workspace: workspaces.Row, run: Run) -> str:
     return f"/app/default/{workspace.name}/runs/{run.id}"
 
 
-async def show(call: Call) -> Response:
+async def show(call: Call) -> Response | dict[str, Any]:
     """The page of a run."""
     run = await actions.get(call.path["run"])
     workspace = await workspaces.get(run.workspace_id)
@@ -57,11 +57,12 @@ async def show(call: Call) -> Response:
     found = [await _log(call, phase, run, href) for phase in (plan, apply) if _has_log(phase)]
     waiting: Any = getattr(run, "waits_for", None)
     status = run.status.value.replace("_", " ")
-    return html.page(
-        "runs/run.html", title=f"Run of {workspace.name}", width="widest", run=run, workspace=workspace,
-        said=f"{status[:1].upper()}{status[1:]}", waits=_sentence(waiting["text"]) if waiting else "", kind=_kind(run),
-        changes=_changes(plan), moments=await _moments(run), commands=list(_commands(run, call.level)), logs=found, href=href,
-    )  # fmt: skip
+    return {
+        "title": f"Run of {workspace.name}", "width": "widest", "run": run, "workspace": workspace, "href": href,
+        "said": f"{status[:1].upper()}{status[1:]}", "waits": _sentence(waiting["text"]) if waiting else "",
+        "kind": _kind(run), "changes": _changes(plan), "moments": await _moments(run),
+        "commands": list(_commands(run, call.level)), "logs": found,
+    }  # fmt: skip
 
 
 def _has_log(phase: Phase) -> bool:
@@ -163,10 +164,12 @@ async def log(call: Call) -> Response:
     return StreamingResponse(text(), media_type="text/plain; charset=utf-8")
 
 
-_PAGE: dict[str, Any] = {"needs": Level.READ, "guards": "run", "page": True}
 _RUN = "/app/{org}/{workspace_name}/runs/{run}"
-ENDPOINTS: tuple[Endpoint | Raw, ...] = (
-    Raw("GET", _RUN, show, gives="text/html", **_PAGE),
-    Raw("GET", "/app/{org}/workspaces/{workspace_name}/runs/{run}", show, gives="text/html", **_PAGE),
-    Raw("GET", _RUN + "/logs/{phase}", log, gives="text/plain", **_PAGE),
+_TEMPLATE = "runs/run.html"
+PAGES: tuple[Page, ...] = (
+    Page("GET", _RUN, show, Level.READ, guards="run", template=_TEMPLATE),
+    Page(
+        "GET", "/app/{org}/workspaces/{workspace_name}/runs/{run}", show, Level.READ, guards="run", template=_TEMPLATE
+    ),
+    Page("GET", _RUN + "/logs/{phase}", log, Level.READ, guards="run", gives="text/plain"),
 )

@@ -8,7 +8,7 @@ import pytest
 from terrapod_server.app import ENDPOINTS
 from terrapod_server.audit.chain_heads import Keys, Ledger, lines
 from terrapod_server.audit.rules import NOTHING, Chain, Entry, Refusals, is_recorded, is_refusal, mac_of, shape, shown
-from terrapod_server.kit.api.declare import Endpoint, Raw, Recorded
+from terrapod_server.kit.api.declare import Endpoint, Recorded, Route
 
 EMPTY = Entry("ae-1", "", 0, 1, "user", "", "", "", "", "POST", "/x", "", "", "", 200, "", "", 1, 1, "")
 
@@ -75,7 +75,7 @@ def test_every_path_fits_its_columns() -> None:
         assert len(endpoint.path) <= 200
         assert 0 < len(found.type) <= 64
         assert "{" not in found.type
-        assert isinstance(endpoint, Endpoint | Raw)
+        assert isinstance(endpoint, Route)
 
 
 def test_what_may_be_a_secret_is_not_shown() -> None:

@@ -19,9 +19,10 @@ from terrapod_server.config.settings import Auth, SignInProvider
 from terrapod_server.identity import actions, onetime, rules
 from terrapod_server.identity.model import User, UserIdentity
 from terrapod_server.identity.rules import Proof, Secrets
+from terrapod_server.identity.signin import passwords
 from terrapod_server.identity.signin.passwords import Passwords
 from terrapod_shared import clock
-from terrapod_shared.errors import BadRequest, Conflict, Forbidden, NotFound
+from terrapod_shared.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound
 
 CALLBACK = "/api/v2/auth/callback"
 #: How long somebody may take at the provider.
@@ -115,6 +116,13 @@ class SignIn:
         if self.passwords.is_outdated(kept):
             await User.filter(id=user.id, password_hash=kept).update(password_hash=await self.passwords.hash(password))
         return user
+
+    async def replace_password(self, user: User, current: str, new: str, attempt: Attempt, *, but: str) -> None:
+        """Raises Invalid for a wrong current password or a weak new one; ends all other sessions `but` one."""
+        if await self.by_password(user.email, current, attempt) is None:
+            raise Invalid("the current password is wrong", pointer="/data/attributes/current-password")
+        await passwords.check_quality(new, user.email)
+        await actions.set_password(user, await self.passwords.hash(new), but=but)
 
     async def depart(self, name: str, page: str, browser: str, base: str) -> str:
         """The URL at the provider; `page` is where the person goes on, `browser` what its answer must come from."""

@@ -12,7 +12,9 @@ from terrapod_server.config.settings import Config
 from terrapod_server.kit.api.identifiers import Linked
 from terrapod_server.kit.caller import ANONYMOUS, Level, Principal
 from terrapod_server.kit.http import body, departure
+from terrapod_server.kit.http.browser import Browser
 from terrapod_server.kit.http.budget import Held
+from terrapod_server.kit.http.multipart import Part
 from terrapod_server.kit.paging import PageRequest, Rows, page_of
 from terrapod_server.kit.services import Services
 from terrapod_server.kit.work.bus import Subscription
@@ -40,6 +42,8 @@ class Call:
     items: list[Linked] = field(default_factory=list)
     document: Any = None
     raw: bytes = b""  #: of a JSON:API request, as it was sent
+    form: dict[str, str] = field(default_factory=dict)  #: the fields of a form that was posted
+    files: AsyncIterator[Part] | None = None  #: the files behind them
 
     def param(self, name: str, default: str | None = None) -> str | None:
         """A query parameter; absent or empty ones are `default`."""
@@ -132,6 +136,12 @@ class Call:
         who = f"{self.principal.kind} {self.principal.id or self.address}"
         held: Held = self.request.scope.setdefault("memory", Held(self.services.memory, who))
         return held
+
+    @property
+    def browser(self) -> Browser:
+        """What the browser carries that asks for a page; nothing else may ask for it."""
+        found: Browser = self.request.scope["browser"]
+        return found
 
     @cached_property
     def address(self) -> str:

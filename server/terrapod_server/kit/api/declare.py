@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from starlette.responses import Response
 
@@ -33,6 +33,8 @@ class Limit(Enum):
     STATE = "state"
     INLINE = "inline"  #: a document that may carry a small state
     MODULE = "module"
+    FORM = "form"  #: some fields that a person fills in
+    LARGE_FORM = "large form"  #: one that carries a document of another program
     NONE = "none"  #: the handler streams and bounds by itself
 
 
@@ -226,7 +228,6 @@ class Raw:
     recorded: Recorded = Recorded.CHANGES
     doc: str = ""
     or_listener: bool = False  #: the listener that the path names may do it too, by a signed request
-    page: bool = False  #: for browsers: their session says who calls, and errors are pages
     # For the documents: what the body is (a media type, the type of a JSON message, or a form's names), what a success
     # gives (a media type or a type), and with which statuses it succeeds.
     takes: Any = None
@@ -240,7 +241,46 @@ class Raw:
         return _guarded(self)
 
 
-def _guarded(endpoint: Endpoint | Raw) -> str:
+@dataclass(frozen=True)
+class Page:
+    """A page for browsers, or a form of one that is posted: their session says who calls, and errors are pages.
+
+    `do` gives the values of the `template`, or a response: a redirect, a file, a
+    stream, a fragment. Of a POST the form was read and its token checked
+    before: `call.form` has the fields, and with `has_files` `call.files` gives
+    the files behind them as they come.
+    """
+
+    method: str
+    path: str
+    do: Callable[[Call], Awaitable[Response | Mapping[str, Any]]]
+    needs: Needs
+    template: str = ""
+    guards: str | None = None
+    form: tuple[str, ...] = ()  #: the names of a form's fields
+    has_files: bool = False
+    is_cross_site: bool = False  #: a form that another site posts, with a secret of its own: no token of ours is in it
+    limit: Limit = Limit.FORM
+    recorded: Recorded = Recorded.CHANGES
+    doc: str = ""
+    # For the documents, as of a `Raw`. That a page may lead to sign in need not be said.
+    gives: str = "text/html"
+    answers: tuple[int, ...] = (200,)
+    filters: tuple[str | Query, ...] = ()
+
+    run_token: ClassVar[bool] = False  #: no page knows tokens
+
+    @property
+    def guarded(self) -> str:
+        """The path parameter whose thing the level is about."""
+        return _guarded(self)
+
+
+#: What a path leads to.
+Route = Endpoint | Raw | Page
+
+
+def _guarded(endpoint: Route) -> str:
     return endpoint.guards or next((name for name in _PARAMETER.findall(endpoint.path) if name != "org"), "")
 
 
@@ -264,11 +304,13 @@ __all__ = [
     "Limit",
     "Many",
     "One",
+    "Page",
     "Prepare",
     "Query",
     "Raw",
     "Recorded",
     "Resource",
+    "Route",
     "Row",
     "Thing",
     "Value",

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 
-from terrapod_server.kit.api.declare import Accepts, Attr, Endpoint, Many, One, Raw, Resource
+from terrapod_server.kit.api.declare import Accepts, Attr, Endpoint, Many, One, Resource, Route
 
 _HEAD = """\
 # What becomes of what clients send
@@ -23,7 +23,7 @@ where it cannot be null.
 _METHODS = frozenset({"POST", "PATCH", "PUT"})
 
 
-def page(endpoints: Iterable[Endpoint | Raw]) -> str:
+def page(endpoints: Iterable[Route]) -> str:
     """The document, in Markdown: a table for each resource that is sent."""
     sent: dict[str, tuple[Resource, list[str]]] = {}
     for endpoint in endpoints:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from terrapod_server.kit.api.declare import Accepts, Attr, Endpoint, Many, One, Query, Raw, Resource
+from terrapod_server.kit.api.declare import Accepts, Attr, Endpoint, Many, One, Page, Query, Raw, Resource, Route
 from terrapod_server.kit.caller import Access, Level
 
 Schema = dict[str, Any]
@@ -73,7 +73,7 @@ _INCLUDE = Query("include", str, "relationships whose resources the answer is to
 Tags = Mapping[str, tuple[str, str]]
 
 
-def document(endpoints: Iterable[Endpoint | Raw], tags: Tags | None = None, version: str = "0.1.0") -> Schema:
+def document(endpoints: Iterable[Route], tags: Tags | None = None, version: str = "0.1.0") -> Schema:
     """The whole API, one operation an endpoint. `tags` names what the endpoints of a room are about."""
     endpoints, named = tuple(endpoints), tags or {}
     paths: dict[str, Schema] = {}
@@ -99,31 +99,39 @@ def document(endpoints: Iterable[Endpoint | Raw], tags: Tags | None = None, vers
             "schemas": dict(sorted(schemas.items())),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
+                "session": {
+                    "type": "apiKey",
+                    "in": "cookie",
+                    "name": "__Host-terrapod",
+                    "description": "of browsers, for pages alone",
+                },
                 "listener": {"type": "apiKey", "in": "header", "name": "Signature", "description": "RFC 9421"},
             },
         },
     }
 
 
-def summary(endpoint: Endpoint | Raw) -> str:
+def summary(endpoint: Route) -> str:
     """What it does, in a line: its own words, or the first of its handler's."""
     return endpoint.doc or (inspect.getdoc(endpoint.do) or "").partition("\n")[0]
 
 
-def room_of(endpoint: Endpoint | Raw) -> str:
+def room_of(endpoint: Route) -> str:
     """The room whose endpoint it is."""
     return endpoint.do.__module__.split(".")[1]
 
 
-def statuses(endpoint: Endpoint | Raw) -> tuple[int, ...]:
+def statuses(endpoint: Route) -> tuple[int, ...]:
     """Those with which it succeeds."""
-    if isinstance(endpoint, Raw):  # of a page everybody may be led to sign in
-        return tuple(dict.fromkeys((*endpoint.answers, 303))) if endpoint.page else endpoint.answers
+    if isinstance(endpoint, Page):  # everybody may be led to sign in
+        return tuple(dict.fromkeys((*endpoint.answers, 303)))
+    if isinstance(endpoint, Raw):
+        return endpoint.answers
     gives_nothing = inspect.signature(endpoint.do).return_annotation is None
     return (204,) if gives_nothing and endpoint.status == 200 else (endpoint.status,)  # noqa: PLR2004
 
 
-def _operation(endpoint: Endpoint | Raw, tags: Tags) -> Schema:
+def _operation(endpoint: Route, tags: Tags) -> Schema:
     needs, room = endpoint.needs, room_of(endpoint)
     operation: Schema = {
         "summary": summary(endpoint),
@@ -144,19 +152,22 @@ def _operation(endpoint: Endpoint | Raw, tags: Tags) -> Schema:
     if needs is Access.LISTENER:
         operation["security"] = [{"listener": []}]
     elif needs not in (Access.PUBLIC, Access.CAPABILITY):
-        operation["security"] = [{"bearer": []}]
-    body = _raw_body(endpoint.takes) if isinstance(endpoint, Raw) else _body(endpoint)
+        operation["security"] = [{"session" if isinstance(endpoint, Page) else "bearer": []}]
+    if isinstance(endpoint, Page):
+        body = _form(endpoint)
+    else:
+        body = _raw_body(endpoint.takes) if isinstance(endpoint, Raw) else _body(endpoint)
     if body:
         operation["requestBody"] = {"required": _needs_body(endpoint), "content": body}
     return operation
 
 
-def _identifier(endpoint: Endpoint | Raw) -> str:
+def _identifier(endpoint: Route) -> str:
     words = re.sub(r"[^a-zA-Z0-9]+", "-", endpoint.path.removeprefix("/api/v2/")).strip("-")
     return f"{endpoint.method.lower()}-{words or 'root'}"
 
 
-def _queries(endpoint: Endpoint | Raw) -> Iterator[Query]:
+def _queries(endpoint: Route) -> Iterator[Query]:
     yield from (each if isinstance(each, Query) else Query(each) for each in endpoint.filters)
     if isinstance(endpoint, Endpoint):
         if endpoint.method == "GET" and endpoint.resource and endpoint.resource.relations:
@@ -177,11 +188,11 @@ def _parameter(query: Query) -> Schema:
     return found
 
 
-def _success(endpoint: Endpoint | Raw, status: int) -> Schema:
+def _success(endpoint: Route, status: int) -> Schema:
     found: Schema = {"description": "success"}
     if status in (204, 302, 303):
         found["description"] = "nothing more is said" if status == 204 else "the header Location says where"  # noqa: PLR2004
-    elif isinstance(endpoint, Raw):
+    elif isinstance(endpoint, Raw | Page):
         if isinstance(endpoint.gives, str):
             found["content"] = {endpoint.gives: {"schema": _KINDS[str] if "text/" in endpoint.gives else _binary()}}
         elif endpoint.gives is not None:
@@ -210,6 +221,13 @@ def _raw_body(takes: Any) -> Schema:
     return {_JSON: {"schema": _message(takes)}}
 
 
+def _form(page: Page) -> Schema:
+    if page.method != "POST":
+        return {}
+    names = page.form if page.is_cross_site else ("csrf", *page.form)
+    return {"multipart/form-data" if page.has_files else _FORM: {"schema": _texts(names)}}
+
+
 def _texts(names: Sequence[str]) -> Schema:
     return {"type": "object", "properties": dict.fromkeys(names, _KINDS[str])}
 
@@ -229,9 +247,9 @@ def _body(endpoint: Endpoint) -> Schema:
     return {_MEDIA: {"schema": _data({"type": "array", "items": data} if endpoint.body_many else data)}}
 
 
-def _needs_body(endpoint: Endpoint | Raw) -> bool:
+def _needs_body(endpoint: Route) -> bool:
     """Whether nothing comes of a request without a body."""
-    if isinstance(endpoint, Raw):
+    if isinstance(endpoint, Raw | Page):
         return True
     return bool(endpoint.requires) or endpoint.body_many or endpoint.method == "PATCH"
 
@@ -385,7 +403,7 @@ def _message(kind: Any) -> Schema:
     return schema
 
 
-def _messages(endpoints: Iterable[Endpoint | Raw]) -> Schema:
+def _messages(endpoints: Iterable[Route]) -> Schema:
     """The schemas of all messages, by name."""
     kinds = []
     for endpoint in endpoints:
@@ -395,7 +413,7 @@ def _messages(endpoints: Iterable[Endpoint | Raw]) -> Schema:
                 for each in (endpoint.takes, endpoint.gives)
                 if each is not None and not isinstance(each, str | tuple)
             ]
-        elif endpoint.resource is None:
+        elif isinstance(endpoint, Endpoint) and endpoint.resource is None:
             kinds += [typing.get_type_hints(endpoint.do).get("return")]
     _, found = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     return found

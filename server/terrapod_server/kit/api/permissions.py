@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.api.declare import Raw, Route
 from terrapod_server.kit.api.openapi import summary
 from terrapod_server.kit.caller import Access, Level
 
@@ -20,8 +20,11 @@ every kind of caller.
 | `audit` | platform admins and auditors | 403 |
 | `platform` | platform admins | 403 |
 | `listener` | the listener that the path names, by a request signed with its key | 401, 403; 404 for another listener |
-| `capability` | who holds the secret that is in the URL or the body | 404, or 401 for a join token |
+| `capability` | who holds the secret that is in the URL or the body | 404, 401 for a join token, 400 for a sign-in that is over |
 | `public` | everybody | |
+
+Pages (`GET` and `POST` without `/api`, but `/oauth/token`; and the way to a sign-in provider and back) are for browsers: a session
+is asked for, and no token. Who is not signed in is led to sign in. A form is refused (403) if it is not one of ours.
 
 A read-only token changes nothing (403), and has at most `read`. A token for one workspace sees no other (404). A
 run's token reads what is marked with a column of its own, and only what its run needs of it; everything else is 404 or
@@ -32,7 +35,7 @@ run's token reads what is marked with a column of its own, and only what its run
 """
 
 
-def page(endpoints: Iterable[Endpoint | Raw]) -> str:
+def page(endpoints: Iterable[Route]) -> str:
     """The document, in Markdown."""
     lines = [
         f"| {endpoint.method} | `{endpoint.path}` | `{_needs(endpoint)}` | {_on(endpoint)} | "
@@ -42,12 +45,12 @@ def page(endpoints: Iterable[Endpoint | Raw]) -> str:
     return _HEAD + "".join(lines)
 
 
-def _needs(endpoint: Endpoint | Raw) -> str:
+def _needs(endpoint: Route) -> str:
     needs = endpoint.needs
     word = needs.name.lower() if isinstance(needs, Level) else needs.value
     return f"{word}` or `listener" if isinstance(endpoint, Raw) and endpoint.or_listener else word
 
 
-def _on(endpoint: Endpoint | Raw) -> str:
+def _on(endpoint: Route) -> str:
     is_about_one = isinstance(endpoint.needs, Level) or endpoint.needs is Access.LISTENER
     return endpoint.guarded.replace("_", " ") if is_about_one else ""

@@ -17,16 +17,18 @@ from tortoise.exceptions import ValidationError as OrmValidation
 
 from terrapod_server.kit import html
 from terrapod_server.kit.api import parse, render
-from terrapod_server.kit.api.call import Call, too_large
-from terrapod_server.kit.api.declare import INLINE_HINT, INLINE_MOST, Endpoint, Limit, Raw, Recorded
+from terrapod_server.kit.api.call import Call, base_of, too_large
+from terrapod_server.kit.api.declare import INLINE_HINT, INLINE_MOST, Endpoint, Limit, Page, Raw, Recorded, Route
 from terrapod_server.kit.api.render import Registry, encode
-from terrapod_server.kit.asgi import idempotency
+from terrapod_server.kit.asgi import idempotency, pages
 from terrapod_server.kit.asgi.guard import Guard
 from terrapod_server.kit.asgi.routes import Routes
 from terrapod_server.kit.caller import ANONYMOUS, Level, Principal
 from terrapod_server.kit.db import database_errors
 from terrapod_server.kit.http import headers
 from terrapod_server.kit.http.body import Body, Pace
+from terrapod_server.kit.http.browser import Browser
+from terrapod_server.kit.http.forms import FIELDS_BYTES
 from terrapod_server.kit.paging import Rows
 from terrapod_server.kit.services import Services
 from terrapod_shared import errors, ids
@@ -42,6 +44,7 @@ _ACCEPTED = frozenset({"application/vnd.api+json", JSON})
 _LARGE_JSON = 256 << 10
 #: What a body and the document in it take, as a multiple of the body.
 _BODY_WEIGHT = 3
+_LARGE_FORM_BYTES = 512 << 10
 _INLINE_BYTES = INLINE_MOST * 4 // 3 + 4
 _ID_LONGEST = 64
 _PATH_LONGEST = 40
@@ -79,6 +82,8 @@ class Server:
             Limit.STATE: limits.state_bytes,
             Limit.INLINE: limits.json_bytes + 2 * _INLINE_BYTES,  # a state and its JSON form
             Limit.MODULE: limits.module_bytes,
+            Limit.FORM: FIELDS_BYTES,
+            Limit.LARGE_FORM: _LARGE_FORM_BYTES,
             Limit.NONE: 0,
         }
 
@@ -127,7 +132,7 @@ class Server:
             if asked_id.isascii() and 0 < len(asked_id) <= _ID_LONGEST and asked_id.isprintable()
             else ids.tail()
         )
-        endpoint: Endpoint | Raw | None = None
+        endpoint: Route | None = None
         status = 0
         measured = self.services.measured
         measured.in_flight += 1
@@ -188,7 +193,7 @@ class Server:
                 return
         await response(scope, body, send)
 
-    async def _answer(self, endpoint: Endpoint | Raw, request: Request, path: dict[str, str]) -> Response:
+    async def _answer(self, endpoint: Route, request: Request, path: dict[str, str]) -> Response:
         if path.get("org", "default") != "default":
             self._charge(request)
             raise errors.NotFound
@@ -208,7 +213,9 @@ class Server:
             message = "a value is longer than what is kept of it"
             raise errors.Invalid(message) from None
 
-    async def _admitted(self, endpoint: Endpoint | Raw, request: Request, path: dict[str, str]) -> Response:
+    async def _admitted(self, endpoint: Route, request: Request, path: dict[str, str]) -> Response:
+        if isinstance(endpoint, Page):  # nothing else looks at a cookie
+            request.scope["browser"] = Browser(request, self.services.signer, base_of(request, self.services.config))
         principal, level = await self._admit(endpoint, request, path)
         request.scope["principal"], request.scope["is_admitted"] = principal, True
         if endpoint.method not in _SAFE or endpoint.recorded is Recorded.READS:
@@ -232,6 +239,8 @@ class Server:
         if encoding not in ("", "identity") and endpoint.limit is not Limit.CONFIGURATION:  # which is a gzip itself
             message = f"the body may not be compressed, and its Content-Encoding is {encoding[:40]!r}"
             raise errors.UnsupportedMedia(message)
+        if isinstance(endpoint, Page):
+            return await pages.answer(endpoint, call, self._guard)
         if isinstance(endpoint, Raw):
             return await self._raw(endpoint, call)
         try:
@@ -252,7 +261,7 @@ class Server:
                 self._charge(call.request)
             raise
 
-    async def _admit(self, endpoint: Endpoint | Raw, request: Request, path: dict[str, str]) -> tuple[Principal, Level]:
+    async def _admit(self, endpoint: Route, request: Request, path: dict[str, str]) -> tuple[Principal, Level]:
         """Guard and rate limits. Raises what the guard raises, and TooManyRequests."""
         guard, limits = self._guard, self.services.limits
         if isinstance(endpoint, Raw) and endpoint.unmetered:
@@ -353,18 +362,16 @@ class Server:
         return Response(encode(document), endpoint.status, dict(endpoint.headers), endpoint.media)
 
 
-def _shown(endpoint: Endpoint | Raw | None, path: str) -> str:
+def _shown(endpoint: Route | None, path: str) -> str:
     """A path as the access log may hold it: a secret in it gives rights, also where the path as a whole is wrong."""
     if endpoint is None:
         return "/".join(part if len(part) <= _PATH_LONGEST else "(long)" for part in path.split("/"))
     return endpoint.path if isinstance(endpoint, Raw) and endpoint.quiet else path
 
 
-def _refusal(
-    error: errors.TerrapodError, endpoint: Endpoint | Raw | None, request: Request, request_id: str
-) -> Response:
+def _refusal(error: errors.TerrapodError, endpoint: Route | None, request: Request, request_id: str) -> Response:
     """Signed where the request was: whoever passes it on could show the refusal of another one. A page for browsers."""
-    is_page = html.wants_page(request) if endpoint is None else isinstance(endpoint, Raw) and endpoint.page
+    is_page = html.wants_page(request) if endpoint is None else isinstance(endpoint, Page)
     if is_page:
         return html.refusal(error, request, request_id)
     response = _error_response(error)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.api.declare import Page, Raw, Route
 from terrapod_server.kit.caller import ANONYMOUS, Access, Level, Principal
+from terrapod_server.kit.http.browser import Browser
 from terrapod_server.kit.services import Services
 from terrapod_shared.errors import Forbidden, NotFound, Unauthorized
 
@@ -45,14 +46,21 @@ class Guard:
     bearer: Callable[[str], Awaitable[Principal | None]]
     listener: Callable[[Request, Services], Awaitable[Principal]]
     level: Callable[..., Awaitable[Level]]
-    #: Who the session of a browser's cookie is of; asked for pages alone.
-    browser: Callable[[Request, Services], Awaitable[Principal | None]]
+    #: Who a session's token belongs to; asked for pages alone.
+    session: Callable[[str], Awaitable[Principal | None]]
 
     async def admit(
-        self, endpoint: Endpoint | Raw, request: Request, path: dict[str, str], services: Services
+        self, endpoint: Route, request: Request, path: dict[str, str], services: Services
     ) -> tuple[Principal, Level]:
         """The caller and the level on the path's thing. Raises Unauthorized, Forbidden or NotFound."""
         needs = endpoint.needs
+        if isinstance(endpoint, Page):
+            visitor = await self.visitor(request)
+            if needs is Access.PUBLIC or needs is Access.CAPABILITY:
+                return visitor, Level.NONE
+            if visitor is ANONYMOUS:
+                raise Unauthorized("sign in first")
+            return visitor, await self._level(visitor, endpoint, path)
         if needs is Access.PUBLIC or needs is Access.CAPABILITY:
             return ANONYMOUS, Level.NONE
         is_signed = "signature" in request.headers
@@ -61,22 +69,25 @@ class Guard:
         ):
             request.scope["path_params"] = path
             return await self.listener(request, services), Level.NONE
-        is_page = isinstance(endpoint, Raw) and endpoint.page
-        principal = await (self._visitor(request, services) if is_page else self.identify(request))
+        principal = await self.identify(request)
         if principal.kind == "run" and not endpoint.run_token:
             if isinstance(needs, Level):
                 raise NotFound
             message = "a run's token cannot be used for this"
             raise Forbidden(message)
-        level = (
-            _allowed(principal, needs) if isinstance(needs, Access) else await self.require(principal, endpoint, path)
-        )
+        level = await self._level(principal, endpoint, path)
         if request.method not in _READING and principal.rights is not None and principal.rights.is_read_only:
             message = "this token may only read"
             raise Forbidden(message)
         return principal, level
 
-    async def require(self, principal: Principal, endpoint: Endpoint | Raw, path: dict[str, str]) -> Level:
+    async def _level(self, principal: Principal, endpoint: Route, path: dict[str, str]) -> Level:
+        needs = endpoint.needs
+        return (
+            _allowed(principal, needs) if isinstance(needs, Access) else await self.require(principal, endpoint, path)
+        )
+
+    async def require(self, principal: Principal, endpoint: Route, path: dict[str, str]) -> Level:
         """The caller's level on what the path names; at least the one that the endpoint needs."""
         if principal.kind == "run":  # the handler checks which things a run's token may read
             return Level.READ
@@ -99,12 +110,13 @@ class Guard:
             raise Forbidden(message)
         return level
 
-    async def _visitor(self, request: Request, services: Services) -> Principal:
-        """Who is signed in, in the browser that asks. Raises Unauthorized."""
-        principal = await self.browser(request, services)
+    async def visitor(self, request: Request) -> Principal:
+        """Who is signed in, in the browser that asks for a page."""
+        browser: Browser = request.scope["browser"]
+        principal = await self.session(browser.session) if browser.session else None
         if principal is None:
-            raise Unauthorized("sign in first")
-        request.scope["principal"] = principal
+            return ANONYMOUS
+        request.scope["principal"] = principal  # known to the record, whatever is answered
         return principal
 
     async def identify(self, request: Request) -> Principal:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from terrapod_server.kit.api.declare import Endpoint, Raw
+from terrapod_server.kit.api.declare import Route
 from terrapod_shared.errors import MethodNotAllowed, NotFound
 
 
@@ -18,19 +18,19 @@ from terrapod_shared.errors import MethodNotAllowed, NotFound
 class _Node:
     children: dict[str, "_Node"] = field(default_factory=dict)
     parameter: "_Node | None" = None
-    endpoints: dict[str, tuple[Endpoint | Raw, tuple[str, ...]]] = field(default_factory=dict)
+    endpoints: dict[str, tuple[Route, tuple[str, ...]]] = field(default_factory=dict)
 
 
 class Routes:
     """The tree. Literal segments win over parameters; `{rest*}` at the end takes all that is left."""
 
-    def __init__(self, endpoints: Iterable[Endpoint | Raw]) -> None:
+    def __init__(self, endpoints: Iterable[Route]) -> None:
         self._root = _Node()
         self.endpoints = tuple(endpoints)
         for endpoint in self.endpoints:
             self._add(endpoint)
 
-    def _add(self, endpoint: Endpoint | Raw) -> None:
+    def _add(self, endpoint: Route) -> None:
         node, names = self._root, []
         for segment in _segments(endpoint.path):
             if segment.startswith("{"):
@@ -44,7 +44,7 @@ class Routes:
             raise ValueError(message)
         node.endpoints[endpoint.method] = (endpoint, tuple(names))
 
-    def find(self, method: str, raw_path: str) -> tuple[Endpoint | Raw, dict[str, str]]:
+    def find(self, method: str, raw_path: str) -> tuple[Route, dict[str, str]]:
         """The endpoint and its path parameters. Raises NotFound or MethodNotAllowed."""
         segments = [unquote(segment) for segment in _segments(raw_path)]
         if "\0" in "".join(segments):  # no name and no id holds one, and PostgreSQL takes none

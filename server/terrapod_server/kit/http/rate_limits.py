@@ -19,6 +19,7 @@ from starlette.requests import Request
 from terrapod_server.config.settings import RateLimits
 from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.http.address import group
+from terrapod_server.kit.http.browser import Browser
 from terrapod_shared.errors import TooManyRequests
 
 _MOST = 20_000
@@ -119,13 +120,16 @@ class Limiter:
 
 
 def _credential(request: Request) -> str:
-    """What the caller shows: a bearer token, a listener's signature by its key's name, or a session's cookie."""
+    """What the caller shows: a session's cookie where it asks for a page, else a bearer token or the name of a listener's key."""
+    browser: Browser | None = request.scope.get("browser")
+    if browser is not None:
+        return browser.session
     headers = request.headers
     if shown := headers.get("authorization"):
         return shown
     if signed := headers.get("signature-input"):
         return signed.partition('keyid="')[2].partition('"')[0]
-    return headers.get("cookie", "")
+    return ""
 
 
 __all__ = ["Buckets", "Headers", "Limiter"]

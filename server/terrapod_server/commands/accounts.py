@@ -1,13 +1,17 @@
 """Accounts and first tokens that an operator makes on the server's host, written into the audit log."""
 
+import asyncio
 import contextlib
 import os
 import pwd
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timedelta
 
+from terrapod_server import app
 from terrapod_server.access import actions as access
+from terrapod_server.commands import options
+from terrapod_server.config.settings import Config
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity.signin import passwords
 from terrapod_server.kit.caller import Deed
@@ -16,6 +20,17 @@ from terrapod_shared import clock
 from terrapod_shared.errors import Conflict, NotFound, Unavailable
 
 ADMIN_EMAIL = "admin@localhost"
+
+
+def in_app(config: Config, work: Callable[[Services], Awaitable[None]]) -> None:
+    """Does the work with the database open and migrated, beside a server that may be running. Raises OperatorError."""
+    options.owned(config)
+
+    async def run() -> None:
+        async with app.opened(config) as made:
+            await work(made.services)
+
+    asyncio.run(run())
 
 
 @contextlib.asynccontextmanager

@@ -1,5 +1,7 @@
 """`terrapod-server audit verify`."""
 
+import asyncio
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import click
 from terrapod_server import app
 from terrapod_server.audit.verify import Report
 from terrapod_server.audit.verify import verify as read_all
+from terrapod_server.commands import options
 from terrapod_server.config.settings import Config
 
 
@@ -37,3 +40,25 @@ async def _report(config: Config, checkpoints: Sequence[Path]) -> Report:
     async with app.opened(config) as built:
         files = [config.folder / "audit" / "checkpoints", *checkpoints]
         return await read_all(app.audit_keys(built.services.cipher), files)
+
+
+@click.group(name="audit")
+def command() -> None:
+    """The record of who changed what."""
+
+
+@command.command(name="verify")
+@options.CONFIG
+@options.DATA
+@click.option(
+    "--checkpoints",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Checkpoint file of a further server on the same database; may be given again.",
+)
+def verify_log(file: Path | None, data: Path | None, checkpoints: tuple[Path, ...]) -> None:
+    """Say whether the audit log is as it was written.
+
+    Exit code 1 where an entry was altered, moved, put in or removed, 2 where the log cannot be read.
+    """
+    sys.exit(asyncio.run(verify(options.owned(options.read(file, data)), checkpoints)))

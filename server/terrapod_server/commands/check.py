@@ -4,18 +4,22 @@ Nothing is left behind: what is tried in the database is rolled back, and an
 object that is written to the store is deleted again.
 """
 
+import asyncio
 import contextlib
 import os
 import secrets
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import click
+
 from terrapod_server import app, migrations
-from terrapod_server.commands import keys
+from terrapod_server.commands import keys, options
 from terrapod_server.config.settings import Config
 from terrapod_server.identity.signin.oidc import Oidc
 from terrapod_server.kit.db import database
@@ -300,3 +304,36 @@ async def try_store(store: Store) -> str:
         )
         advice = next((advice for code, advice in _S3_ADVICE.items() if code in why), "")
         return f"an object cannot be {step}: {why}" + (f": {advice}" if advice else "")
+
+
+@click.command(name="check")
+@click.option("--connect", is_flag=True, help="Try what the settings name: database, store, OIDC providers, the clock.")
+@options.CONFIG
+def command(connect: bool, file: Path | None) -> None:
+    """Check the settings, and report every mistake at once.
+
+    Looks also whether the key file has all keys that the database names, and changes nothing. With --connect it says
+    what a start would meet, and leaves nothing behind. Exit code 2 for mistakes in the settings, 1 for what failed.
+    """
+    config = options.read(file)
+
+    async def look() -> bool:
+        is_good = _tell(of_settings(config, time.time()))
+        if connect:
+            async for each in of_connections(config):
+                is_good = _tell([each]) and is_good
+        found = await of_keys(config)
+        return (_tell([found]) if connect or found.level != "ok" else True) and is_good
+
+    if not asyncio.run(look()):
+        sys.exit(1)
+    click.echo(f"the settings are good: {config.url}, data in {config.data}")
+
+
+def _tell(findings: Iterable[Finding]) -> bool:
+    """Says what was found; whether none of it keeps the server from its work."""
+    is_good = True
+    for each in findings:
+        click.echo(each, err=each.level != "ok")
+        is_good = is_good and each.level != "error"
+    return is_good

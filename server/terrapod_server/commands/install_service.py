@@ -43,7 +43,7 @@ Next:
     "--root", type=click.Path(path_type=Path), default=Path("/"), help="Write below this folder, as for an image."
 )
 @click.option("--dry-run", is_flag=True, help="Show the files, and write nothing.")
-def install_service(file: Path, data: Path, root: Path, dry_run: bool) -> None:
+def command(file: Path, data: Path, root: Path, dry_run: bool) -> None:
     """Make this a service of systemd.
 
     Writes its unit, user and folder for this interpreter; calling it again changes nothing, or brings them up to date.

@@ -27,12 +27,13 @@ import uvloop
 from terrapod_server import app, serving
 from terrapod_server.agents import join_tokens
 from terrapod_server.commands import accounts, tls
+from terrapod_server.commands import options as shared
 from terrapod_server.config.hosts import in_url, is_loopback, is_name, is_unspecified, not_a_name
 from terrapod_server.config.load import Mistakes, load, own_file
 from terrapod_server.config.settings import Config, Tls
-from terrapod_shared import host_engines
+from terrapod_shared import host_engines, services
 from terrapod_shared.errors import TerrapodError
-from terrapod_shared.files import write_private
+from terrapod_shared.files import real_path, write_private
 from terrapod_shared.host_engines import HostEngine
 
 log = logging.getLogger("terrapod")
@@ -86,7 +87,7 @@ def prepare(options: Options) -> Config:
     over |= {"port": options.port} if options.port is not None else {}
     over |= {"names": options.names} if options.names else {}
     try:
-        config = load(own_variables(), own_file(options.data), makes_certificate=not options.plain_http, **over)
+        config = load(shared.own_variables(), own_file(options.data), makes_certificate=not options.plain_http, **over)
     except Mistakes as error:
         raise Refused(str(error)) from None
     if config.tls != Tls():
@@ -114,11 +115,6 @@ async def _first_things(config: Config, options: Options, built: app.App) -> Non
             message = f"{config.keys} is not the key file of {options.data}: {error.detail}"
             raise Refused(message) from None
     await _first_token(options.data)
-
-
-def own_variables() -> dict[str, str]:
-    """What of the environment is about us."""
-    return {name: value for name, value in os.environ.items() if name.startswith("TERRAPOD_")}
 
 
 def host_here(config: Config) -> str:
@@ -345,3 +341,44 @@ async def _keep_listener(config: Config, options: Options, stop: asyncio.Event, 
         if not stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), 1)
+
+
+@click.command(name="up")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False, readable=False),
+    help="Folder of everything.",
+)
+@click.option("--host", help="Address or name to listen on, such as 0.0.0.0 for all.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on.  [default: 8443]")
+@click.option(
+    "--name", "names", multiple=True, help="Name or address by which other hosts call it; may be given again."
+)
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A terraform or tofu of this host that its listener brings; may be given again.",
+)
+@click.option("--no-path-engines", is_flag=True, help="Leave out the terraform and tofu that are on the PATH.")
+@click.option("--plain-http", is_flag=True, help="Speak HTTP without TLS; on loopback only.")
+@click.option("--no-listener", is_flag=True, help="Start no listener on this host.")
+def command(no_path_engines: bool, no_listener: bool, data: Path, **more: Any) -> None:
+    """Start a server, and one listener, for one host.
+
+    The first start writes an administrator's token (DIR/admin-token), the certificate of an authority of its own
+    (DIR/ca.pem), keys and database; later starts keep them. Settings may stand in DIR/server.toml.
+
+    The listener brings the terraform and tofu that are on the PATH: real programs, not the scripts of version switchers.
+
+    Other hosts reach it where --host is not loopback: its certificate names this host, its addresses, and each --name.
+    SIGTERM or Ctrl-C stops it cleanly.
+    """
+    services.check_owner(real_path(data))
+    options = Options(real_path(data), with_path_engines=not no_path_engines, with_listener=not no_listener, **more)
+    try:
+        run(options)
+    except Refused as error:
+        raise click.ClickException(str(error)) from None

@@ -298,7 +298,7 @@ async def test_an_include_is_followed_a_handful_of_times(server: Running) -> Non
 
 async def test_what_was_read_before_a_change_is_not_remembered_after_it(server: Running) -> None:
     token = await server.person("ann@example.org")
-    authenticator = identity.Authenticator(server.services.signer, leases.lease_is_live, server.services.bus)
+    authenticator = identity.Authenticator(server.services.signer, leases, server.services.bus)
     asked = asyncio.create_task(authenticator.bearer(token))
     await asyncio.sleep(0)  # it waits for the database now
     assert not asked.done()
@@ -419,8 +419,8 @@ async def test_another_process_forgets_at_once(pg_server: Running, postgres_url:
     token = await pg_server.person("ann@example.org", "audit")
     bus = Bus(database.postgres_dsn(postgres_url))
     await bus.start()
-    second = identity.Authenticator(pg_server.services.signer, leases.lease_is_live, bus)
-    following = asyncio.create_task(second.follow())
+    second = identity.Authenticator(pg_server.services.signer, leases, bus)
+    second.start()
 
     async def is_auditor() -> bool:
         principal = await second.bearer(token)
@@ -434,8 +434,8 @@ async def test_another_process_forgets_at_once(pg_server: Running, postgres_url:
         assert (await pg_server.api.delete("/role-assignments/local/ann@example.org/audit")).status_code == 204
         await until(is_out, identity.REMEMBERED_S / 2)
     finally:
-        following.cancel()
         await bus.stop()
+        await second.stop()
 
 
 PAIRS = st.tuples(st.sampled_from(["a", "b"]), st.sampled_from(["1", "2"]))

@@ -24,6 +24,7 @@ from kit.serving import DATA, Running, running, state_bytes, until
 from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server.audit import actions
 from terrapod_server.audit.rules import Entry
+from terrapod_server.audit.writer import Writer
 from terrapod_server.commands import audit
 from terrapod_server.config.load import load
 from terrapod_server.store.cipher import KeyRing
@@ -93,6 +94,12 @@ async def verified(
     capsys.readouterr()
     code = await audit.verify(load({}, None, data=str(folder), database_url=database_url), files)
     return code, capsys.readouterr().out
+
+
+def writer_of(server: Running) -> Writer:
+    found = Writer.of(server.services)
+    assert found is not None
+    return found
 
 
 async def test_changes_and_refusals_are_recorded(server: Running) -> None:
@@ -419,14 +426,12 @@ async def test_retention_keeps_the_chains_whole(
     async with running(data, database_url) as server:
         await server.workspace("old")
         await server.workspace("older")
-        first = server.services.audit.chain
+        first = writer_of(server).chain
     async with running(data, database_url) as server:
         await server.workspace("of-the-second")
-        await until(lambda: sql("SELECT 1 FROM audit_entry WHERE chain = $1", server.services.audit.chain))
-        copied = (await sql("SELECT * FROM audit_entry WHERE chain = $1 AND number = 1", server.services.audit.chain))[
-            0
-        ]
-        ledger, own = server.services.audit.ledger, server.services.audit.chain
+        await until(lambda: sql("SELECT 1 FROM audit_entry WHERE chain = $1", writer_of(server).chain))
+        copied = (await sql("SELECT * FROM audit_entry WHERE chain = $1 AND number = 1", writer_of(server).chain))[0]
+        ledger, own = writer_of(server).ledger, writer_of(server).chain
 
         async def checked() -> bool:
             return own in (await ledger.newest()).chains
@@ -457,9 +462,9 @@ async def test_a_chain_that_retention_emptied_may_be_delisted_later(
     data, sql = tmp_path / "data", Sql(database_url)
     async with running(data, database_url) as server:
         await server.workspace("old")
-        first = server.services.audit.chain
+        first = writer_of(server).chain
     async with running(data, database_url) as server:
-        ledger, own = server.services.audit.ledger, server.services.audit.chain
+        ledger, own = writer_of(server).ledger, writer_of(server).chain
         assert await actions.purge(ledger, timedelta(seconds=-1), first) >= 1
         assert first in (await ledger.newest()).chains
         await actions.purge(ledger, timedelta(days=365), own)
@@ -557,7 +562,7 @@ async def test_two_servers_on_one_database(
             await until(lambda: _posts(server, 20))
             chains = {found["chain"] for found in await entries(server, "filter[action]=POST")}
             assert len(chains) == 2
-        own = server.services.audit.chain
+        own = writer_of(server).chain
     (other,) = chains - {own}
     code, told = await verified(one, postgres_url, capsys, two / "audit" / "checkpoints")
     assert (code, "0 of them after" in told) == (0, True), told

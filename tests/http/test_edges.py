@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from kit.serving import Running, running, until
+from terrapod_server.audit.writer import Writer
 from terrapod_server.kit.http import lockout
 from terrapod_shared import ids, wire
 
@@ -104,7 +105,9 @@ async def test_wrong_tokens_of_an_address_are_one_entry(server: Running) -> None
 
     await until(recorded)
     assert len(await row()) == 1
-    refusals = server.services.audit._refusals
+    writer = Writer.of(server.services)
+    assert writer is not None
+    refusals = writer._refusals
     assert sum(entry.repeats for entry in refusals.rest()) == 299
 
 

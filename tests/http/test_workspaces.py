@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,11 @@ import pytest
 
 from kit.serving import Running, running, tar
 from terrapod_server.identity import actions as identity
+from terrapod_server.kit.caller import Principal
+from terrapod_server.kit.db.row_cache import Where
+from terrapod_server.kit.services import Services
+from terrapod_server.runs import actions
+from terrapod_server.workspaces import ports
 from terrapod_server.workspaces.model import Workspace
 
 
@@ -123,11 +129,19 @@ async def test_what_is_done_is_not_told_as_failed(server: Running, caplog: pytes
     path = f"/workspaces/{(await server.workspace())['id']}/actions"
     assert (await server.api.post(f"{path}/lock")).status_code == 200
 
-    async def broken(*_: Any) -> None:
-        message = "the database went away"
-        raise OSError(message)
+    class Broken:
+        """Runs of a database that goes away when a workspace is unlocked."""
 
-    server.services.on_workspace_unlocked = broken
+        async def release_lock(self, services: Services, workspace_id: str, principal: Principal) -> bool:
+            return await actions.release_lock(services, workspace_id, principal)
+
+        def run_has_status(self, column: str, statuses: Iterable[str]) -> Where:
+            return actions.run_has_status(column, statuses)
+
+        async def on_workspace_unlocked(self, services: Services, workspace_id: str) -> None:  # noqa: ARG002
+            raise OSError("the database went away")
+
+    server.services.providers.replace(ports.RUNS, Broken())
     unlocked = await server.api.post(f"{path}/unlock")
     assert (unlocked.status_code, unlocked.json()["data"]["attributes"]["locked"]) == (200, False)
     assert "the database went away" in caplog.text

@@ -203,14 +203,14 @@ async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterat
 def _noted(services: Services) -> dict[tuple[str, str, int], Route]:
     """Fills with the successes that the server answers, by the hook that tells the audit log of them."""
     found: dict[tuple[str, str, int], Route] = {}
-    record = services.record
+    record = services.recorder.record
 
     def note(request: Request, endpoint: Route | None, status: int, request_id: str, took_s: float) -> None:
         if endpoint is not None and 200 <= status < 400:
             found[endpoint.method, endpoint.path, status] = endpoint
         record(request, endpoint, status, request_id, took_s)
 
-    services.record = note
+    services.recorder.record = note  # type: ignore[method-assign]
     return found
 
 

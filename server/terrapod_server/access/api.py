@@ -1,6 +1,5 @@
 """Roles and role assignments."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,7 +163,7 @@ async def unassign(call: Call) -> None:
     await call.services.authenticator.changed()
 
 
-RESOURCES: Iterable[Resource] = (ROLE, ASSIGNMENT)
+RESOURCES = (ROLE, ASSIGNMENT)
 _ONE = "/api/v2/roles/{role}"
 ENDPOINTS: tuple[Endpoint | Raw, ...] = (
     Endpoint("GET", "/api/v2/roles", ROLE, index, Access.AUDIT, many=True),

@@ -43,7 +43,7 @@ async def forget_listeners(services: Services) -> None:
             actor_kind="server", actor="terrapod-server", method="DELETE", path="/api/v2/listeners/{listener}",
             resource_type="listeners", resource_id=row.id, status=204, program=f"listeners.forget_after = {days}",
         )  # fmt: skip
-        services.note(deed)
+        services.recorder.note(deed)
         await services.bus.publish(f"listener:{row.id}")
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from terrapod_server.agents import accepting
 from terrapod_server.agents.rules import ONLINE
+from terrapod_server.kit.api.declare import Attr, Extension
 from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db import database
 from terrapod_server.runs import actions as runs
@@ -17,19 +18,19 @@ _HOLDERS = 3
 _IN_LINE = (Status.PENDING, Status.CONFIRMED)
 
 
-async def prepare(rows: Sequence[runs.Row], principal: Principal) -> None:
-    """Gives each run its place in the queue and why it waits. Runs that are over cost nothing."""
-    asked = [row for row in rows if reasons.needs_facts_of(row)]
-    found = await facts([row.id for row in asked], principal) if asked else {}
-    for row in rows:
-        known = found.get(row.id)
-        row.position = int(known["places"]) if known and row.status in _IN_LINE else 0
-        row.waits_for = reasons.of(
-            row.status,
-            known,
-            since=row.status_timestamps.get(_since(row)),
-            status_message=row.status_message,
-        )
+async def explain(run: runs.Row, principal: Principal) -> dict[str, Any] | None:
+    """Why a run waits: kind, text, since when. None for one that waits for nothing."""
+    known = await facts([run.id], principal) if reasons.needs_facts_of(run) else {}
+    return _waits_for(run, known.get(run.id))
+
+
+def _waits_for(run: runs.Row, known: reasons.Facts | None) -> dict[str, Any] | None:
+    since = run.status_timestamps.get(_since(run))
+    return reasons.of(run.status, known, since=since, status_message=run.status_message)
+
+
+def _position(run: runs.Row, known: reasons.Facts | None) -> int:
+    return int(known["places"]) if known and run.status in _IN_LINE else 0
 
 
 def _since(row: runs.Row) -> str:
@@ -119,3 +120,25 @@ async def facts(run_ids: Sequence[str], principal: Principal) -> dict[str, dict[
         [*run_ids, clock.now() - ONLINE, *readable.values],
     )
     return {row["id"]: row for row in rows}
+
+
+#: Why a run waits stands in no row of its own. Runs that are over, and those that only a person holds, cost nothing.
+EXTENSION = Extension(
+    of="runs",
+    attributes=(
+        Attr(
+            "waits-for",
+            dict,
+            "why it waits: kind (for programs), text (for people), since; null where it does not",
+            value=lambda added, _: _waits_for(added.row, added.fact),
+        ),
+        Attr(
+            "position-in-queue",
+            int,
+            "how many are before it",
+            value=lambda added, _: _position(added.row, added.fact),
+        ),
+    ),
+    load=lambda ids, call: facts(ids, call.principal),
+    is_loaded=reasons.needs_facts_of,
+)

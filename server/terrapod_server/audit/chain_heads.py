@@ -23,6 +23,7 @@ from tortoise.exceptions import IntegrityError
 from terrapod_server.audit.model import AuditCheckpoint
 from terrapod_server.audit.rules import NOTHING
 from terrapod_server.kit.db.database import in_transaction, tables
+from terrapod_server.store.cipher import KeyRing
 from terrapod_shared import clock
 from terrapod_shared.files import write_private
 
@@ -66,6 +67,10 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 class Keys:
     """Signs with the first of the keys and believes all; `macs` are those of the chains, likewise."""
+
+    @classmethod
+    def of(cls, keyring: KeyRing) -> "Keys":
+        return cls(keyring.derive("audit checkpoints"), keyring.derive("audit chains"))
 
     def __init__(self, signing: Sequence[bytes], macs: Sequence[bytes]) -> None:
         self._private = [Ed25519PrivateKey.from_private_bytes(seed) for seed in signing]

@@ -4,6 +4,7 @@ import logging
 from datetime import timedelta
 
 from terrapod_server.audit import actions
+from terrapod_server.audit.writer import Writer
 from terrapod_server.kit.services import Services
 from terrapod_server.kit.work.periodic import Job
 
@@ -12,9 +13,10 @@ log = logging.getLogger("terrapod.audit")
 
 async def purge(services: Services) -> None:
     days = services.config.audit.retention_days
-    if services.audit is None or not days:
+    writer = Writer.of(services)
+    if writer is None or not days:
         return
-    removed = await actions.purge(services.audit.ledger, timedelta(days=days), services.audit.chain)
+    removed = await actions.purge(writer.ledger, timedelta(days=days), writer.chain)
     if removed:
         log.info("%s audit entries older than %s days were removed", removed, days)
 

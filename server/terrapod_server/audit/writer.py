@@ -36,9 +36,12 @@ from terrapod_server.audit.rules import (
     shape,
     shown,
 )
+from terrapod_server.config.settings import Config
 from terrapod_server.kit.api.declare import Endpoint, Raw, Route
 from terrapod_server.kit.caller import ANONYMOUS, Deed, Principal
 from terrapod_server.kit.http.address import Addresses
+from terrapod_server.kit.services import Services
+from terrapod_server.store.cipher import KeyRing
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Unavailable
 
@@ -74,6 +77,17 @@ class Writer:
         self._check_at = 0.0
         self._woken, self._stopping = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    def made(cls, config: Config, keyring: KeyRing, addresses: Addresses) -> "Writer":
+        """The writer that the settings ask for."""
+        days = config.audit.retention_days
+        return cls(config.folder / "audit", Keys.of(keyring), addresses, timedelta(days=days) if days else None)
+
+    @staticmethod
+    def of(services: Services) -> "Writer | None":
+        """The writer of this server; None where the audit log is switched off."""
+        return services.recorder if isinstance(services.recorder, Writer) else None
 
     @property
     def chain(self) -> str:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from terrapod_server import app
 from terrapod_server.access import actions as access
+from terrapod_server.audit.writer import Writer
 from terrapod_server.commands import options
 from terrapod_server.config.settings import Config
 from terrapod_server.identity import actions as identity
@@ -36,7 +37,7 @@ def in_app(config: Config, work: Callable[[Services], Awaitable[None]]) -> None:
 @contextlib.asynccontextmanager
 async def _recording(services: Services) -> AsyncIterator[None]:
     """The audit log, open for deeds: that of an app that serves already is. Raises Unavailable where they cannot be kept."""
-    audit = services.audit
+    audit = Writer.of(services)
     if audit is None or audit.is_running:
         yield
         return
@@ -74,7 +75,7 @@ async def make_user(services: Services, email: str, password: str, *, is_admin: 
         if is_admin:
             await access.make_admin(identity.LOCAL, user.email)
         path = "/api/v2/organizations/{org}/users"
-        services.note(_operator("POST", path, "users", user.id, 201, "terrapod-server users create"))
+        services.recorder.note(_operator("POST", path, "users", user.id, 201, "terrapod-server users create"))
 
 
 async def set_password(services: Services, email: str, password: str) -> None:
@@ -84,7 +85,7 @@ async def set_password(services: Services, email: str, password: str) -> None:
     async with _recording(services):
         await identity.set_password(user, hashed)
         deed = _operator("PATCH", "/api/v2/users/{user}", "users", user.id, 200, "terrapod-server users set-password")
-        services.note(deed)
+        services.recorder.note(deed)
 
 
 async def _hashed(services: Services, email: str, password: str) -> str:
@@ -124,7 +125,7 @@ async def create_admin_token(services: Services, description: str, days: int) ->
         async with _recording(services):
             path = "/api/v2/users/{user}/authentication-tokens"
             program = "terrapod-server tokens create"
-            services.note(_operator("POST", path, "authentication-tokens", token.id, 201, program))
+            services.recorder.note(_operator("POST", path, "authentication-tokens", token.id, 201, program))
     except BaseException:
         await identity.delete_token(token)
         raise

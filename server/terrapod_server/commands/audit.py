@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from terrapod_server import app
+from terrapod_server.audit.chain_heads import Keys
 from terrapod_server.audit.verify import Report
 from terrapod_server.audit.verify import verify as read_all
 from terrapod_server.commands import options
@@ -39,7 +40,7 @@ async def verify(config: Config, checkpoints: Sequence[Path]) -> int:
 async def _report(config: Config, checkpoints: Sequence[Path]) -> Report:
     async with app.opened(config) as built:
         files = [config.folder / "audit" / "checkpoints", *checkpoints]
-        return await read_all(app.audit_keys(built.services.cipher), files)
+        return await read_all(Keys.of(built.services.cipher), files)
 
 
 @click.group(name="audit")

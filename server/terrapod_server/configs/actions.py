@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from terrapod_server.configs import ports
 from terrapod_server.configs.model import ConfigurationVersion
 from terrapod_server.kit.db.database import in_transaction
 from terrapod_server.kit.services import Services
@@ -74,7 +75,7 @@ async def upload(services: Services, version_id: str, chunks: AsyncIterator[byte
             if stored.sha256 == row.sha256:
                 await services.store.delete(fresh)
                 return row
-            if await services.configuration_in_use(row.id):
+            if await services.ask(ports.RUNS).configuration_in_use(row.id):
                 message = "a run uses this configuration version already; make a new one"
                 raise Conflict(message)
     except BaseException:
@@ -96,7 +97,7 @@ async def upload(services: Services, version_id: str, chunks: AsyncIterator[byte
     if old:
         await services.store.delete(old)
     try:
-        await services.on_configuration_uploaded(services, await get(row.id))
+        await services.ask(ports.RUNS).on_configuration_uploaded(services, await get(row.id))
     except TerrapodError as error:  # the upload stands, and says so: a refusal would make its sender send it again
         text = f"the configuration is here, but no run was begun with it: {error.detail}"
         await ConfigurationVersion.filter(id=row.id).update(error_message=text)
@@ -105,7 +106,7 @@ async def upload(services: Services, version_id: str, chunks: AsyncIterator[byte
 
 async def archive(services: Services, row: ConfigurationVersion) -> ConfigurationVersion:
     """Removes the bytes of a version that no run uses. Raises Conflict."""
-    if await services.configuration_in_use(row.id, unfinished=True):
+    if await services.ask(ports.RUNS).configuration_in_use(row.id, unfinished=True):
         message = "a run that is not over uses this configuration version"
         raise Conflict(message)
     await ConfigurationVersion.filter(id=row.id).update(status="archived", stored_key="")

@@ -1,8 +1,9 @@
 """Users and their tokens: made, changed, removed, and found by what a request carries."""
 
+import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeAlias
@@ -13,6 +14,7 @@ from terrapod_server.access import actions as access
 from terrapod_server.access import rules
 from terrapod_server.identity import sessions, uses
 from terrapod_server.identity.model import ApiToken, User, UserIdentity
+from terrapod_server.identity.ports import Leases
 from terrapod_server.identity.sessions import fingerprint
 from terrapod_server.kit.caller import Level, Principal
 from terrapod_server.kit.db.database import in_transaction
@@ -152,15 +154,25 @@ async def delete_token(row: ApiToken) -> None:
 class Authenticator:
     """Answers who a bearer token belongs to.
 
-    `lease_is_live(run_id, phase, number)` tells whether a run's token is still
-    good: it ends with its lease, whatever the token itself says.
+    `leases` tell whether a run's token is still good: it ends with its lease,
+    whatever the token itself says.
     """
 
     signer: Signer
-    lease_is_live: Callable[[str, str, int], Awaitable[bool]]
+    leases: Leases
     bus: Bus
     _known: dict[str, tuple[float, Principal]] = field(default_factory=dict)
     _forgotten: int = 0  #: how often
+    _following: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Hears from other server processes what it is to forget."""
+        self._following = asyncio.create_task(self._follow())
+
+    async def stop(self) -> None:
+        """To be awaited when the bus is closed."""
+        if self._following is not None:
+            await self._following
 
     async def bearer(self, token: str) -> Principal | None:
         """None for a token that is unknown, over, or of a user who may not come in."""
@@ -220,8 +232,8 @@ class Authenticator:
         self.forget()
         await self.bus.publish(_TOPIC)
 
-    async def follow(self) -> None:
-        """Forgets when another process says so; ends when it is cancelled."""
+    async def _follow(self) -> None:
+        """Forgets when another process says so; ends with the bus."""
         async with self.bus.subscribe(_TOPIC) as subscription:
             while not self.bus.is_closing:
                 if await subscription.wait(3600):
@@ -238,6 +250,6 @@ class Authenticator:
         except NotFound:
             return None
         run_id, phase, number, workspace_id = subject.split(".")
-        if not await self.lease_is_live(run_id, phase, int(number)):
+        if not await self.leases.lease_is_live(run_id, phase, int(number)):
             return None
         return Principal(kind="run", id=run_id, name=run_id, lease=int(number), workspace_id=workspace_id, phase=phase)

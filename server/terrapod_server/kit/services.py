@@ -1,23 +1,26 @@
 """What all rooms share, made once by `app`."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 
 from terrapod_server.config.settings import Config
-from terrapod_server.kit.caller import Level, Principal
+from terrapod_server.kit.caller import Deed, Level, Principal
 from terrapod_server.kit.http.address import Addresses
 from terrapod_server.kit.http.budget import Budget
 from terrapod_server.kit.http.certificates import Certificate
 from terrapod_server.kit.http.metrics import Measured
 from terrapod_server.kit.http.rate_limits import Limiter
 from terrapod_server.kit.http.signed import Signer
+from terrapod_server.kit.ports import MultiPort, Port, Providers
 from terrapod_server.kit.work.bus import Bus
 from terrapod_server.kit.work.workers import Workers
 from terrapod_server.store.cipher import KeyRing
 from terrapod_server.store.port import Store
+
+P = TypeVar("P")
 
 
 class Rights(Protocol):
@@ -34,17 +37,59 @@ class Rights(Protocol):
         ...
 
 
-async def _nothing(*_: Any, **__: Any) -> None:
-    """What a hook does until app.py has put a room's function in its place."""
+class Authenticator(Protocol):
+    """Who callers are, and what is remembered of them."""
+
+    def start(self) -> None:
+        """Hears from other server processes what it is to forget."""
+        ...
+
+    async def stop(self) -> None:
+        """To be awaited when the bus is closed."""
+        ...
+
+    async def bearer(self, token: str) -> Principal | None:
+        """Who a bearer token belongs to; None for one that is good for nothing."""
+        ...
+
+    async def changed(self) -> None:
+        """Forgets in every server process who may do what. To be called when a token, user, role or assignment changed."""
+        ...
+
+    def issue_run_token(self, run_id: str, phase: str, number: int, workspace_id: str) -> str:
+        """A token that ends with the lease of this number."""
+        ...
 
 
-def _nothing_at_once(*_: Any) -> None:
-    """The same for a hook that nobody awaits."""
+class Recorder(Protocol):
+    """The audit log, as whoever is recorded sees it."""
+
+    def record(self, request: Request, endpoint: Any, status: int, request_id: str, took_s: float) -> None:
+        """Told of every request that is over; `endpoint` is its declaration, or None where there is none."""
+        ...
+
+    def note(self, deed: Deed) -> None:
+        """Told of every change that no request asked for."""
+        ...
+
+    def check(self) -> None:
+        """Asked before a request that will be recorded. Raises Unavailable where nothing more can be kept."""
+        ...
+
+
+class NotRecorded:
+    """The recorder of a server whose audit log is switched off."""
+
+    def record(self, request: Request, endpoint: Any, status: int, request_id: str, took_s: float) -> None: ...
+
+    def note(self, deed: Deed) -> None: ...
+
+    def check(self) -> None: ...
 
 
 @dataclass(kw_only=True)
 class Services:
-    """What all rooms share. Made once by `app`, which also hands in what lower rooms ask of upper ones."""
+    """What all rooms share. Made once by `app`."""
 
     config: Config
     store: Store
@@ -56,36 +101,20 @@ class Services:
     limits: Limiter
     workers: Workers
     memory: Budget
-    audit: Any = None  #: the writer of the audit log; None where it is switched off
-    authenticator: Any  #: of identity: makes run tokens, forgets what it knew of tokens
+    authenticator: Authenticator
     sign_in: Any  #: of identity: passwords, and the providers at which people sign in
-    on_configuration_uploaded: Callable[..., Awaitable[Any]] = _nothing
-    configuration_in_use: Callable[..., Awaitable[Any]] = _nothing
-    on_state_finalized: Callable[..., Awaitable[Any]] = _nothing
-    on_workspace_unlocked: Callable[..., Awaitable[Any]] = _nothing
-    #: Frees the lock of a run that has left the state unknown; whether there was one. `(services, workspace_id, principal)`.
-    release_run_lock: Callable[..., Awaitable[Any]] = _nothing
-    local_engines: Callable[..., Awaitable[Any]] = _nothing
-    pool_for: Callable[..., Awaitable[Any]] = _nothing
-    #: Whether a run is of a workspace. `(workspace_id, run_id)`.
-    has_run: Callable[..., Awaitable[Any]] = _nothing
-    #: Gives each row of `runs` its place in the queue and why it waits. `(rows, principal)`.
-    explain_waits: Callable[..., Awaitable[Any]] = _nothing
-    run_has_status: Callable[..., Any] = _nothing  #: a condition in SQL: `(column, statuses)`
+    recorder: Recorder = field(default_factory=NotRecorded)
+    providers: Providers = field(default_factory=Providers)  #: what rooms do for lower ones
     #: What this process counts for Prometheus.
     measured: Measured = field(default_factory=Measured)
     certificate: Certificate | None = None  #: of TLS; None where it is served without
     #: What rooms remember for as long as the server runs.
     remembered: dict[str, Any] = field(default_factory=dict)
-    #: Told of every request that is over: `(request, endpoint, status, request_id, took_s)`.
-    record: Callable[..., None] = _nothing_at_once
-    #: Told of every change that no request asked for: `(deed)`.
-    note: Callable[..., None] = _nothing_at_once
-    #: Asked before a request that will be recorded; raises Unavailable where nothing more can be kept.
-    check_record: Callable[[], None] = _nothing_at_once
-    #: Asked inside the transaction that deletes a workspace; may refuse with Conflict. `(workspace, only_empty)`.
-    before_workspace_deleted: list[Callable[..., Awaitable[Any]]] = field(default_factory=list)
-    #: Called inside the same transaction; topics of the bus to wake when it has committed, or None. `(workspace_id)`.
-    on_workspace_deleted: list[Callable[..., Awaitable[Any]]] = field(default_factory=list)
-    #: Called after it: removes the files. `(services, workspace_id)`.
-    clear_deleted: Callable[..., Awaitable[Any]] = _nothing
+
+    def ask(self, port: Port[P]) -> P:
+        """Who provides this port, which the start has made sure that somebody does."""
+        return self.providers.ask(port)
+
+    def ask_all(self, port: MultiPort[P]) -> Sequence[P]:
+        """All who provide this port, those of higher rooms first."""
+        return self.providers.ask_all(port)

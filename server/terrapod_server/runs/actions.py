@@ -10,7 +10,7 @@ from terrapod_server.configs import actions as configs
 from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db.row_cache import Reader, Record, Where
 from terrapod_server.kit.services import Services
-from terrapod_server.runs import engines, readers, states, unknown
+from terrapod_server.runs import engines, ports, readers, states, unknown
 from terrapod_server.runs.change import Change
 from terrapod_server.runs.events import Event
 from terrapod_server.runs.model import Phase, Run
@@ -133,7 +133,7 @@ async def create(
         hashlib.sha256(b"\0".join((workspace.id.encode(), version.id.encode(), request))).hexdigest() if request else ""
     )
     run_id = ids.make("run")
-    pool_id = await services.pool_for(workspace)
+    pool_id = await services.ask(ports.POOLS).pool_for(workspace)
     tool = values.pop("engine_tool", workspace.execution_backend)
     wanted = values.pop("terraform_version", None) or workspace.terraform_version
     engine = await engines.settle(services, pool_id, tool, wanted)

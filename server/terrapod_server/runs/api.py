@@ -22,7 +22,7 @@ from terrapod_server.kit.api.declare import (
 from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db.row_cache import Record, Where, like
 from terrapod_server.kit.paging import Rows
-from terrapod_server.runs import actions, composing, framing, leases, logs, readers, reasons, states, stream
+from terrapod_server.runs import actions, composing, framing, leases, logs, readers, states, stream
 from terrapod_server.runs.events import Event
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Status
@@ -70,12 +70,6 @@ RUN = Resource(
     attributes=(
         Attr("status", str, "where in its life it is"),
         Attr("status-message", str, "what listeners said of it, while it waits"),
-        Attr(
-            "waits-for",
-            dict,
-            "why it waits: kind (for programs), text (for people), since; null where it does not",
-            value=lambda r, _: getattr(r, "waits_for", None),
-        ),
         Attr("error-message", str, "what went wrong", value=lambda r, _: r.error_message or None),
         Attr("message", str, "why it was begun", write=True, nullable=True, maximum=10_000),
         Attr("source", str, "by what it was begun"),
@@ -129,7 +123,6 @@ RUN = Resource(
         Attr("execution-backend", str, "the engine", value=lambda r, _: r.engine_tool),
         Attr("has-changes", bool, "whether the plan changes anything"),
         Attr("is-drift-detection", bool, "whether it only looks for drift", value=lambda *_: False),
-        Attr("position-in-queue", int, "how many are before it", value=lambda r, _: getattr(r, "position", 0)),
         Attr("status-timestamps", dict, "when it came into each status"),
         Attr("created-at", str, "when it was asked for"),
         Attr("canceled-at", str, "when somebody canceled it"),
@@ -152,11 +145,9 @@ RUN = Resource(
         Accepts("policy-paths", "policies to be checked", ([],)),
     ),
     load=actions.by_ids,
-    prepare=lambda rows, call: call.services.explain_waits(rows, call.principal),
     links={"self": lambda r, _: f"/api/v2/runs/{r.id}"},
-    #: Why a run waits stands in no row of its own; from when a canceled one may be killed is
-    #: a matter of time; variables are not kept in clear.
-    lasts=lambda r: not reasons.needs_facts_of(r) and not r.variables and (r.is_final or not r.cancel_requested),
+    #: From when a canceled one may be killed is a matter of time; variables are not kept in clear.
+    lasts=lambda r: not r.variables and (r.is_final or not r.cancel_requested),
 )
 
 

@@ -14,6 +14,7 @@ from terrapod_server.engines import rules
 from terrapod_server.engines.actions import Settled
 from terrapod_server.kit.db import database
 from terrapod_server.kit.services import Services
+from terrapod_server.runs import ports
 from terrapod_server.runs.change import Change
 from terrapod_server.runs.events import Event
 from terrapod_server.runs.model import Run
@@ -32,7 +33,7 @@ _WAITING: Final = tuple(
 
 async def settle(services: Services, pool_id: str, tool: str, wanted: str, patience_s: float = PATIENCE_S) -> Settled:
     """The engine for a run that is made now. Raises Invalid."""
-    local, is_anybody_there = await services.local_engines(pool_id)
+    local, is_anybody_there = await services.ask(ports.POOLS).local_engines(pool_id)
     return await mirror.settle(services, tool, wanted, local, may_come=not is_anybody_there, patience_s=patience_s)
 
 

@@ -17,7 +17,7 @@ from terrapod_server.kit import html
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Page
 from terrapod_server.kit.caller import Level
-from terrapod_server.runs import actions, api, logs, states
+from terrapod_server.runs import actions, api, logs, ports, states
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.runs.states import Status
 from terrapod_server.workspaces import actions as workspaces
@@ -52,10 +52,9 @@ async def show(call: Call) -> Response | dict[str, Any]:
     href = _href(workspace, run)
     if call.request.url.path.rstrip("/") != href:  # by HCP's address, or by a name that the workspace had
         return html.redirect(href)
-    await call.services.explain_waits([run], call.principal)
     plan, apply = [await actions.phase(key) for key in (run.plan_id, run.apply_id)]
     found = [await _log(call, phase, run, href) for phase in (plan, apply) if _has_log(phase)]
-    waiting: Any = getattr(run, "waits_for", None)
+    waiting = await call.services.ask(ports.WAITS).explain(run, call.principal)
     status = run.status.value.replace("_", " ")
     return {
         "title": f"Run of {workspace.name}", "width": "widest", "run": run, "workspace": workspace, "href": href,

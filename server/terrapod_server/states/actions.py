@@ -15,7 +15,7 @@ from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db.database import in_transaction
 from terrapod_server.kit.db.row_cache import Reader, Record
 from terrapod_server.kit.services import Services
-from terrapod_server.states import intake, kept_states, parse, rules
+from terrapod_server.states import intake, kept_states, parse, ports, rules
 from terrapod_server.states.model import StateOutput, StateVersion
 from terrapod_server.store import keys
 from terrapod_server.store.port import Stored
@@ -139,7 +139,7 @@ async def create(
 
 async def _check_run(services: Services, run_id: str | None, workspace_id: str) -> None:
     """A state is of a run of its own workspace: whoever reads the state reads the run. Raises Invalid."""
-    if run_id and not (_RUN.fullmatch(run_id) and await services.has_run(workspace_id, run_id)):
+    if run_id and not (_RUN.fullmatch(run_id) and await services.ask(ports.RUNS).has_run(workspace_id, run_id)):
         message = "there is no such run"
         raise Invalid(message, pointer="/data/relationships/run/data")
 
@@ -256,7 +256,7 @@ async def _settle(services: Services, row: StateVersion, arrived: _Arrived, fenc
             "state %s of workspace %s, serial %s, was forced by %s in place of %s",
             kept.id, kept.workspace_id, kept.serial, kept.created_by_id, kept.replaced,
         )  # fmt: skip
-    await services.on_state_finalized(services, row.workspace_id)
+    await services.ask(ports.RUNS).on_state_finalized(services, row.workspace_id)
     return kept
 
 

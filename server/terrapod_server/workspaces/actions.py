@@ -16,7 +16,7 @@ from terrapod_server.kit.db import database, database_errors
 from terrapod_server.kit.db.database import in_transaction
 from terrapod_server.kit.db.row_cache import Reader, Record, Where
 from terrapod_server.kit.services import Services
-from terrapod_server.workspaces import rules
+from terrapod_server.workspaces import ports, rules
 from terrapod_server.workspaces.model import DeletedWorkspace, RemoteStateConsumer, Workspace, WorkspaceLabel
 from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound
@@ -223,7 +223,7 @@ async def unlock(services: Services, workspace: Workspace, principal: Principal,
 
     With `force`, the lock that a run has kept since its state is unknown goes first, and alone.
     """
-    if force and await services.release_run_lock(services, workspace.id, principal):
+    if force and await services.ask(ports.RUNS).release_lock(services, workspace.id, principal):
         return await get(workspace.id)
     held = Workspace.filter(id=workspace.id, locked=True)
     if not force:
@@ -236,7 +236,7 @@ async def unlock(services: Services, workspace: Workspace, principal: Principal,
             raise Conflict(message)
         raise locked(now, "unlock")
     try:
-        await services.on_workspace_unlocked(services, workspace.id)
+        await services.ask(ports.RUNS).on_workspace_unlocked(services, workspace.id)
     except Exception as error:  # noqa: BLE001  it is unlocked, and a client that is told otherwise would get a 409 for its repeat
         what = f"workspace {workspace.id} is unlocked; to let its runs go"
         database_errors.log_failure(log, what, error, services.config.database)
@@ -318,9 +318,9 @@ async def delete(services: Services, workspace: Workspace, principal: Principal,
         now = await held(workspace.id)
         if only_empty:
             _check_empty(now)
-        for ask in services.before_workspace_deleted:
+        for ask in services.ask_all(ports.BEFORE_DELETION):
             await ask(now, only_empty)
-        for tell in services.on_workspace_deleted:
+        for tell in services.ask_all(ports.ON_DELETION):
             topics |= await tell(now.id) or set()
         await WorkspaceLabel.filter(workspace_id=now.id).delete()
         await RemoteStateConsumer.filter(workspace_id=now.id).delete()
@@ -336,7 +336,7 @@ async def delete(services: Services, workspace: Workspace, principal: Principal,
     log.info("workspace %s (%s) was deleted by %s", now.name, now.id, principal.name)
     try:
         await services.bus.publish(*sorted(topics))
-        await services.clear_deleted(services, now.id)
+        await services.ask(ports.REMOVE_FILES)(services, now.id)
     except Exception as error:  # noqa: BLE001  it is gone, and a job removes what is left
         what = f"workspace {now.id} is deleted; to remove its files, which is done later,"
         database_errors.log_failure(log, what, error, services.config.database)
@@ -390,7 +390,7 @@ async def _check_pool(services: Services, workspace: Workspace) -> None:
         message = "execution-mode agent needs an agent-pool-id"
         raise Invalid(message, pointer="/data/attributes/agent-pool-id")
     if workspace.agent_pool_id:
-        await services.pool_for(workspace)
+        await services.ask(ports.POOLS).pool_for(workspace)
 
 
 async def _write_labels(workspace_id: str, labels: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ from terrapod_server.kit.api.identifiers import Linked
 from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db.row_cache import Record
 from terrapod_server.kit.paging import Rows
-from terrapod_server.workspaces import actions, rules
+from terrapod_server.workspaces import actions, ports, rules
 from terrapod_server.workspaces.model import Workspace
 from terrapod_server.workspaces.organization import PROJECT_ID
 from terrapod_shared import versions
@@ -151,12 +151,6 @@ WORKSPACE = Resource(
         Attr("owner-email", str, "whose it is; a platform admin may change it", write=True, maximum=254),
         Attr("force", bool, "also where the caller loses rights by it", write=True, only_in="sent"),
         Attr("resource-count", int, "resources in the current state"),
-        Attr(
-            "late-states",
-            int,
-            "states that came after their run was given up: an admin adopts or drops them",
-            value=lambda w, _: w.late_state_count,
-        ),
         Attr("apply-duration-average", int, "seconds; not measured", value=lambda *_: 0),
         Attr("plan-duration-average", int, "seconds; not measured", value=lambda *_: 0),
         Attr(
@@ -286,7 +280,7 @@ async def index(call: Call) -> Rows:
         return Rows([], 0)
     found = actions.search(call.query)
     if statuses := call.param("filter[current-run][status]"):
-        found &= call.services.run_has_status('t."current_run_id"', statuses.split(","))
+        found &= call.services.ask(ports.RUNS).run_has_status('t."current_run_id"', statuses.split(","))
     order = actions.ORDERS.get(call.param("sort") or "", actions.ORDERS["name"])
     return call.listed(await actions.READER.page(call.page, found & actions.readable(call.principal), order))
 

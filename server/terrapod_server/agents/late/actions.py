@@ -21,6 +21,7 @@ from terrapod_server.states import actions as states
 from terrapod_server.states import kept_states
 from terrapod_server.store import keys
 from terrapod_server.workspaces import actions as workspaces
+from terrapod_server.workspaces.ports import RUNS
 from terrapod_shared import ids
 from terrapod_shared.errors import Conflict, Invalid, NotFound
 
@@ -151,7 +152,7 @@ async def adopt(services: Services, late_id: str, principal: Principal, *, confi
     )
     await services.store.delete(row.key)
     try:
-        await services.on_workspace_unlocked(services, row.workspace_id)
+        await services.ask(RUNS).on_workspace_unlocked(services, row.workspace_id)
     except Exception as error:  # noqa: BLE001  it is adopted, and whoever is told otherwise would get a 409 for the repeat
         what = f"late state {row.id} is adopted; to let the runs of its workspace go"
         database_errors.log_failure(log, what, error, services.config.database)

@@ -7,7 +7,7 @@ from starlette.responses import RedirectResponse, Response
 from terrapod_server.agents.late import actions
 from terrapod_server.agents.model import LateState
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Attr, Endpoint, One, Raw, Recorded, Resource, Thing
+from terrapod_server.kit.api.declare import Attr, Endpoint, Extension, One, Raw, Recorded, Resource, Thing
 from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.paging import Rows
 from terrapod_server.workspaces import actions as workspaces
@@ -93,6 +93,18 @@ async def drop(call: Call) -> LateState:
 
 
 RESOURCES = (LATE_STATE,)
+#: The number stands in the workspace's row, so that it costs nothing to show.
+EXTENSION = Extension(
+    of="workspaces",
+    attributes=(
+        Attr(
+            "late-states",
+            int,
+            "states that came after their run was given up: an admin adopts or drops them",
+            value=lambda added, _: added.row.late_state_count,
+        ),
+    ),
+)
 THINGS = (Thing("late_state", 'late_state l JOIN workspace t ON t."id" = l."workspace_id"', 'l."id"'),)
 _ONE = "/api/v2/late-states/{late_state}"
 _BYTES: dict[str, Any] = {"recorded": Recorded.READS, "unmetered": True}

@@ -160,6 +160,46 @@ class Resource:
     unsupported: tuple[Accepts, ...] = ()
     has_rights: bool = False  #: rows are things with rights of their own: `id`, `name`, `labels`, `owner_id`
     run_token: bool = False  #: a run's token may see it as an included resource
+    extensions: "tuple[Extension, ...]" = ()  #: what other rooms have added, filled in by `kit.room`
+
+
+@dataclass(frozen=True)
+class Added:
+    """What the values of an extension read: a row, and the fact that was loaded for it."""
+
+    row: Row
+    fact: Any = None  #: None where nothing was loaded for the row
+
+
+class LoadFacts(Protocol):
+    """Gives what a room knows of the rows with these ids, by id; for all of them in one statement."""
+
+    def __call__(self, ids: Sequence[str], call: "Call") -> Awaitable[Mapping[str, Any]]: ...
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Attributes and relations that a room adds to the resource `of` a lower room.
+
+    `load` gives the facts for the rows of one answer. A `value` or `key` gets
+    `(added, call)`, with the row and its fact in `added`; without one the
+    fact's column of the same name is shown, or null where there is no fact.
+
+    A rendered row is remembered as long as the row does not change. So where
+    facts change by themselves they are loaded at each answer, for all rows
+    that `is_loaded` names; what is shown of the others must depend on nothing
+    but the row, the caller's level and the base of URLs.
+    """
+
+    of: str
+    attributes: tuple[Attr, ...] = ()
+    relations: tuple[One | Many, ...] = ()
+    load: LoadFacts | None = None
+    is_loaded: Callable[[Row], bool] = lambda _row: True
+
+    def loads(self, row: Row) -> bool:
+        """Whether facts are loaded for this row."""
+        return self.load is not None and self.is_loaded(row)
 
 
 @dataclass(frozen=True)
@@ -299,8 +339,10 @@ class Thing:
 
 __all__ = [
     "Accepts",
+    "Added",
     "Attr",
     "Endpoint",
+    "Extension",
     "Limit",
     "Many",
     "One",

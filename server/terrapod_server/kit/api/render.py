@@ -10,7 +10,7 @@ import msgspec
 from tortoise.models import Model
 
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Many, One, Resource, Row
+from terrapod_server.kit.api.declare import Added, Extension, Many, One, Resource, Row
 from terrapod_server.kit.caller import Level
 from terrapod_server.kit.db.row_cache import Record
 from terrapod_server.kit.paging import PageRequest, Rows
@@ -50,18 +50,50 @@ class Remembered:
             del self._documents[context]
 
 
+#: What the extensions of a resource have loaded: for each of them the facts by the row's id.
+Facts = Sequence[Mapping[str, Any]]
+
+
 class Renderer:
     """Renders one resource type; what depends on the declaration alone is worked out once."""
 
     def __init__(self, resource: Resource) -> None:
         self.resource = resource
+        added = {id(member) for each in resource.extensions for member in (*each.attributes, *each.relations)}
         self._attributes = [
-            (attr.name, attr.value or _column(attr.column), attr.only_in) for attr in resource.attributes
+            (attr.name, attr.value or _column(attr.column), attr.only_in)
+            for attr in resource.attributes
+            if id(attr) not in added
         ]
-        self._relations = [(relation, _keys(relation)) for relation in resource.relations]
+        self._relations = [(relation, _keys(relation)) for relation in resource.relations if id(relation) not in added]
+        self._extensions = [Extended(each) for each in resource.extensions]
         self.remembered = Remembered()
 
-    def render(self, row: Row, call: Call, view: str | None = None) -> Document:
+    async def prepare(self, rows: Sequence[Row], call: Call) -> Facts:
+        """Fetches for all rows at once what is shown beside their own columns."""
+        if self.resource.prepare is not None:
+            await self.resource.prepare(rows, call)
+        return [await each.load(self.resource, rows, call) for each in self._extensions]
+
+    async def prepare_for(self, name: str, rows: Sequence[Row], call: Call) -> Facts:
+        """Fetches what the relation of this name is made of, where the rows alone do not tell."""
+        if self.resource.prepare is not None and any(relation.name == name for relation, _ in self._relations):
+            await self.resource.prepare(rows, call)
+        return [await each.load(self.resource, rows, call) if each.relates(name) else {} for each in self._extensions]
+
+    def lasts(self, row: Row) -> bool:
+        """Whether what the resource itself shows of the row depends on nothing but the row, the level and the base of URLs."""
+        return self.resource.lasts is not None and self.resource.lasts(row)
+
+    def is_extended(self, row: Row) -> bool:
+        """Whether facts are loaded for the row."""
+        return any(each.loads(row) for each in self.resource.extensions)
+
+    def part(self, row: Row, call: Call, view: str | None, facts: Facts) -> bytes:
+        """What the extensions show of the row, as text: the rest of what is rendered depends on the row alone."""
+        return encode([each.shown(row, call, view, facts[place], self) for place, each in enumerate(self._extensions)])
+
+    def render(self, row: Row, call: Call, view: str | None, facts: Facts) -> Document:
         document: Document = {
             "id": self.resource.id(row),
             "type": self.resource.type,
@@ -71,27 +103,72 @@ class Renderer:
                 if only_in is None or only_in == view
             },
         }
-        if self._relations:
-            document["relationships"] = {
-                relation.name: _relationship(relation, keys, row, call) for relation, keys in self._relations
-            }
+        relationships = {relation.name: _relationship(relation, keys, row, call) for relation, keys in self._relations}
+        for place, each in enumerate(self._extensions):
+            attributes, related = each.shown(row, call, view, facts[place], self)
+            document["attributes"] |= attributes
+            relationships |= related
+        if relationships:
+            document["relationships"] = relationships
         if self.resource.links:
             links = {name: value(row, call) for name, value in self.resource.links.items()}
             document["links"] = {name: link for name, link in links.items() if link is not None}
         return document
 
-    def encoded(self, row: Row, call: Call, view: str | None) -> msgspec.Raw:
-        return msgspec.Raw(encode(self.render(row, call, view)))
+    def encoded(self, row: Row, call: Call, view: str | None, facts: Facts) -> msgspec.Raw:
+        return msgspec.Raw(encode(self.render(row, call, view, facts)))
 
-    def related(self, row: Row, name: str, call: Call) -> tuple[str, list[str]] | None:
+    def related(self, row: Row, name: str, call: Call, facts: Facts) -> tuple[str, list[str]] | None:
         """The type and ids at the other side of a relation, or None where there is no such relation."""
-        for relation, keys in self._relations:
+        candidates: list[tuple[One | Many, Any, Row]] = [(*each, row) for each in self._relations]
+        for place, extended in enumerate(self._extensions):
+            added = extended.added(self.resource.id(row), row, facts[place])
+            candidates += [(*each, added) for each in extended.relations]
+        for relation, keys, subject in candidates:
             if relation.name != name or keys is None:
                 continue
-            found = keys(row, call)
+            found = keys(subject, call)
             ids = [found] if isinstance(found, str) else [key for key in found or () if key]
-            return _type(relation, row), ids
+            return _type(relation, subject), ids
         return None
+
+
+class Extended:
+    """Renders what one extension adds."""
+
+    def __init__(self, extension: Extension) -> None:
+        self._extension = extension
+        self._attributes = [
+            (attr.name, attr.value or _fact(attr.column), attr.only_in) for attr in extension.attributes
+        ]
+        self.relations = [
+            (relation, (relation.key or _fact(relation.column)) if isinstance(relation, One) else relation.keys)
+            for relation in extension.relations
+        ]
+
+    def relates(self, name: str) -> bool:
+        return any(relation.name == name for relation, _ in self.relations)
+
+    async def load(self, resource: Resource, rows: Sequence[Row], call: Call) -> Mapping[str, Any]:
+        if self._extension.load is None:
+            return {}
+        ids = [resource.id(row) for row in rows if self._extension.is_loaded(row)]
+        return await self._extension.load(ids, call) if ids else {}
+
+    @staticmethod
+    def added(row_id: str, row: Row, facts: Mapping[str, Any]) -> Added:
+        return Added(row, facts.get(row_id))
+
+    def shown(
+        self, row: Row, call: Call, view: str | None, facts: Mapping[str, Any], renderer: Renderer
+    ) -> tuple[Document, Document]:
+        """Its attributes and relationships."""
+        added = self.added(renderer.resource.id(row), row, facts)
+        attributes = {
+            name: value(added, call) for name, value, only_in in self._attributes if only_in is None or only_in == view
+        }
+        related = {relation.name: _relationship(relation, keys, added, call) for relation, keys in self.relations}
+        return attributes, related
 
 
 class Registry:
@@ -134,30 +211,39 @@ class Registry:
             documents = await self._remembered(renderer, rows, call, view)
         else:
             rows = [opened(row) for row in rows]
-            if resource.prepare is not None:
-                await resource.prepare(rows, call)
-            documents = [renderer.encoded(row, call, view) for row in rows]
+            facts = await renderer.prepare(rows, call)
+            documents = [renderer.encoded(row, call, view, facts) for row in rows]
         return documents[0] if single else documents
 
     @staticmethod
     async def _remembered(
         renderer: Renderer, records: Sequence[Record[Any]], call: Call, view: str | None
     ) -> list[msgspec.Raw]:
-        """The records' documents, of which only those that were not kept are rendered."""
+        """The records' documents, of which only those that were not kept are rendered.
+
+        A row with facts that change by themselves is remembered together with what is shown of them now.
+        """
         contexts = {
             level: (view, call.level if level is None else level, call.base) for level in {r.level for r in records}
         }
         known = {level: renderer.remembered.of(context) for level, context in contexts.items()}
         documents: list[Any] = [known[record.level].get(record.as_read) for record in records]
         missing = [place for place, document in enumerate(documents) if document is None]
-        resource = renderer.resource
-        if missing and resource.prepare is not None:
-            await resource.prepare([records[place].row for place in missing], call)
-        for place in missing:
+        rows = [records[place].row for place in missing]
+        facts = await renderer.prepare(rows, call) if rows else ()
+        for place, row in zip(missing, rows, strict=True):
             record = records[place]
-            document = documents[place] = renderer.encoded(record.row, call, view)
-            if resource.lasts is not None and resource.lasts(record.row):
-                renderer.remembered.put(contexts[record.level], record.as_read, document)
+            if not renderer.lasts(row):
+                documents[place] = renderer.encoded(row, call, view, facts)
+                continue
+            key: Hashable = record.as_read
+            if renderer.is_extended(row):
+                key = (record.as_read, renderer.part(row, call, view, facts))
+            document = known[record.level].get(key)
+            if document is None:
+                document = renderer.encoded(row, call, view, facts)
+                renderer.remembered.put(contexts[record.level], key, document)
+            documents[place] = document
         return documents
 
     async def _include(self, document: Document, resource: Resource, rows: Sequence[Row], call: Call) -> None:
@@ -166,8 +252,6 @@ class Registry:
         if not wanted:
             return
         rows = [opened(row) for row in rows]
-        if resource.prepare is not None:  # a remembered document was not rendered of these
-            await resource.prepare(rows, call)
         included: dict[tuple[str, str], Any] = {}
         for path in itertools.islice(dict.fromkeys(wanted.replace("_", "-").split(",")), INCLUDE_PATHS):
             level: list[tuple[Resource, Sequence[Row]]] = [(resource, rows)]
@@ -187,8 +271,9 @@ class Registry:
         wanted: dict[str, dict[str, Level]] = {}
         for resource, rows in level:
             renderer = self.renderers[resource.type]
+            facts = await renderer.prepare_for(name, rows, call)
             for row in rows:
-                found = renderer.related(row, name, call)
+                found = renderer.related(row, name, call, facts)
                 if found:
                     at = call.level_on(row)
                     others = wanted.setdefault(found[0], {})
@@ -246,6 +331,17 @@ def opened(row: Row) -> Row:
 def _column(name: str) -> Callable[[Row, Call], Any]:
     read = attrgetter(name)
     return lambda row, _call: read(row)
+
+
+def _fact(name: str) -> Callable[[Added, Call], Any]:
+    """A column of the fact; None where there is no fact."""
+
+    def value(added: Added, _call: Call) -> Any:
+        if isinstance(added.fact, Mapping):
+            return added.fact.get(name)
+        return None if added.fact is None else getattr(added.fact, name)
+
+    return value
 
 
 def _keys(relation: One | Many) -> Callable[[Row, Call], Any] | None:

@@ -167,7 +167,7 @@ class Server:
                 raise
         finally:
             took_s = time.perf_counter() - begun
-            self.services.record(request, endpoint, status, request_id, took_s)
+            self.services.recorder.record(request, endpoint, status, request_id, took_s)
             measured.in_flight -= 1
             if (held := scope.get("memory")) is not None:
                 held.let_go()
@@ -219,7 +219,7 @@ class Server:
         principal, level = await self._admit(endpoint, request, path)
         request.scope["principal"], request.scope["is_admitted"] = principal, True
         if endpoint.method not in _SAFE or endpoint.recorded is Recorded.READS:
-            self.services.check_record()
+            self.services.recorder.check()
         call = Call(
             request=request,
             services=self.services,

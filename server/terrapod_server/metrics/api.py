@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from terrapod_server.agents import ca, depth, pools
 from terrapod_server.agents.late import actions as late
+from terrapod_server.audit.writer import Writer
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Endpoint, Raw
 from terrapod_server.kit.caller import Access
@@ -23,7 +24,7 @@ _OTHERS = "(others)"
 async def show(call: Call) -> Response:
     """Figures in Prometheus' text format; a bearer token of an admin or auditor is needed."""
     lines = [*_build(), *await _runs(), *await _leases(), *await _pools(), *await _late(), *await _certificates(call)]
-    writer = call.services.audit
+    writer = Writer.of(call.services)
     if writer is not None:
         about = "Audit entries that are in memory alone."
         lines += family("terrapod_audit_backlog", "gauge", about, [({}, writer.backlog)])

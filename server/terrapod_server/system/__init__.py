@@ -1,0 +1,1 @@
+"""What is about the server itself: is it there, which services and which API it has."""

@@ -1,0 +1,110 @@
+"""Rooms that do not fit together are refused, each fault in one line."""
+
+from typing import Any, Protocol
+
+import pytest
+
+from terrapod_server import app
+from terrapod_server.kit.api.declare import Attr, Extension, Many, Resource
+from terrapod_server.kit.ports import MultiPort, Port, Providers
+from terrapod_server.kit.room import House, Room
+
+
+class Greets(Protocol):
+    def greet(self) -> str: ...
+
+
+class Polite:
+    def greet(self) -> str:
+        return "good day"
+
+
+GREETS = Port[Greets]("low.ports.GREETS")
+EVERYBODY = MultiPort[Greets]("low.ports.EVERYBODY")
+THING = Resource("things", attributes=(Attr("name", str, "its name"),))
+
+
+def low(**more: Any) -> Room:
+    return Room(name="low", resources=(THING,), **more)
+
+
+def high(**more: Any) -> Room:
+    return Room(name="high", **more)
+
+
+def test_the_rooms_of_the_server_fit() -> None:
+    assert app.HOUSE.check() == []
+
+
+def test_a_port_has_exactly_one_provider() -> None:
+    needy = low(needs=(GREETS, EVERYBODY))
+    assert House((needy, high(provides=(GREETS.by(Polite()),)))).check() == []
+    assert House((needy, high())).check() == ["room low needs low.ports.GREETS, which no room provides"]
+    twice = House((needy, high(provides=(GREETS.by(Polite()),)), Room(name="top", provides=(GREETS.by(Polite()),))))
+    assert twice.check() == ["low.ports.GREETS is provided by 2 rooms: top, high"]
+    undeclared = House((low(), high(provides=(GREETS.by(Polite()),))))
+    assert undeclared.check() == [], "what a room provides may be needed by nobody"
+
+
+def test_who_provides_a_port_is_asked() -> None:
+    one, two = Polite(), Polite()
+    house = House((low(provides=(EVERYBODY.by(one),)), high(provides=(EVERYBODY.by(two), GREETS.by(one)))))
+    providers = Providers(house.provides)
+    assert providers.ask(GREETS) is one
+    assert list(providers.ask_all(EVERYBODY)) == [two, one], "higher rooms first"
+    with pytest.raises(LookupError, match=r"low\.ports\.GREETS has 0 providers"):
+        Providers(()).ask(GREETS)
+
+
+def test_each_port_of_a_room_is_among_its_needs() -> None:
+    """So a port that nobody provides is found at the start, and not by the first request that asks for it."""
+    declared = {port for room in app.HOUSE.rooms for port in room.needs}
+    provided = {each.port for each in app.HOUSE.provides}
+    assert provided == declared
+
+
+def test_what_is_declared_twice_is_refused() -> None:
+    assert House((low(), Room(name="low"))).check() == ["room low is declared twice"]
+    assert House((low(), high(resources=(THING,)))).check() == ["resource things is declared twice"]
+    services = House((low(discovery={"things.v1": "/"}), high(discovery={"things.v1": "/"})))
+    assert services.check() == ["service things.v1 is declared twice"]
+
+
+def test_an_extension_adds_to_a_resource() -> None:
+    extension = Extension("things", (Attr("size", int, "how large"),), (Many("parts", "things", "of what"),))
+    house = House((low(), high(extends=(extension,))))
+    assert house.check() == []
+    (merged,) = house.resources
+    assert [attr.name for attr in merged.attributes] == ["name", "size"]
+    assert [relation.name for relation in merged.relations] == ["parts"]
+    assert THING.attributes[-1].name == "name", "what the room has declared stays as it was"
+
+
+@pytest.mark.parametrize(
+    ("rooms", "problem"),
+    [
+        (
+            (low(), high(extends=(Extension("things", (Attr("name", str, "another"),)),))),
+            "things member name is declared twice",
+        ),
+        (
+            (
+                low(),
+                high(extends=(Extension("things", (Attr("size", int, "one"),)),)),
+                Room(name="top", extends=(Extension("things", (Attr("size", int, "two"),)),)),
+            ),
+            "things member size is declared twice",
+        ),
+        ((low(), high(extends=(Extension("nothing"),))), "room high extends nothing, which no room declares"),
+        (
+            (high(extends=(Extension("things"),)), low()),
+            "room high extends things of the higher room low",
+        ),
+        (
+            (low(), high(extends=(Extension("things", (Attr("size", int, "how large", write=True),)),))),
+            "room high adds things.size, which cannot be written: an extension is read-only",
+        ),
+    ],
+)  # fmt: skip
+def test_an_extension_that_does_not_fit_is_refused(rooms: tuple[Room, ...], problem: str) -> None:
+    assert House(rooms).check() == [problem]

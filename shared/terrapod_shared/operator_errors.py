@@ -81,7 +81,7 @@ def missing_extra(program: str, extra: str, error: ModuleNotFoundError) -> Opera
     """Says how to install what a program lacks. Raises the error again where it lacks a part of its own."""
     if error.name is None or error.name.startswith("terrapod_"):
         raise error
-    return OperatorError(f"{program} lacks the package {error.name}: {install_line(extra)}")
+    return OperatorError(f"{program} lacks the package {error.name.partition('.')[0]}: {install_line(extra)}")
 
 
 def install_line(extra: str) -> str:

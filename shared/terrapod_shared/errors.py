@@ -1,4 +1,4 @@
-"""Every error that a user or another program may see, at both ends of the wire.
+"""Every error that a user or another program may see, at both ends of the wire. Pure.
 
 TerrapodError                 never raised itself
  ├─ BadRequest           400  cannot be read

@@ -1,4 +1,4 @@
-"""The listener protocol as messages, free of transport. Version 2.
+"""The listener protocol as messages, free of transport. Pure. Version 2.
 
 The order of one listener's life; the listener begins every exchange:
 

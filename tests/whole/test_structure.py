@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -58,6 +59,86 @@ def test_no_module_imports_itself_by_way_of_others(package: str) -> None:
         TopologicalSorter(inside).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(reversed(error.args[1])))
+
+
+#: What a pure module may import besides other pure ones: nothing of it reads, writes, waits or looks at a clock.
+_HARMLESS = frozenset(
+    [
+        "base64",
+        "bisect",
+        "codecs",
+        "collections",
+        "collections.abc",
+        "contextlib",
+        "dataclasses",
+        "datetime",
+        "enum",
+        "functools",
+        "hashlib",
+        "hmac",
+        "html",
+        "ipaddress",
+        "itertools",
+        "json",
+        "math",
+        "msgspec",
+        "operator",
+        "re",
+        "shlex",
+        "string",
+        "typing",
+        "unicodedata",
+        "urllib.parse",
+    ]
+)
+#: And of these only what is named.
+_IN_PART = {"pathlib": {"PurePosixPath"}, "signal": {"Signals"}, "sys": {"byteorder"}}
+#: Whoever calls one of these depends on more than its arguments.
+_IMPURE = frozenset({"open", "print", "input", "now", "today", "utcnow"})
+
+
+#: What a package does at its import is no part of its modules; the time may be a default, and whoever asks for it is seen.
+_NOT_FOLLOWED = {*PACKAGES, "terrapod_shared.clock"}
+
+
+def says_that_it_is_pure(name: str) -> bool:
+    return re.search(r"\bpure\b", ast.get_docstring(modules()[name]) or "", re.IGNORECASE) is not None
+
+
+def impurities(name: str) -> Iterator[str]:
+    """What a module does, or imports of others than ours, that a pure one may not."""
+    for node in ast.walk(modules()[name]):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names if each.name not in _HARMLESS and each.name not in _IN_PART)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names = {each.name for each in node.names}
+            if module not in _HARMLESS and module not in modules() and not names <= _IN_PART.get(module, set()):
+                yield module
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if node.value.id in _IN_PART and node.attr not in _IN_PART[node.value.id]:
+                yield f"{node.value.id}.{node.attr}"
+        elif isinstance(node, ast.AsyncFunctionDef | ast.Await):
+            yield "await"
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in _IMPURE:
+                yield called
+
+
+@pytest.mark.parametrize("name", sorted(name for name in modules() if says_that_it_is_pure(name)))
+def test_a_module_that_says_that_it_is_pure_is(name: str) -> None:
+    reached, left = {name}, [name]
+    while left:
+        found = graph()[left.pop()] - _NOT_FOLLOWED - reached
+        reached |= found
+        left += found
+    assert {each: sorted(set(impurities(each))) for each in sorted(reached) if any(impurities(each))} == {}
+
+
+def test_rules_and_states_are_pure() -> None:
+    named = [name for name in modules() if re.fullmatch(r"terrapod_server\.(.+)\.(rules|states)", name)]
+    assert [name for name in named if not says_that_it_is_pure(name)] == []
 
 
 #: What is larger, and may not be another one.

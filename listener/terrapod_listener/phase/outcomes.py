@@ -1,4 +1,4 @@
-"""How a phase may end, other than well."""
+"""How a phase may end, other than well. Pure."""
 
 
 class Failed(Exception):

@@ -1,4 +1,4 @@
-"""Which requests are recorded, what an entry says, and how entries are chained: values in, values out.
+"""Which requests are recorded, what an entry says, and how entries are chained: values in, values out. Pure.
 
 The entries of a server process form a chain. Each carries an HMAC over its
 own values and the one before it, under a key that is not in the database: an
@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from terrapod_server.kit.api.declare import Recorded, Route
-from terrapod_server.kit.http.address import group
+from terrapod_server.kit.api.resources import Recorded
+from terrapod_server.kit.http.networks import group
 
 _SAFE = frozenset({"GET", "HEAD"})
 #: A path's value that may be written down: an id, a name, an address; not what looks like a credential.
@@ -56,14 +56,14 @@ class Entry(NamedTuple):
     mac: str
 
 
-def is_recorded(endpoint: Route, method: str, status: int, *, is_admitted: bool) -> bool:
+def is_recorded(declared: Recorded, method: str, status: int, *, is_admitted: bool) -> bool:
     """Changes, whatever became of them; what was refused, before the handler or by it; reads that are declared so."""
     if status >= 400 and (not is_admitted or status in {401, 403, 429}):  # noqa: PLR2004
         return True
-    if endpoint.recorded is Recorded.REFUSALS:
+    if declared is Recorded.REFUSALS:
         return 400 <= status < 500  # noqa: PLR2004
     if method in _SAFE:
-        return endpoint.recorded is Recorded.READS and 200 <= status < 400 and status != 204  # noqa: PLR2004
+        return declared is Recorded.READS and 200 <= status < 400 and status != 204  # noqa: PLR2004
     return True
 
 

@@ -108,7 +108,7 @@ class Writer:
         if endpoint is None:  # nothing of the API was reached
             return
         scope = request.scope
-        if not is_recorded(endpoint, scope["method"], status, is_admitted="is_admitted" in scope):
+        if not is_recorded(endpoint.recorded, scope["method"], status, is_admitted="is_admitted" in scope):
             return
         entry = self._entry(request, endpoint, status, request_id, took_s)
         self._queue += self._refusals.take(entry, time.monotonic()) if is_refusal(entry) else [entry]

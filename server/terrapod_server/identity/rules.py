@@ -1,4 +1,4 @@
-"""What a sign-in decides by values alone: who is redirected where, which claims are believed, and what they give."""
+"""What a sign-in decides by values alone: who is redirected where, which claims are believed, and what they give. Pure."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""Where each object lies. All of a workspace's begin with `workspaces/<id>/`: it goes as one."""
+"""Where each object lies. All of a workspace's begin with `workspaces/<id>/`: it goes as one. Pure."""
 
 
 def workspace(workspace_id: str) -> str:

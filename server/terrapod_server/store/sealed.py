@@ -1,4 +1,4 @@
-"""How a room declares what of its tables is encrypted, so that the keys which did it can be found."""
+"""How a room declares what of its tables is encrypted, so that the keys which did it can be found. Pure."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Declarations -> the page that says what becomes of each member that clients send (`docs/request-attributes.md`). Pure."""
+"""Declarations -> the page that says what becomes of each member that clients send (`docs/request-attributes.md`)."""
 
 import json
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Declarations -> an OpenAPI 3.1 document. Pure.
+"""Declarations -> an OpenAPI 3.1 document.
 
 A resource has up to three schemas, since what is shown, what may be sent and
 what must be sent differ: `runs` is an answer's, `runs-sent` a request's, and

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from terrapod_server.kit.api import jsonscan
-from terrapod_server.kit.api.declare import Accepts, Attr, Many, One, Resource
 from terrapod_server.kit.api.identifiers import Linked
+from terrapod_server.kit.api.resources import Accepts, Attr, Many, One, Resource
 from terrapod_shared.errors import BadRequest, Invalid
 
 _KINDS = {

@@ -1,4 +1,4 @@
-"""Declarations -> the page that says who may call what (`docs/permissions.md`). Pure."""
+"""Declarations -> the page that says who may call what (`docs/permissions.md`)."""
 
 from collections.abc import Iterable
 

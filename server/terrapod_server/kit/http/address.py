@@ -5,7 +5,6 @@ that it saw, so only what trusted ones added can be believed. What stands left
 of the first untrusted address was written by the client itself.
 """
 
-import functools
 import ipaddress
 import logging
 from collections.abc import Sequence
@@ -13,11 +12,9 @@ from collections.abc import Sequence
 from starlette.requests import Request
 from starlette.types import Scope
 
-log = logging.getLogger(__name__)
+from terrapod_server.kit.http.networks import Address, parsed
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-#: So much of an IPv6 address is one customer's: counting by single addresses would count nothing.
-_GROUP_BITS = 64
+log = logging.getLogger(__name__)
 
 
 class Addresses:
@@ -81,26 +78,3 @@ def _forwarded_for(element: str) -> str:
         if name.lower() == "for":
             return value.strip('"')
     return ""
-
-
-@functools.lru_cache(4096)
-def parsed(text: str) -> Address | None:
-    """An address, with or without a port; None for what is none."""
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
-
-
-@functools.lru_cache(4096)
-def group(text: str) -> str:
-    """What is counted as one client: an IPv4 address, or the /64 of an IPv6 one."""
-    address = parsed(text)
-    if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((address, _GROUP_BITS), strict=False))
-    return text if address is None else str(address)

@@ -30,9 +30,9 @@ from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import AppWrapper
 
-from terrapod_server.kit.http.address import group
 from terrapod_server.kit.http.certificates import Certificate
 from terrapod_server.kit.http.departure import Departure
+from terrapod_server.kit.http.networks import group
 from terrapod_server.kit.work import memory
 
 log = logging.getLogger(__name__)

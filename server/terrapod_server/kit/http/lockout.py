@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from tortoise.expressions import F
 
 from terrapod_server.kit.db import database
-from terrapod_server.kit.http.address import group
+from terrapod_server.kit.http.networks import group
 from terrapod_server.kit.model import Brake
 from terrapod_server.kit.work.periodic import Job
 from terrapod_shared.errors import TooManyRequests

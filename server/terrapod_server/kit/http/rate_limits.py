@@ -18,8 +18,8 @@ from starlette.requests import Request
 
 from terrapod_server.config.settings import RateLimits
 from terrapod_server.kit.caller import Principal
-from terrapod_server.kit.http.address import group
 from terrapod_server.kit.http.browser import Browser
+from terrapod_server.kit.http.networks import group
 from terrapod_shared.errors import TooManyRequests
 
 _MOST = 20_000

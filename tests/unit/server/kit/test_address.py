@@ -3,7 +3,8 @@
 import pytest
 from starlette.requests import Request
 
-from terrapod_server.kit.http.address import Addresses, group
+from terrapod_server.kit.http.address import Addresses
+from terrapod_server.kit.http.networks import group
 
 
 def request(peer: str, *headers: tuple[str, str]) -> Request:

@@ -1,9 +1,11 @@
 """Who may have which work, as conditions in SQL: which pools are open to a workspace, and what a listener's host takes."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from terrapod_server.kit.db import database
+from terrapod_server.workspaces import actions as workspaces
 
 
 def open_to(pool: str, workspace_id: str) -> str:
@@ -38,8 +40,5 @@ def condition(accepts: Mapping[str, Any], values: list[Any]) -> str:
     if patterns := accepts.get("workspaces"):
         parts.append(f"({' OR '.join(like('w.name', each) for each in patterns)})")
     for key, pattern in accepts.get("labels", {}).items():
-        parts.append(
-            f"EXISTS (SELECT 1 FROM workspace_label l WHERE l.workspace_id = w.id AND l.key = {mark(key)}"  # noqa: S608
-            f" AND {like('l.value', pattern)})"
-        )
+        parts.append(workspaces.has_label("w.id", mark(key), partial(like, pattern=pattern)))
     return "".join(f" AND {part}" for part in parts)

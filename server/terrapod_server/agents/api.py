@@ -31,6 +31,7 @@ from terrapod_server.kit.api.declare import (
 from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db.row_cache import Where, like
 from terrapod_server.kit.paging import Rows
+from terrapod_server.runs import leases
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock, wire
 from terrapod_shared.errors import Invalid
@@ -143,7 +144,7 @@ LISTENER = Resource(
 
 
 async def _leases(rows: Sequence[Listener]) -> None:
-    found = await depth.leases_of([row.id for row in rows])
+    found = await leases.counts_of([row.id for row in rows])
     for row in rows:
         row.working, row.leases = found.get(row.id, (0, 0))
 

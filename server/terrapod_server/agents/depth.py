@@ -74,20 +74,5 @@ async def of(pool_ids: Sequence[str] | None = None) -> dict[str, Depth]:
     }
 
 
-async def leases_of(listener_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """How many phases each listener works on; and the same with those applies that are held for it."""
-    marks = ", ".join(f"${place}" for place in range(1, len(listener_ids) + 1)) or "''"
-    rows = await database.query(
-        f"""
-        SELECT lease_listener_id AS id, count(*) AS leases,
-            sum(CASE WHEN lease_state = 'held' THEN 0 ELSE 1 END) AS working
-        FROM run_phase
-        WHERE lease_listener_id IN ({marks}) AND lease_state IN ('offered', 'leased', 'held') GROUP BY lease_listener_id
-        """,  # noqa: S608  as above
-        list(listener_ids),
-    )
-    return {row["id"]: (int(row["working"]), int(row["leases"])) for row in rows}
-
-
 def _age_s(stamp: str | None) -> float:
     return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds()) if stamp else 0.0

@@ -201,19 +201,13 @@ async def forget(before: datetime) -> list[Listener]:
     do so at once, one gets each row. A listener that calls meanwhile changes its row, and stays.
     """
     rows = await query(
-        """
+        f"""
         WITH one AS (SELECT 1)
         DELETE FROM listener
-        WHERE coalesce(last_seen_at, created_at) < $1 AND CAST(spooled AS text) = '[]' AND NOT EXISTS (
-            SELECT 1 FROM run_phase p WHERE p.lease_listener_id = listener.id AND (
-                p.lease_state IN ('offered', 'leased', 'held', 'gone') OR (p.kind = 'apply' AND EXISTS (
-                    SELECT 1 FROM workspace w
-                    WHERE w.id = p.workspace_id AND w.run_lock_id = p.run_id AND w.run_lock_reason <> ''
-                ))
-            )
-        )
+        WHERE coalesce(last_seen_at, created_at) < $1 AND CAST(spooled AS text) = '[]'
+            AND NOT {leases.is_awaited("listener.id")}
         RETURNING id, name, pool_id
-        """,
+        """,  # noqa: S608  our own words
         [before],
     )
     return [Listener(id=row["id"], name=row["name"], pool_id=row["pool_id"]) for row in rows]

@@ -18,6 +18,7 @@ from terrapod_server.identity.ports import Leases
 from terrapod_server.identity.sessions import fingerprint
 from terrapod_server.kit.caller import Level, Principal
 from terrapod_server.kit.db.database import in_transaction
+from terrapod_server.kit.db.row_cache import Where, like
 from terrapod_server.kit.http.signed import Signer
 from terrapod_server.kit.work.bus import Bus
 from terrapod_shared import clock, ids
@@ -53,6 +54,12 @@ async def check_still_in(user_id: str) -> None:
 
 async def users(user_ids: list[str]) -> list[User]:
     return await User.filter(id__in=user_ids)
+
+
+def has_email_like(column: str, text: str) -> Where:
+    """A condition: the address of the user whose id is in the column holds the text."""
+    users = like('u."email"', text)
+    return Where(f'{column} IN (SELECT u."id" FROM "user_account" u WHERE {users.sql})', users.values)  # noqa: S608  our own words
 
 
 async def create_user(email: str, **values: Any) -> User:

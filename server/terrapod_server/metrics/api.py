@@ -13,7 +13,8 @@ from terrapod_server.kit.api.declare import Endpoint, Raw
 from terrapod_server.kit.caller import Access
 from terrapod_server.kit.db import database
 from terrapod_server.kit.http.certificates import end_of
-from terrapod_server.runs import states
+from terrapod_server.runs import actions as runs
+from terrapod_server.runs import leases, states
 from terrapod_shared.prometheus import MEDIA, Sample, family, process
 
 #: Pools with labels of their own, by name; what is beyond them is one.
@@ -41,19 +42,13 @@ def _build() -> list[str]:
 
 
 async def _runs() -> list[str]:
-    named = ", ".join(f"'{status.value}'" for status in sorted(states.UNFINISHED))
-    sql = f"SELECT status, count(*) FROM run WHERE status IN ({named}) GROUP BY status"  # noqa: S608  our own words
-    found = {str(row[0]): int(row[1]) for row in await database.rows(sql)}
+    found = await runs.count_unfinished()
     samples: list[Sample] = [({"status": s.value}, found.get(s.value, 0)) for s in sorted(states.UNFINISHED)]
     return list(family("terrapod_runs", "gauge", "Runs that are not over.", samples))
 
 
 async def _leases() -> list[str]:
-    sql = (
-        "SELECT kind, lease_state, count(*) FROM run_phase WHERE lease_state IN ('offered', 'leased', 'held') "
-        "GROUP BY kind, lease_state"
-    )
-    found = {(str(row[0]), str(row[1])): int(row[2]) for row in await database.rows(sql)}
+    found = await leases.count()
     samples: list[Sample] = [
         ({"phase": kind, "state": state}, found.get((kind, state), 0))
         for kind in ("plan", "apply")

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from terrapod_server.configs import actions as configs
 from terrapod_server.kit.caller import Principal
+from terrapod_server.kit.db import database
 from terrapod_server.kit.db.row_cache import Reader, Record, Where
 from terrapod_server.kit.services import Services
 from terrapod_server.runs import engines, ports, readers, states, unknown
@@ -56,6 +57,13 @@ async def by_ids(run_ids: Sequence[str]) -> list[Run]:
 async def has_run(workspace_id: str, run_id: str) -> bool:
     """Whether the run is of the workspace."""
     return await Run.exists(id=run_id, workspace_id=workspace_id)
+
+
+async def count_unfinished() -> dict[str, int]:
+    """How many runs are not over, by status."""
+    named = ", ".join(f"'{status.value}'" for status in sorted(states.UNFINISHED))
+    sql = f"SELECT status, count(*) FROM run WHERE status IN ({named}) GROUP BY status"  # noqa: S608  our own words
+    return {str(row[0]): int(row[1]) for row in await database.rows(sql)}
 
 
 async def existing(run_ids: Sequence[str]) -> set[str]:

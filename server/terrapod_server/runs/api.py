@@ -5,6 +5,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from terrapod_server.identity import actions as identity
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import (
     Accepts,
@@ -253,8 +254,7 @@ def _filtered(call: Call) -> Where:
     if call.param("search[commit]"):
         found &= Where("1 = 0")
     if user := call.param("search[user]"):
-        users = like('u."email"', user)
-        found &= Where(f't."created_by_id" IN (SELECT u."id" FROM "user_account" u WHERE {users.sql})', users.values)  # noqa: S608
+        found &= identity.has_email_like('t."created_by_id"', user)
     return found
 
 

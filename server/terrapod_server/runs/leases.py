@@ -13,7 +13,7 @@ statement that judges, and on SQLite this process's monotonic one.
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Self
 
 from terrapod_server.configs import actions as configs
@@ -28,6 +28,7 @@ from terrapod_server.runs.lease_clock import clock_sql
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.runs.states import Status
 from terrapod_server.store import keys
+from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock, wire
 from terrapod_shared.errors import Conflict, LeaseEnded, NotFound, TerrapodError
 
@@ -303,6 +304,42 @@ async def has_work(pool_id: str) -> bool:
 async def are_open(listener_id: str) -> bool:
     """Whether the listener has a lease, or an apply is held for it."""
     return await Phase.exists(lease_listener_id=listener_id, lease_state__in=["leased", "held"])
+
+
+def is_awaited(listener_id: str) -> str:
+    """A condition in SQL: the listener whose id is in a column has what somebody still waits for.
+
+    That is a lease, a held apply, or an apply whose run keeps its workspace locked since its state is unknown.
+    """
+    is_unknown = workspaces.keeps_run_lock("p.workspace_id", "p.run_id")
+    return (
+        f"EXISTS (SELECT 1 FROM run_phase p WHERE p.lease_listener_id = {listener_id} AND ("  # noqa: S608  our own words
+        f"p.lease_state IN ('offered', 'leased', 'held', 'gone') OR (p.kind = 'apply' AND {is_unknown})))"
+    )
+
+
+async def counts_of(listener_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """How many phases each listener works on; and the same with those applies that are held for it."""
+    marks = ", ".join(f"${place}" for place in range(1, len(listener_ids) + 1)) or "''"
+    rows = await database.query(
+        f"""
+        SELECT lease_listener_id AS id, count(*) AS leases,
+            sum(CASE WHEN lease_state = 'held' THEN 0 ELSE 1 END) AS working
+        FROM run_phase
+        WHERE lease_listener_id IN ({marks}) AND lease_state IN ('offered', 'leased', 'held') GROUP BY lease_listener_id
+        """,  # noqa: S608  only marks are put in
+        list(listener_ids),
+    )
+    return {row["id"]: (int(row["working"]), int(row["leases"])) for row in rows}
+
+
+async def count() -> dict[tuple[str, str], int]:
+    """How many phases listeners have, by kind and state of the lease; `held`: the listener is lost."""
+    rows = await database.rows(
+        "SELECT kind, lease_state, count(*) FROM run_phase WHERE lease_state IN ('offered', 'leased', 'held') "
+        "GROUP BY kind, lease_state"
+    )
+    return {(str(row[0]), str(row[1])): int(row[2]) for row in rows}
 
 
 async def cancels_for(listener_id: str) -> dict[str, Literal["cancel", "force-cancel"]]:

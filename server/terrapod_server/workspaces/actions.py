@@ -85,6 +85,22 @@ def consuming(workspace_id: str) -> Where:
     )
 
 
+def has_label(workspace_id: str, key: str, is_value: Callable[[str], str]) -> str:
+    """A condition in SQL: the workspace whose id is in a column has the label; `is_value` judges the column of its value."""
+    return (
+        f"EXISTS (SELECT 1 FROM workspace_label l WHERE l.workspace_id = {workspace_id} AND l.key = {key}"  # noqa: S608  our own words
+        f" AND {is_value('l.value')})"
+    )
+
+
+def keeps_run_lock(workspace_id: str, run_id: str) -> str:
+    """A condition in SQL: the run has kept the lock of the workspace since its state is unknown; both are columns."""
+    return (
+        f"EXISTS (SELECT 1 FROM workspace w WHERE w.id = {workspace_id}"  # noqa: S608  our own words
+        f" AND w.run_lock_id = {run_id} AND w.run_lock_reason <> '')"
+    )
+
+
 async def tag_keys(principal: Principal, tag_ids: Collection[str]) -> dict[str, str]:
     """The label keys that tags of those ids stand for, by id, of all workspaces that the caller may read."""
     if not tag_ids:

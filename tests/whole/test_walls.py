@@ -277,6 +277,38 @@ def test_the_use_of_a_foreign_row_is_found(source: str, rows: set[str]) -> None:
     assert foreign_rows(ast.parse(source), "runs") == rows
 
 
+def foreign_models(tree: ast.Module, room: str) -> set[str]:
+    """The modules of other rooms' tables that a module imports, be it for types alone."""
+    named = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(module=str(module), names=names):
+                named |= {module, *(f"{module}.{each.name}" for each in names)}
+            case ast.Import(names=names):
+                named |= {each.name for each in names}
+    return {name for name in named & {*app.MODELS} if name.split(".")[1] != room}
+
+
+def test_the_tables_of_a_room_are_its_own() -> None:
+    """As the contracts have it of the rooms that they name; a room that is new is asked here."""
+    assert {file: found for file, room, tree in modules() if (found := foreign_models(tree, room))} == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from terrapod_server.runs.model import Run",
+        "from terrapod_server.runs import model",
+        "import terrapod_server.runs.model as tables",
+        "def f():\n    from terrapod_server.runs.model import Run",
+        "if TYPE_CHECKING:\n    from terrapod_server.runs.model import Run",
+    ],
+)
+def test_an_import_of_foreign_tables_is_found(source: str) -> None:
+    assert foreign_models(ast.parse(source), "agents") == {"terrapod_server.runs.model"}
+    assert foreign_models(ast.parse(source), "runs") == set()
+
+
 def writes(tree: ast.Module) -> set[str]:
     """Calls that write rows: methods of models and queries, and no verbs of a module."""
     known = imported(tree)

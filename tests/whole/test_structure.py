@@ -3,6 +3,7 @@
 import ast
 import functools
 import re
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -97,6 +98,8 @@ _IN_PART = {"pathlib": {"PurePosixPath"}, "signal": {"Signals"}, "sys": {"byteor
 _IMPURE = frozenset({"open", "print", "input", "now", "today", "utcnow"})
 
 
+#: Has a `room`, which is what rooms are made with, and layers of its own.
+_KIT = "terrapod_server.kit."
 #: What a package does at its import is no part of its modules; the time may be a default, and whoever asks for it is seen.
 _NOT_FOLLOWED = {*PACKAGES, "terrapod_shared.clock"}
 
@@ -136,9 +139,27 @@ def test_a_module_that_says_that_it_is_pure_is(name: str) -> None:
     assert {each: sorted(set(impurities(each))) for each in sorted(reached) if any(impurities(each))} == {}
 
 
-def test_rules_and_states_are_pure() -> None:
-    named = [name for name in modules() if re.fullmatch(r"terrapod_server\.(.+)\.(rules|states)", name)]
-    assert [name for name in named if not says_that_it_is_pure(name)] == []
+@functools.cache
+def drawers() -> list[set[str]]:
+    """The names of modules that may stand in a room, from the top down, as the contract has them."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    lines = next(each["layers"] for each in contracts if each["name"] == "drawers are ordered")
+    return [{name.strip(" ()") for name in line.split(":")} for line in lines]
+
+
+def of_rooms() -> list[str]:
+    """All modules of rooms, and the folders in them."""
+    rooms = [name.removesuffix("room") for name in modules() if re.fullmatch(r"terrapod_server\.\w+\.room", name)]
+    return [name for name in modules() for room in rooms if name.startswith(room) and room != _KIT]
+
+
+def test_every_module_of_a_room_stands_in_a_drawer() -> None:
+    known = set().union(*drawers())
+    assert "terrapod_server.runs.states" in of_rooms()
+    assert [name for name in of_rooms() if not known.issuperset(name.split(".")[2:])] == []
+    assert [
+        name for name in of_rooms() if name.split(".")[-1] in drawers()[-1] and not says_that_it_is_pure(name)
+    ] == []
 
 
 #: What is larger, and may not be another one.

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from terrapod_server.agents import accepting
+from terrapod_server.agents import accepting, reasons
 from terrapod_server.agents.rules import ONLINE
 from terrapod_server.kit.api.declare import Attr, Extension
 from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db import database
 from terrapod_server.runs import actions as runs
-from terrapod_server.runs import reasons, states
+from terrapod_server.runs import states
 from terrapod_server.runs.states import Status
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from terrapod_server.runs import reasons, states
+from terrapod_server.runs import states
 from terrapod_server.runs.events import Event
 from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_shared import clock
@@ -20,21 +20,21 @@ async def text(run: Run, phase: Phase) -> str:
     if phase.kind == "plan":
         turn = _between(_at(run.status_timestamps, "plan-queueable-at"), _at(run.status_timestamps, "plan-queued-at"))
         if turn >= NOTICEABLE_S:
-            parts.append(f"{reasons.lasted(turn)} for {await _before(run)}")
+            parts.append(f"{clock.duration_text(turn)} for {await _before(run)}")
     else:
         confirmed = _at(run.status_timestamps, "confirmed-at")
         approval = _between(_at(run.status_timestamps, "planned-at"), confirmed)
         if approval >= NOTICEABLE_S and run.confirmed_by_id:
-            parts.append(f"{reasons.lasted(approval)} for somebody's approval")
+            parts.append(f"{clock.duration_text(approval)} for somebody's approval")
         turn = _between(confirmed, queued)
         if turn >= NOTICEABLE_S:
-            parts.append(f"{reasons.lasted(turn)} for its turn in the workspace")
+            parts.append(f"{clock.duration_text(turn)} for its turn in the workspace")
     listener = _between(queued, clock.now())
     if listener >= NOTICEABLE_S:
         reasons_given = RunEvent.filter(run_id=run.id, event__in=[Event.REFUSED, Event.ENGINE], at__gte=queued)
         refused = await reasons_given.order_by("-id").first()
         why = f" (at last {refused.description})" if refused else ""
-        parts.append(f"{reasons.lasted(listener)} for a listener{why}")
+        parts.append(f"{clock.duration_text(listener)} for a listener{why}")
     text = f"Waited {', '.join(parts)}." if parts else ""
     return "".join(letter for letter in text if letter.isprintable())  # a listener's reason ends in other people's logs
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from terrapod_server.runs import reasons
+from terrapod_server.agents import reasons
 from terrapod_server.runs.states import FINAL, Status
+from terrapod_shared import clock
 
 FACTS: dict[str, Any] = {
     "id": "run-1", "plan_only": False, "lease_state": "ready", "engine_tool": "terraform", "engine_version": "1.11.4",
@@ -60,7 +61,7 @@ def test_what_is_over_is_not_asked_about(status: Status) -> None:
 
 
 def test_lengths_and_times_are_words() -> None:
-    assert [reasons.lasted(s) for s in (0.2, 59.4, 60, 185, 7200, 7860)] == [
+    assert [clock.duration_text(s) for s in (0.2, 59.4, 60, 185, 7200, 7860)] == [
         "0 s", "59 s", "1 min", "3 min 5 s", "2 h", "2 h 11 min",
     ]  # fmt: skip
     at = datetime(2026, 1, 2, 3, 4, 5, 600, tzinfo=UTC)

@@ -147,15 +147,3 @@ def written(at: Any) -> str:
     found = datetime.fromisoformat(at) if isinstance(at, str) else at
     found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
     return f"{found:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def lasted(seconds: float) -> str:
-    """A length of time as people say it: `42 s`, `3 min 5 s`, `2 h 10 min`."""
-    whole = max(0, round(seconds))
-    if whole < 60:  # noqa: PLR2004
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:  # noqa: PLR2004
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"

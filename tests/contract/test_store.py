@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import re
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import aioboto3
 import httpx
 import msgspec
 import pytest
@@ -71,10 +73,18 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     return Storage(kind="s3", bucket=name, prefix="our/", region="us-east-1", endpoint=s3_endpoint)
 
 
+@functools.cache
+def aws_session() -> aioboto3.Session:
+    """One for all stores: it reads the description of S3 once, which is most of what a client costs."""
+    return aioboto3.Session()
+
+
 @pytest.fixture(params=KINDS)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
     place, _, encrypted = request.param.partition(", ")
-    below: Store = S3Store(request.getfixturevalue("bucket")) if place == "s3" else FileStore(tmp_path / "store")
+    below: Store = FileStore(tmp_path / "store") if place == "files" else S3Store(request.getfixturevalue("bucket"))
+    if isinstance(below, S3Store):
+        below._session = aws_session()
     made = EncryptedStore(below, KeyRing.create(tmp_path / "keys")) if encrypted else below
     yield made
     await made.close()

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import httpx
 import msgspec
 
-from terrapod_shared import answers, errors
+from terrapod_shared import answers, errors, trust
 
 _CHUNK = 256 << 10
 _PAGE = 100
@@ -55,9 +55,7 @@ def pause_s(attempt: int) -> float:
 
 def tls(ca: Path | None) -> ssl.SSLContext:
     """Trusts the authority of the PEM file alone; without one SSL_CERT_FILE or the system's. Raises OSError."""
-    context = ssl.create_default_context(cafile=ca)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
+    return trust.only(file=ca) if ca else trust.host()
 
 
 class Client:

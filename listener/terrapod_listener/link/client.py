@@ -22,7 +22,7 @@ import httpx
 import msgspec
 
 from terrapod_listener.link.identity import Identity
-from terrapod_shared import answers, errors, signing, wire
+from terrapod_shared import answers, errors, signing, trust, wire
 from terrapod_shared.client import not_reached
 
 log = logging.getLogger(__name__)
@@ -41,9 +41,7 @@ _M = TypeVar("_M", bound=wire.Message)
 
 def tls(ca_pem: str) -> ssl.SSLContext:
     """Trusts the given authority alone, or the system's where none is given."""
-    context = ssl.create_default_context(cadata=ca_pem) if ca_pem else ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
+    return trust.only(pem=ca_pem) if ca_pem else trust.host()
 
 
 def pause_s(attempt: int) -> float:

@@ -1,6 +1,9 @@
 """Reading release sites. Imported at the first such read: most servers never fetch, and the client is not small."""
 
 import asyncio
+import functools
+import os
+import ssl
 from collections.abc import AsyncIterator
 
 import httpx
@@ -13,13 +16,26 @@ _ZIP_MOST = 1 << 30
 _FAILED = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError)
 
 
+async def _trusted() -> ssl.SSLContext:
+    """The authorities that httpx trusts; read by a thread, once, since that takes tens of milliseconds."""
+    named = (os.environ.get("SSL_CERT_FILE", ""), os.environ.get("SSL_CERT_DIR", ""))
+    return await asyncio.to_thread(_trust, named)
+
+
+@functools.lru_cache(4)
+def _trust(_named: tuple[str, str]) -> ssl.SSLContext:
+    return httpx.create_ssl_context()
+
+
 async def small(engines: Engines, url: str, most: int) -> bytes:
     """Raises NotFound, Unreachable where the site does not answer in time, BadGateway for more than `most` bytes."""
     seconds = min(30.0, engines.timeout_s)
     try:
         async with (
             asyncio.timeout(seconds),
-            httpx.AsyncClient(timeout=httpx.Timeout(seconds, connect=5.0), follow_redirects=True) as client,
+            httpx.AsyncClient(
+                verify=await _trusted(), timeout=httpx.Timeout(seconds, connect=5.0), follow_redirects=True
+            ) as client,
             client.stream("GET", url) as answer,
         ):
             _expect(answer, url)
@@ -52,7 +68,7 @@ async def download(engines: Engines, url: str) -> AsyncIterator[bytes]:
     try:
         async with (
             asyncio.timeout(engines.timeout_s),
-            httpx.AsyncClient(timeout=httpx.Timeout(30.0), follow_redirects=True) as client,
+            httpx.AsyncClient(verify=await _trusted(), timeout=httpx.Timeout(30.0), follow_redirects=True) as client,
             client.stream("GET", url) as answer,
         ):
             _expect(answer, url)

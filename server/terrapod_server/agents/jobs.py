@@ -49,6 +49,6 @@ async def forget_listeners(services: Services) -> None:
 
 JOBS = (
     Job("purge nonces", 30, purge_nonces),
-    Job("forget listeners", 600, forget_listeners, leader=False),
-    Job("write down idle listeners", 2, dispatch.write_down, leader=False),
+    Job("forget listeners", 600, forget_listeners),
+    Job("write down idle listeners", 2, dispatch.write_down),
 )

@@ -22,4 +22,4 @@ async def purge(services: Services) -> None:
 
 
 #: Any process may do it, all at once too: a floor only rises, and each step is one transaction.
-JOBS = (Job("purge audit log", 3600, purge, leader=False),)
+JOBS = (Job("purge audit log", 3600, purge),)

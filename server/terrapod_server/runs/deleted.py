@@ -29,6 +29,8 @@ _LAST = timedelta(minutes=15)
 #: How often files are looked for while a listener has not let go.
 _AGAIN = timedelta(seconds=10)
 _AT_ONCE = 100
+#: A server that takes the files of a workspace away keeps the others from it for so long.
+_CLAIMED = timedelta(minutes=2)
 
 
 async def before_workspace_deleted(workspace: workspaces.Row, _only_empty: bool) -> None:
@@ -103,11 +105,13 @@ async def sweep(services: Services) -> None:
         """  # noqa: S608  as above
     )
     for row in await deleted_workspaces.due(_AT_ONCE):
-        await clear(services, row.id)
+        if await deleted_workspaces.claim(row, clock.now() + _CLAIMED):
+            await clear(services, row.id)
     until = clock.now() - timedelta(days=services.config.retention.deleted_days)
     for kept in await kept_states.kept_before(until, _AT_ONCE):
         await services.store.delete(kept.key)
-        await kept_states.forget(kept.id)
+        if not await kept_states.forget(kept.id):
+            continue
         log.info(
             "the state of the deleted workspace %s, serial %d, is removed for good", kept.workspace_id, kept.serial
         )

@@ -22,9 +22,9 @@ async def kept_before(until: datetime, most: int) -> Sequence[KeptState]:
     return await KeptState.filter(kept_at__lt=until).limit(most)
 
 
-async def forget(state_id: str) -> None:
-    """Removes the row of a state whose bytes are gone."""
-    await KeptState.filter(id=state_id).delete()
+async def forget(state_id: str) -> bool:
+    """Removes the row of a state whose bytes are gone; whether it was still there."""
+    return bool(await KeptState.filter(id=state_id).delete())
 
 
 def none_of(column: str) -> str:

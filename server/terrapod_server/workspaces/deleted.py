@@ -17,6 +17,11 @@ async def due(most: int) -> list[DeletedWorkspace]:
     return await DeletedWorkspace.filter(sweep_at__lte=clock.now()).order_by("sweep_at").limit(most)
 
 
+async def claim(row: DeletedWorkspace, until: datetime) -> bool:
+    """Keeps other servers from one that is due until then; whether this one got it. It comes back if its server ends."""
+    return bool(await DeletedWorkspace.filter(id=row.id, sweep_at=row.sweep_at).update(sweep_at=until))
+
+
 async def look_again(workspace_id: str, at: datetime | None) -> None:
     """Notes when its files are looked for next; None: never again."""
     await DeletedWorkspace.filter(id=workspace_id).update(sweep_at=at)

@@ -75,4 +75,4 @@ async def purge(_services: Services) -> None:
     await Repeat.filter(created_at__lt=clock.now() - KEPT).delete()
 
 
-JOBS = (Job("purge repeats", 3600, purge), Job("forget repeats", 2, forget_undone, leader=False))
+JOBS = (Job("purge repeats", 3600, purge), Job("forget repeats", 2, forget_undone))

@@ -31,7 +31,6 @@ __all__ = [
     "dialect",
     "in_transaction",
     "is_postgres",
-    "leadership",
     "migrate",
     "model_tables",
     "one_at_a_time",
@@ -412,19 +411,6 @@ async def clock() -> float:
         return time.monotonic()
     rows = await query("SELECT extract(epoch FROM clock_timestamp())::float8 AS now")
     return float(rows[0]["now"])
-
-
-@contextlib.asynccontextmanager
-async def leadership(name: str) -> AsyncIterator[bool]:
-    """Whether this process alone may do the work of that name now; on SQLite there is only one."""
-    if not is_postgres():
-        yield True
-        return
-    async with in_transaction() as connection:
-        rows = await connection.execute_query_dict(
-            "SELECT pg_try_advisory_xact_lock($1) AS leads", [_lock_number(name)]
-        )
-        yield bool(rows[0]["leads"])
 
 
 def _lock_number(name: str) -> int:

@@ -1,4 +1,8 @@
-"""Work that is done every so often, on one server process where it needs a leader."""
+"""Work that each server process does every so often.
+
+Servers do it side by side, and none leads: a job is an idempotent statement, or it claims rows (`kit.work.claims`). No
+job runs inside a transaction, so one that waits for a slow host loses nothing that it has written.
+"""
 
 import asyncio
 import logging
@@ -7,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from terrapod_server.kit.db import database, database_errors
+from terrapod_server.kit.db import database_errors
 
 log = logging.getLogger(__name__)
 #: How long a job that is at work may take to end by itself.
@@ -18,12 +22,9 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 @dataclass(frozen=True)
 class Job(Generic[T_contra]):
-    """`leader`: only the process that holds the database's lock of that name runs it."""
-
     name: str
     every_s: float
     do: Callable[[T_contra], Awaitable[None]]
-    leader: bool = True
 
 
 class Periodic(Generic[T_contra]):
@@ -56,12 +57,7 @@ class Periodic(Generic[T_contra]):
         pause_s = random.uniform(0, min(job.every_s, 1.0))  # noqa: S311
         while not await self._is_over(pause_s):
             try:
-                if job.leader:
-                    async with database.leadership(job.name) as leads:
-                        if leads:
-                            await job.do(self._services)
-                else:
-                    await job.do(self._services)
+                await job.do(self._services)
                 self._turned(job.name)
             except Exception as error:  # noqa: BLE001  one of the edges: it is logged, and the job has another turn
                 database_errors.log_failure(log, f"job {job.name}", error, self._url)

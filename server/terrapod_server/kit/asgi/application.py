@@ -4,11 +4,9 @@ Every answer leaves through here, so every error has the one form, every
 answer its request id and headers, and every body its limit.
 """
 
-import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
@@ -16,11 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tortoise.exceptions import ValidationError as OrmValidation
 
 from terrapod_server.kit import html
-from terrapod_server.kit.api import parse, render
 from terrapod_server.kit.api.call import Call, base_of, too_large
-from terrapod_server.kit.api.declare import INLINE_HINT, INLINE_MOST, Endpoint, Limit, Page, Raw, Recorded, Route
+from terrapod_server.kit.api.declare import INLINE_HINT, INLINE_MOST, Limit, Page, Raw, Recorded, Route
 from terrapod_server.kit.api.render import Registry, encode
-from terrapod_server.kit.asgi import idempotency, pages
+from terrapod_server.kit.asgi import documents, pages
 from terrapod_server.kit.asgi.guard import Guard
 from terrapod_server.kit.asgi.routes import Routes
 from terrapod_server.kit.caller import ANONYMOUS, Level, Principal
@@ -29,7 +26,6 @@ from terrapod_server.kit.http import headers
 from terrapod_server.kit.http.body import Body, Pace
 from terrapod_server.kit.http.browser import Browser
 from terrapod_server.kit.http.forms import FIELDS_BYTES
-from terrapod_server.kit.paging import Rows
 from terrapod_server.kit.services import Services
 from terrapod_shared import errors, ids
 
@@ -39,16 +35,10 @@ log = logging.getLogger(__name__)
 access_log = logging.getLogger("terrapod.access")
 
 JSON = "application/json"
-_ACCEPTED = frozenset({"application/vnd.api+json", JSON})
-#: A body of this size and more is decoded in a thread.
-_LARGE_JSON = 256 << 10
-#: What a body and the document in it take, as a multiple of the body.
-_BODY_WEIGHT = 3
 _LARGE_FORM_BYTES = 512 << 10
 _INLINE_BYTES = INLINE_MOST * 4 // 3 + 4
 _ID_LONGEST = 64
 _PATH_LONGEST = 40
-_ACCEPTED_STATUS = 202
 _SAFE = frozenset({"GET", "HEAD"})
 _UPLOADS = frozenset({Limit.CONFIGURATION, Limit.STATE, Limit.MODULE})
 
@@ -244,7 +234,7 @@ class Server:
         if isinstance(endpoint, Raw):
             return await self._raw(endpoint, call)
         try:
-            return await self._document(endpoint, call)
+            return await documents.answer(endpoint, call, self.registry)
         finally:
             call.forget()
 
@@ -282,84 +272,6 @@ class Server:
             raise
         request.scope["rate"] = limits.take(request, principal, address)
         return principal, level
-
-    async def _done(self, endpoint: Endpoint, call: Call) -> Any:
-        """What the handler gives; of a change it is noted which thing it was about."""
-        result = await endpoint.do(call)
-        resource = endpoint.resource
-        is_row = not endpoint.many and not isinstance(result, Response | None)
-        if resource is not None and is_row and endpoint.method not in _SAFE:
-            row = render.opened(result)
-            call.about(resource.type, resource.id(row), getattr(row, "workspace_id", "") or "")
-        return result
-
-    async def _document(self, endpoint: Endpoint, call: Call) -> Response:
-        raw = await self._read(endpoint, call) if endpoint.method not in {"GET", "HEAD"} else b""
-        if endpoint.method != "POST" or idempotency.HEADER not in call.request.headers:
-            return await self._render(endpoint, call, await self._done(endpoint, call))
-        attempt = idempotency.Attempt(call, raw)
-        earlier = await attempt.begin()
-        if earlier is not None:
-            status, body = earlier
-            return Response(body, status, dict(endpoint.headers), endpoint.media if body else None)
-        try:
-            result = await self._done(endpoint, call)
-        except BaseException:
-            await asyncio.shield(attempt.forget())
-            raise
-        response = await self._render(endpoint, call, result)
-        try:
-            await attempt.end(response.status_code, bytes(response.body))
-        except Exception as error:  # noqa: BLE001  the work is done and committed, so that it may not be told as failed
-            url = self.services.config.database
-            database_errors.log_failure(log, f"keeping the answer to a repeat of {endpoint.path}", error, url)
-        return response
-
-    async def _read(self, endpoint: Endpoint, call: Call) -> bytes:
-        """Decodes the body into `call`; the bytes are given back for the repeat check."""
-        call.raw = raw = await call.body(_BODY_WEIGHT)
-        if not endpoint.body and not raw:
-            return raw
-        media = call.request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if raw and media and media not in _ACCEPTED:
-            message = f"the body must be application/vnd.api+json or application/json, not {media[:80]}"
-            raise errors.UnsupportedMedia(message)
-        large = len(raw) >= _LARGE_JSON
-        call.document = await asyncio.to_thread(parse.decode, raw) if large else parse.decode(raw)
-        if not endpoint.body:
-            return raw
-        resource = endpoint.takes or endpoint.resource
-        if endpoint.body_many:
-            data = call.document.get("data") if isinstance(call.document, Mapping) else None
-            if not isinstance(data, list):
-                message = "data must be a list of resource identifiers"
-                raise errors.Invalid(message, pointer="/data")
-            parse.check_count(data, "data", "/data")
-            call.items = [parse.linked(item, f"/data/{index}") for index, item in enumerate(data)]
-        elif resource is not None:
-            required = endpoint.status == 201 or endpoint.method == "PATCH"  # noqa: PLR2004
-            data = parse.resource_object(call.document, required=required)
-            parse.check_type(data, resource)
-            call.attributes = parse.attributes(data, resource)
-            call.relations = parse.relations(data, resource)
-        return raw
-
-    async def _render(self, endpoint: Endpoint, call: Call, result: Any) -> Response:
-        if isinstance(result, Response):
-            return result
-        if result is None:
-            return Response(
-                status_code=endpoint.status if endpoint.status == _ACCEPTED_STATUS else 204,
-                headers=dict(endpoint.headers),
-            )
-        if endpoint.resource is None:
-            document = result
-        elif endpoint.many:
-            page = result if isinstance(result, Rows) else Rows(list(result))
-            document = await self.registry.many(endpoint.resource, page, call, endpoint.view)
-        else:
-            document = await self.registry.one(endpoint.resource, result, call, endpoint.view)
-        return Response(encode(document), endpoint.status, dict(endpoint.headers), endpoint.media)
 
 
 def _shown(endpoint: Route | None, path: str) -> str:

@@ -11,7 +11,7 @@ from terrapod_server.runs.events import Event
 from terrapod_server.runs.model import Run, RunEvent
 
 SERVER = Path(terrapod_server.__file__).parent
-DOCS = Path(__file__).parents[3] / "docs"
+DOCS = Path(__file__).parents[4] / "docs"
 #: Rows hold these: a word is never renamed.
 WORDS = {
     "create", "queue", "start", "plan", "save", "finish", "lose", "confirm", "queue_apply", "apply", "discard", "cancel",

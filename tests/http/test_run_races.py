@@ -142,3 +142,83 @@ async def test_a_wake_up_crosses_processes(pg_server: Running, postgres_url: str
             assert await served.wait(10), "the server hears it too"
     finally:
         await asyncio.gather(one.stop(), other.stop())
+
+
+async def statuses(server: Running, *runs: str) -> list[str]:
+    return [await server.status(run) for run in runs]
+
+
+async def ready(server: Running) -> tuple[str, str]:
+    """A workspace and its configuration."""
+    workspace = (await server.workspace())["id"]
+    return workspace, (await server.configuration(workspace))["id"]
+
+
+async def test_of_runs_that_are_made_at_once_one_is_queued(pg_server: Running) -> None:
+    for is_plan_only in (False, True):
+        workspace, _ = await ready(pg_server)
+        answers = await asyncio.gather(
+            *(pg_server.run(workspace, message=f"{number}", **{"plan-only": is_plan_only}) for number in range(6))
+        )
+        assert [answer.status_code for answer in answers] == [201] * 6
+        runs = await Run.filter(workspace_id=workspace).order_by("id")
+        queued = [run for run in runs if run.status.value == "plan_queued"]
+        assert len(queued) == (6 if is_plan_only else 1)
+        assert [run for run in runs if run.holds_queue] == ([] if is_plan_only else queued)
+        shown = {answer.json()["data"]["id"]: answer.json()["data"]["attributes"]["status"] for answer in answers}
+        assert shown == {run.id: run.status.value for run in runs}, "each answer told what was so"
+        current = (await pg_server.api.get(f"/workspaces/{workspace}")).json()["data"]["relationships"]["current-run"]
+        assert current["data"]["id"] == runs[-1 if is_plan_only else 0].id
+        for run in runs:
+            events = await RunEvent.filter(run_id=run.id).order_by("id").values_list("event", flat=True)
+            assert [str(event) for event in events] == (["create", "queue"] if run in queued else ["create"])
+            plan = await Phase.get(id=run.plan_id)
+            assert (plan.status, plan.lease_state) == (("queued", "ready") if run in queued else ("pending", "none"))
+
+
+async def test_the_same_request_at_once_makes_one_run(pg_server: Running) -> None:
+    workspace, version = await ready(pg_server)
+    answers = await asyncio.gather(*(pg_server.run(workspace, version, message="same") for _ in range(5)))
+    assert len({answer.json()["data"]["id"] for answer in answers}) == 1
+    assert await Run.filter(workspace_id=workspace).count() == 1
+    assert await Phase.filter(workspace_id=workspace).count() == 2
+
+
+async def test_a_new_run_races_the_cancel_of_the_one_before_it(pg_server: Running) -> None:
+    for _ in range(5):
+        workspace, _ = await ready(pg_server)
+        first = (await pg_server.run(workspace)).json()["data"]["id"]
+        canceled, made = await asyncio.gather(
+            pg_server.api.post(f"/runs/{first}/actions/cancel"), pg_server.run(workspace, message="next")
+        )
+        second = made.json()["data"]["id"]
+        assert (canceled.status_code, made.status_code) == (202, 201)
+        assert await statuses(pg_server, first, second) == ["canceled", "plan_queued"], "whoever came first"
+        assert await RunEvent.filter(run_id=second, event="queue").count() == 1
+
+
+async def test_a_new_run_races_the_confirmation_of_the_one_before_it(pg_server: Running) -> None:
+    for _ in range(3):
+        [first] = await begin(pg_server, 1)
+        await end(pg_server, await planning(pg_server))
+        workspace = (await Run.get(id=first)).workspace_id
+        confirmed, made = await asyncio.gather(
+            pg_server.api.post(f"/runs/{first}/actions/apply"), pg_server.run(workspace, message="next")
+        )
+        second = made.json()["data"]["id"]
+        assert (confirmed.status_code, made.status_code) == (202, 201)
+        assert await statuses(pg_server, first, second) == ["apply_queued", "pending"]
+        assert (await pg_server.api.post(f"/runs/{first}/actions/cancel")).status_code == 202
+        assert await statuses(pg_server, first, second) == ["canceled", "plan_queued"]
+        await pg_server.api.post(f"/runs/{second}/actions/cancel")  # out of the way of the next claim
+
+
+async def test_a_new_run_races_the_deletion_of_its_workspace(pg_server: Running) -> None:
+    for _ in range(5):
+        workspace, _ = await ready(pg_server)
+        deleted, made = await asyncio.gather(pg_server.api.delete(f"/workspaces/{workspace}"), pg_server.run(workspace))
+        assert deleted.status_code == 204
+        assert made.status_code in (201, 404, 422)
+        assert not await Run.filter(workspace_id=workspace).exists(), "nothing is left, whoever came first"
+        assert not await Phase.filter(workspace_id=workspace).exists()
+        assert not await RunEvent.filter(workspace_id=workspace).exists()

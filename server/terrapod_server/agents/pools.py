@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from tortoise.exceptions import IntegrityError
 
 from terrapod_server.access import visible
+from terrapod_server.agents import accepting
 from terrapod_server.agents.model import JoinToken, Listener, Pool, PoolExcluded, PoolLabel, PoolWorkspace
 from terrapod_server.agents.rules import GRACE, ONLINE
 from terrapod_server.kit.caller import Principal
-from terrapod_server.kit.db.database import in_transaction
+from terrapod_server.kit.db.database import in_transaction, query
 from terrapod_server.kit.db.row_cache import Reader
 from terrapod_server.runs import leases
 from terrapod_server.workspaces import actions as workspaces
@@ -120,19 +122,19 @@ async def delete(row: Pool) -> None:
 
 async def pool_for(workspace: workspaces.Row) -> str:
     """The pool that runs of the workspace go to. Raises Invalid where the workspace may not use it."""
-    if workspace.agent_pool_id is None or workspace.execution_mode != "agent":
-        row = await Pool.get(name=DEFAULT_POOL)
-    else:
-        found = await Pool.get_or_none(id=workspace.agent_pool_id)
-        if found is None:
-            message = f"there is no pool {workspace.agent_pool_id}"
-            raise Invalid(message, pointer="/data/attributes/agent-pool-id")
-        row = found
-    is_open = row.organization_scoped or await PoolWorkspace.exists(pool_id=row.id, workspace_id=workspace.id)
-    if not is_open or await PoolExcluded.exists(pool_id=row.id, workspace_id=workspace.id):
-        message = f"pool {row.name} is not open to workspace {workspace.name}"
-        raise Invalid(message, pointer="/data/attributes/agent-pool-id")
-    return row.id
+    is_own = workspace.agent_pool_id is not None and workspace.execution_mode == "agent"
+    column, value = ("id", workspace.agent_pool_id) if is_own else ("name", DEFAULT_POOL)
+    is_open = accepting.open_to("a", "$2")
+    rows = await query(
+        f"SELECT a.id, a.name, {is_open} AS is_open FROM agent_pool a WHERE a.{column} = $1",  # noqa: S608  our own words
+        [value, workspace.id],
+    )
+    pointer = "/data/attributes/agent-pool-id"
+    if not rows:
+        raise Invalid(f"there is no pool {value}", pointer=pointer)
+    if not rows[0]["is_open"]:
+        raise Invalid(f"pool {rows[0]['name']} is not open to workspace {workspace.name}", pointer=pointer)
+    return str(rows[0]["id"])
 
 
 async def local_engines(pool_id: str) -> tuple[list[tuple[str, str]], bool]:
@@ -141,11 +143,15 @@ async def local_engines(pool_id: str) -> tuple[list[tuple[str, str]], bool]:
     A listener that is offline comes back with what it had, as long as its certificate lets it.
     """
     now = clock.now()
-    rows = await Listener.filter(pool_id=pool_id, revoked_at=None, certificate_until__gt=now - GRACE).values(
-        "local_engines", "last_seen_at"
+    rows = await query(
+        """
+        SELECT local_engines, max(CASE WHEN last_seen_at > $3 THEN 1 ELSE 0 END) AS is_there FROM listener
+        WHERE pool_id = $1 AND revoked_at IS NULL AND certificate_until > $2 GROUP BY local_engines
+        """,
+        [pool_id, now - GRACE, now - ONLINE],
     )
-    found = {(entry["tool"], entry["version"]) for row in rows for entry in row["local_engines"]}
-    return sorted(found), any(row["last_seen_at"] and row["last_seen_at"] > now - ONLINE for row in rows)
+    found = {(entry["tool"], entry["version"]) for row in rows for entry in msgspec.json.decode(row["local_engines"])}
+    return sorted(found), any(row["is_there"] for row in rows)
 
 
 async def delete_for_workspace(workspace_id: str) -> None:

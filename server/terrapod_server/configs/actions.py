@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 from terrapod_server.configs import ports
 from terrapod_server.configs.model import ConfigurationVersion
 from terrapod_server.kit.db.database import in_transaction
+from terrapod_server.kit.db.row_cache import Reader
 from terrapod_server.kit.services import Services
 from terrapod_server.store import keys
 from terrapod_server.store.archive import checked
@@ -15,13 +16,14 @@ from terrapod_shared.errors import Conflict, NotFound, TerrapodError
 
 #: A configuration version as other rooms hold it: they read it.
 Row: TypeAlias = ConfigurationVersion
+READER = Reader(ConfigurationVersion)
 
 
 async def get(version_id: str) -> ConfigurationVersion:
-    row = await ConfigurationVersion.get_or_none(id=version_id)
-    if row is None:
+    found = await READER.one('t."id" = $1', version_id)
+    if found is None:
         raise NotFound
-    return row
+    return found.row
 
 
 async def by_ids(version_ids: Sequence[str]) -> list[ConfigurationVersion]:
@@ -31,6 +33,11 @@ async def by_ids(version_ids: Sequence[str]) -> list[ConfigurationVersion]:
 async def is_uploaded(version_id: str) -> bool:
     """Whether its bytes are here."""
     return await ConfigurationVersion.exists(id=version_id, status="uploaded")
+
+
+def status_of(version_id: str) -> str:
+    """In SQL: the status of the version that `version_id` names; NULL where there is none."""
+    return f"(SELECT c.status FROM configuration_version c WHERE c.id = {version_id})"  # noqa: S608  our own words
 
 
 async def latest(workspace_id: str) -> ConfigurationVersion | None:

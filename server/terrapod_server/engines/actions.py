@@ -16,6 +16,7 @@ from tortoise.exceptions import IntegrityError
 from terrapod_server.config.settings import Engines
 from terrapod_server.engines import advisories, checksums, releases, rules
 from terrapod_server.engines.model import EngineFile
+from terrapod_server.kit.db import database
 from terrapod_server.kit.services import Services
 from terrapod_server.store import keys
 from terrapod_shared import programs, versions
@@ -112,7 +113,7 @@ def _check_sensible(tool: str, wanted: str) -> None:
 
 
 async def _cached(tool: str) -> set[str]:
-    return {row["version"] for row in await EngineFile.filter(tool=tool).values("version")}
+    return {row[0] for row in await database.rows("SELECT DISTINCT version FROM engine_file WHERE tool = $1", [tool])}
 
 
 async def _asked(engines: Engines, tool: str, patience_s: float | None) -> tuple[list[str], str]:

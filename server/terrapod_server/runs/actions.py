@@ -12,7 +12,7 @@ from terrapod_server.kit.db import database
 from terrapod_server.kit.db.row_cache import Reader, Record, Where
 from terrapod_server.kit.services import Services
 from terrapod_server.runs import engines, ports, readers, states, unknown
-from terrapod_server.runs.change import Change
+from terrapod_server.runs.change import Change, Repeats
 from terrapod_server.runs.events import Event
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.runs.states import Status
@@ -154,10 +154,7 @@ async def create(
     values["auto_apply"] = values["auto_apply"] and not plan_only
     is_read = values["auto_apply"] and values.get("is_terraform")
     async with Change(services, workspace.id) as change:
-        first = await _repeated(principal, digest)
-        if first is not None:
-            return first
-        run = await Run.create(
+        new = Run(
             id=run_id,
             workspace_id=workspace.id,
             configuration_version_id=version.id,
@@ -178,15 +175,10 @@ async def create(
             awaited_read=readers.LOG if is_read else "",
             **values,
         )
-        for kind in ("plan", "apply"):
-            await Phase.create(
-                id=f"{kind}-{run.tail}", run_id=run.id, workspace_id=workspace.id, pool_id=pool_id, kind=kind
-            )
-        change.note(run, Event.CREATE, user_id=principal.id)
-        await change.advance()
-        if engine.why:
+        run = await change.add(new, repeats=Repeats(digest, principal.token_id, clock.now() - REPEAT))
+        if engine.why and run is new:
             engines.note_waiting(change, run, engine.why)
-    return await get(run.id)
+    return run
 
 
 def _check(values: Mapping[str, Any], workspace: workspaces.Row) -> None:
@@ -203,17 +195,6 @@ def _check(values: Mapping[str, Any], workspace: workspaces.Row) -> None:
             raise Invalid(message, pointer="/data/attributes/variables")
         if why := refusal(key, "terraform"):
             raise Invalid(why, pointer="/data/attributes/variables")
-
-
-async def _repeated(principal: Principal, digest: str) -> Run | None:
-    if not digest:
-        return None
-    return await Run.filter(
-        request_hash=digest,
-        created_by_token=principal.token_id,
-        created_at__gt=clock.now() - REPEAT,
-        status__in=[Status.PENDING, Status.PLAN_QUEUED],
-    ).first()
 
 
 def run_variables(services: Services, run: Run) -> list[dict[str, str]]:
@@ -346,8 +327,8 @@ async def release_lock(services: Services, workspace_id: str, principal: Princip
     A manual lock stays, and holds the next run as ever.
     """
     async with Change(services, workspace_id) as change:
-        run_id = change.workspace.run_lock_id
-        if not run_id or not await workspaces.free_run_lock(workspace_id, run_id):
+        run_id = await change.free_lock()
+        if not run_id:
             return False
         text = f"{principal.name} freed the lock that the run had kept: its state is no longer unknown"
         change.note(await get(run_id), Event.LOCK_RELEASED, user_id=principal.id, description=text)

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from terrapod_server.runs.events import Entry, Event
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.runs.states import Status
 from terrapod_server.workspaces import actions as workspaces
-from terrapod_shared import clock
+from terrapod_shared import clock, ids
 from terrapod_shared.errors import Conflict, TerrapodError
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,43 @@ _PHASE_STAMPS = {
     "errored": "errored-at",
     "canceled": "canceled-at",
 }
+_UNFINISHED = " UNION ALL ".join(
+    f"SELECT min(id) AS id FROM run WHERE workspace_id = $1 AND plan_only = FALSE AND status = '{status.value}'"  # noqa: S608
+    for status in sorted(states.UNFINISHED)
+)
+_OLDEST = f"(SELECT min(id) FROM ({_UNFINISHED}) AS first)"  # noqa: S608  our own words, as in all of these
+_MINE = "run r WHERE r.workspace_id = $1"
+_READY = f"""
+    SELECT r.id FROM {_MINE} AND r.status = 'pending' AND {configs.status_of("r.configuration_version_id")} = 'uploaded'
+"""  # noqa: S608
+#: Of each workspace's runs an index gives the first of a status, so nothing here grows with the queue.
+_LOOK_AHEAD = f"""
+    WITH holding AS (SELECT r.id, r.status, r.auto_apply, r.cancel_requested FROM {_MINE} AND r.holds_queue = TRUE LIMIT 1
+    ), ready AS ({_READY} AND r.plan_only = FALSE ORDER BY r.id LIMIT 1)
+    SELECT (SELECT id FROM holding) AS holder,
+        EXISTS (SELECT 1 FROM holding WHERE status = 'planned' AND auto_apply AND cancel_requested = '') AS confirms_itself,
+        CASE WHEN NOT EXISTS (SELECT 1 FROM holding) THEN (SELECT min(id) FROM (
+            SELECT id FROM ready
+            UNION ALL SELECT min(r.id) FROM {_MINE} AND r.plan_only = FALSE AND r.status = 'confirmed') AS line) END AS next,
+        EXISTS ({_READY} AND r.plan_only = TRUE) AS plans,
+        {_OLDEST} AS oldest, (SELECT max(r.id) FROM {_MINE}) AS newest,
+        {configs.status_of("$2")} AS configuration,
+        CASE WHEN $3 <> '' THEN (SELECT min(r.id) FROM {_MINE} AND r.id >= $6 AND r.request_hash = $3
+            AND r.created_by_token = $4 AND r.created_at > $5 AND r.status IN ('pending', 'plan_queued')) END AS repeated
+"""  # noqa: S608
+_PLANS = f"{_READY} AND r.plan_only = TRUE ORDER BY r.id"
+_CURRENT = f"SELECT {_OLDEST} AS oldest, (SELECT max(r.id) FROM {_MINE}) AS newest"  # noqa: S608
+#: A run's id may be older than its row by the time for which a release site is waited for.
+_BEFORE_MS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeats:
+    """Which run a request to make one repeats: one of the same bytes and token since then that has not begun."""
+
+    digest: str = ""
+    token_id: str = ""
+    since: datetime = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class Change:
@@ -47,6 +85,10 @@ class Change:
         self._unsealed: set[str] = set()
         self._ended: list[str] = []
         self._transaction = in_transaction()
+        #: The rows that this change has moved, by id: whoever meets one of these runs again gets the same object.
+        self._moved: dict[str, Run] = {}
+        #: The current run, where it is known already.
+        self._current: str | None = None
         self.workspace: workspaces.Row
 
     async def __aenter__(self) -> Self:
@@ -110,6 +152,7 @@ class Change:
                 await self._phase(phase_id, word, stamp)
         for name, value in values.items():
             setattr(run, name, value)
+        self._moved[run.id], self._current = run, None
         self._write(run, event, user_id, description)
         if status in states.FINAL:
             self._ended.append(status.value)
@@ -149,10 +192,19 @@ class Change:
             await workspaces.lock_for_run(run.workspace_id, run.id)
         elif run.is_final and unknown_why:
             reason = unknown.lock_reason(run.id, self.workspace.name, unknown_why)
-            await workspaces.keep_run_lock(run.workspace_id, run.id, reason)
+            if await workspaces.keep_run_lock(run.workspace_id, run.id, reason):
+                self.workspace.run_lock_reason = reason
             self.note(run, Event.STATE_UNKNOWN, description=unknown_why)
         elif run.is_final:
             await workspaces.end_run_lock(run.workspace_id, run.id)
+
+    async def free_lock(self) -> str:
+        """Frees the lock that a run has kept since its state is unknown; the run's id, empty where there is none."""
+        run_id = self.workspace.run_lock_id
+        if not run_id or not await workspaces.free_run_lock(self._workspace_id, run_id):
+            return ""
+        self.workspace.run_lock_id, self.workspace.run_lock_reason = None, ""
+        return str(run_id)
 
     def note(self, run: Run, event: Event, *, user_id: str = "", description: str = "") -> None:
         """Writes an event that moves nothing. Raises ValueError for one that moves a run: that is `fire`'s."""
@@ -178,42 +230,83 @@ class Change:
         if seconds:
             self._later[f"pool:{run.pool_id}"] = seconds
 
+    async def add(self, run: Run, *, repeats: Repeats | None = None) -> Run:
+        """Makes a run of a new row and its two phases, and lets it go as far as it may. A repeat gives the first run.
+
+        Where nothing stands in its way it is queued at once, by the statements that make it.
+        """
+        ahead = await self._look_ahead(run.configuration_version_id, repeats)
+        if ahead["repeated"]:
+            return await self._row(ahead["repeated"])
+        self._write(run, Event.CREATE, run.created_by_id, "")
+        phases = [
+            Phase(id=key, run_id=run.id, workspace_id=run.workspace_id, pool_id=run.pool_id, kind=kind)
+            for kind, key in (("plan", run.plan_id), ("apply", run.apply_id))
+        ]
+        is_held = self.workspace.locked or self.workspace.run_lock_reason or ahead["holder"] or ahead["next"]
+        if ahead["configuration"] == "uploaded" and (run.plan_only or not is_held):
+            self._queue_new(run, phases[0])
+        await database.insert([run])
+        await database.insert(phases)
+        self._moved[run.id] = run
+        unfinished = [each for each in (ahead["oldest"], "" if run.plan_only else run.id) if each]
+        self._current = min(unfinished, default=max(ahead["newest"] or "", run.id))
+        if ahead["stirs"] or (ahead["next"] and not ahead["holder"]):
+            await self._advance(ahead)
+        return run
+
+    def _queue_new(self, run: Run, plan: Phase) -> None:
+        """What `fire` does when it queues a run, on rows that are not written yet."""
+        status, stamp = states.after(run.status, Event.QUEUE), clock.stamp(clock.now())
+        run.holds_queue, run.status = self._holds(run, status), status
+        run.status_timestamps = {**run.status_timestamps, states.timestamp_name(status): stamp}
+        plan.status, plan.status_timestamps, plan.lease_state = "queued", {_PHASE_STAMPS["queued"]: stamp}, "ready"
+        self._write(run, Event.QUEUE, "", "")
+        self.wake(f"pool:{run.pool_id}")
+
     async def advance(self) -> None:
         """Lets the next runs go: what may run beside others at once, of the others the first in line."""
-        workspace = await workspaces.get(self._workspace_id)
-        waiting = Run.filter(workspace_id=workspace.id)
-        for run in await waiting.filter(status=Status.PENDING, plan_only=True).order_by("id"):
-            await self._begin(run)
-        if workspace.locked or workspace.run_lock_reason:
-            return
-        holder = await waiting.filter(holds_queue=True).first()
-        if holder is not None:
-            if holder.status is Status.PLANNED and holder.auto_apply and not holder.cancel_requested:
-                await self.confirm_by_itself(holder)
-            return
-        for run in await waiting.filter(status__in=[Status.PENDING, Status.CONFIRMED], plan_only=False).order_by("id"):
-            if run.status is Status.CONFIRMED:
-                await self.fire(run, Event.QUEUE_APPLY)
-                return
-            if await self._begin(run):
-                return
+        await self._advance(await self._look_ahead())
 
-    async def _begin(self, run: Run) -> bool:
-        """Queues a pending run whose configuration is there."""
-        if not await configs.is_uploaded(run.configuration_version_id):
-            return False
-        await self.fire(run, Event.QUEUE)
-        return True
+    async def _advance(self, ahead: dict[str, Any]) -> None:
+        if ahead["plans"]:
+            for row in await database.query(_PLANS, [self._workspace_id]):
+                await self.fire(await self._row(row["id"]), Event.QUEUE)
+        if self.workspace.locked or self.workspace.run_lock_reason:
+            return
+        if ahead["holder"]:
+            if ahead["confirms_itself"]:
+                await self.confirm_by_itself(await self._row(ahead["holder"]))
+        elif ahead["next"]:
+            run = await self._row(ahead["next"])
+            await self.fire(run, Event.QUEUE_APPLY if run.status is Status.CONFIRMED else Event.QUEUE)
+
+    async def _row(self, run_id: str) -> Run:
+        return self._moved.get(run_id) or await Run.get(id=run_id)
+
+    async def _look_ahead(self, configuration_id: str = "", repeats: Repeats | None = None) -> dict[str, Any]:
+        """What decides who goes next, by one statement. However many runs wait, each part reads a few rows of an index.
+
+        `holder`: the run that holds the queue; `confirms_itself`: it waits for nobody; `next`: the first of those in line
+        that may go; `plans`: whether plan-only runs may go; `oldest`: the first that is not over; `configuration`: the
+        status of that version; `repeated`: the run that a request repeats; `stirs`: whether somebody waits for nothing.
+        """
+        repeats = repeats or Repeats()
+        found = await database.query(_LOOK_AHEAD, [
+            self._workspace_id, configuration_id, repeats.digest, repeats.token_id, repeats.since,
+            ids.first_at("run", int(repeats.since.timestamp() * 1000) - _BEFORE_MS),
+        ])  # fmt: skip
+        ahead = found[0]
+        ahead["stirs"] = ahead["plans"] or ahead["confirms_itself"]
+        return ahead
 
     async def _settle(self) -> None:
         """Brings the workspace's `current-run` up to date: the oldest that is unfinished, else the newest."""
-        runs = Run.filter(workspace_id=self._workspace_id)
-        found = (
-            await runs.filter(plan_only=False, status__in=list(states.UNFINISHED)).order_by("id").first().values("id")
-        )
-        if not found:
-            found = await runs.order_by("-id").first().values("id")
-        await workspaces.set_current_run(self._workspace_id, found["id"] if found else None)
+        if self._current is None:
+            found = await database.query(_CURRENT, [self._workspace_id])
+            self._current = found[0]["oldest"] or found[0]["newest"]
+        if self._current != self.workspace.current_run_id:
+            await workspaces.set_current_run(self._workspace_id, self._current)
 
 
 def entry(run: Run, event: Event, *, user_id: str = "", description: str = "") -> Entry:

@@ -31,10 +31,10 @@ KIND = visible.Kind("workspace_label", "workspace_id", is_workspace=True)
 
 async def get(workspace_id: str) -> Workspace:
     """Raises NotFound, also for a text that could be no id."""
-    found = await Workspace.get_or_none(id=workspace_id) if ids.is_valid(workspace_id, "ws") else None
+    found = await READER.one('t."id" = $1', workspace_id) if ids.is_valid(workspace_id, "ws") else None
     if found is None:
         raise NotFound
-    return found
+    return found.row
 
 
 async def by_name(name: str) -> Workspace:
@@ -278,9 +278,9 @@ async def lock_for_run(workspace_id: str, run_id: str) -> None:
     await Workspace.filter(id=workspace_id, run_lock_id=None).update(run_lock_id=run_id)
 
 
-async def keep_run_lock(workspace_id: str, run_id: str, reason: str) -> None:
-    """Lets the lock of a run outlive it: the state after its apply is unknown, as the reason says."""
-    await Workspace.filter(id=workspace_id, run_lock_id=run_id).update(run_lock_reason=reason)
+async def keep_run_lock(workspace_id: str, run_id: str, reason: str) -> bool:
+    """Lets the lock of a run outlive it: the state after its apply is unknown, as the reason says. Whether it had it."""
+    return bool(await Workspace.filter(id=workspace_id, run_lock_id=run_id).update(run_lock_reason=reason))
 
 
 async def end_run_lock(workspace_id: str, run_id: str) -> None:
@@ -290,7 +290,9 @@ async def end_run_lock(workspace_id: str, run_id: str) -> None:
 
 async def set_current_run(workspace_id: str, run_id: str | None) -> None:
     """Names the run that the workspace shows as `current-run`."""
-    await Workspace.filter(id=workspace_id).update(current_run_id=run_id)
+    await database.query(
+        "WITH one AS (SELECT 1) UPDATE workspace SET current_run_id = $1 WHERE id = $2", [run_id, workspace_id]
+    )
 
 
 async def set_current_state(workspace_id: str, version_id: str, resource_count: int) -> None:
@@ -316,10 +318,11 @@ async def hold_row(workspace_id: str) -> None:
 
 async def held(workspace_id: str) -> Workspace:
     """The workspace under its row lock: until the transaction ends nobody changes or deletes it. Raises NotFound."""
-    found = await Workspace.select_for_update().get_or_none(id=workspace_id)
+    locked = " FOR UPDATE" if database.is_postgres() else ""  # SQLite runs one transaction at a time
+    found = await READER.one(f't."id" = $1{locked}', workspace_id)
     if found is None:
         raise NotFound
-    return found
+    return found.row
 
 
 async def delete(services: Services, workspace: Workspace, principal: Principal, *, only_empty: bool = False) -> None:

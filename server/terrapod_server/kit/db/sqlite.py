@@ -7,6 +7,7 @@ whatever was committed before it began.
 """
 
 import asyncio
+import logging
 import sqlite3
 import threading
 from collections import deque
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Any
 
+#: Where the ORM names its statements.
+_statements = logging.getLogger("tortoise.db_client")
 Rows = list[tuple[Any, ...]]
 _Future = asyncio.Future[Rows]
 #: After so long another thread takes what still waits behind a slow statement.
@@ -39,6 +42,7 @@ class Readers:
 
     async def rows(self, sql: str, values: Sequence[Any]) -> Rows:
         """Raises what SQLite raises."""
+        _statements.debug("%s: %s", sql, values)
         future: _Future = self._loop.create_future()
         self._asked.append((future, sql, values))
         if self._handing is None:  # whoever is ready to run now may ask too, before a thread is woken

@@ -39,7 +39,7 @@ tools:
 
 PYTEST := $(BIN)/pytest -n 4 --dist worksteal
 
-# An answer within two minutes: unit tests, all declarations, and the API on SQLite
+# An answer within two minutes: unit tests, all declarations, and the API on SQLite, without what is slow
 quick: setup
 	$(PYTEST) --quick tests/unit tests/whole tests/contract tests/http
 

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "packaging" / "demo"))
@@ -37,6 +38,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="leave out what is slow, and what needs PostgreSQL")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test is imported, since its own settings are made of these."""
+    if config.getoption("--quick"):
+        hypothesis.settings.register_profile("quick", max_examples=20)
+        hypothesis.settings.load_profile("quick")
 
 
 def _is_quick(item: pytest.Item) -> bool:

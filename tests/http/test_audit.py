@@ -267,6 +267,7 @@ async def test_no_secret_enters_it(server: Running, database_url: str) -> None:
         assert text not in rows
 
 
+@pytest.mark.slow
 async def test_verify_finds_whatever_was_done_to_it(  # noqa: PLR0915  one log is altered in all ways
     database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,6 +85,7 @@ async def give_up(port: int, kind: str, times: int) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.slow
 async def test_given_up_connections_leave_no_memory(tls_process: tuple[Process, Running]) -> None:
     process, _ = tls_process
     kinds = ["handshake", "request", "answer", "half a body", "half a handshake", "no TLS", "http2"]

@@ -54,6 +54,7 @@ async def deliver(server: Running, raw: bytes, serial: int = 1) -> DATA:
 
 
 @pytest.mark.parametrize("kind", ["objects", "depth", "digits"])
+@pytest.mark.slow
 async def test_a_large_hostile_state_costs_its_resources_alone(small: Running, kind: str) -> None:
     found, beside = await asyncio.gather(
         deliver(small, HOSTILE_LARGE[kind]), deliver(small, state_bytes(1, resources=4000))
@@ -67,6 +68,7 @@ async def test_long_names_cost_nothing(small: Running) -> None:
     assert (await deliver(small, HOSTILE_LARGE["names"]))["resources-processed"]
 
 
+@pytest.mark.slow
 async def test_a_state_whose_reader_is_killed_is_kept(server: Running) -> None:
     raw = state_bytes(9, resources=100_000)
     delivery = asyncio.create_task(deliver(server, raw, 9))
@@ -181,6 +183,7 @@ async def test_a_hostile_plan_is_an_error_of_that_plan(server: Running, tmp_path
     assert (await server.api.get(f"/plans/{again}/json-output-redacted")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_an_inline_state_is_small(server: Running) -> None:
     workspace_id = (await server.workspace())["id"]
     path = f"/workspaces/{workspace_id}/state-versions"

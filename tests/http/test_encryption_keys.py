@@ -80,6 +80,7 @@ def command(name: str, data: Path, url: str, *more: str) -> "subprocess.Complete
 
 
 @pytest.mark.parametrize("is_upgrade", [False, True], ids=["recorded", "upgraded"])
+@pytest.mark.slow
 async def test_a_server_without_its_keys_does_not_start(database_url: str, tmp_path: Path, is_upgrade: bool) -> None:
     data, kept = tmp_path / "data", tmp_path / "kept"
     keys = data / "keys"
@@ -106,6 +107,7 @@ async def test_a_server_without_its_keys_does_not_start(database_url: str, tmp_p
     await refused(data, database_url, own)
 
 
+@pytest.mark.slow
 async def test_each_key_that_has_sealed_something_is_needed(database_url: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     keys, older = data / "keys", tmp_path / "older"
@@ -129,6 +131,7 @@ async def test_each_key_that_has_sealed_something_is_needed(database_url: str, t
         await reads(server, workspace)
 
 
+@pytest.mark.slow
 async def test_files_alone_tell_their_keys_too(database_url: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     keys = data / "keys"
@@ -185,6 +188,7 @@ async def test_ready_looks_at_the_keys(database_url: str, tmp_path: Path) -> Non
         assert await ready() == (503, "unhealthy")
 
 
+@pytest.mark.slow
 async def test_keys_that_are_lost_can_be_given_up(database_url: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     keys = data / "keys"
@@ -218,6 +222,7 @@ async def _named(url: str) -> list[str]:
     return [row["id"] for row in rows]
 
 
+@pytest.mark.slow
 async def test_a_rotation_that_is_killed_leaves_keys_that_work(database_url: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     async with running(data, database_url) as server:
@@ -290,6 +295,7 @@ async def test_a_start_beside_a_first_start_is_told_to_try_again(database_url: s
     assert (tmp_path / "data" / "keys").read_bytes() == kept
 
 
+@pytest.mark.slow
 async def test_up_says_it_too(tmp_path: Path) -> None:
     data, port = str(tmp_path / "data"), str(free_port())
     argv = [str(BIN / "terrapod-server"), "up", "--data", data, "--port", port, "--no-listener"]

@@ -50,6 +50,7 @@ async def came_in(address: str, now: float, device: str = "", account: str = OWN
 
 
 @pytest.mark.usefixtures("server")
+@pytest.mark.slow
 async def test_a_thousand_guesses_from_one_address() -> None:
     now = time.time()
     for within_s in (1.0, QUARTER_S):  # in a rush, and spread over the quarter of an hour

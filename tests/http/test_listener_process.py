@@ -43,6 +43,7 @@ async def test_a_certificate_is_renewed_when_the_server_says_so(server: Running,
         await until(online(me))
 
 
+@pytest.mark.slow
 async def test_who_was_removed_and_joined_again_goes_on_without_a_restart(server: Running, tmp_path: Path) -> None:
     first = await joined(server, tmp_path / "home")
     async with running_listener(tmp_path / "home"):
@@ -78,6 +79,7 @@ async def test_the_log_says_how_long_the_run_waited(server: Running, tmp_path: P
 
 
 @pytest.mark.parametrize("is_ended", [False, True])
+@pytest.mark.slow
 async def test_a_listener_that_was_paused_in_a_plan_changes_nothing(
     server: Running, tmp_path: Path, *, is_ended: bool
 ) -> None:
@@ -131,6 +133,7 @@ async def _answer(value: bool) -> bool:
     return value
 
 
+@pytest.mark.slow
 async def test_the_join_token_comes_from_a_file_or_a_pipe(server: Running, tmp_path: Path) -> None:
     """Whoever looks at the host's processes sees no token."""
     file = tmp_path / "token"

@@ -39,6 +39,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener_client, "pause_s", lambda _attempt: 0.01)
 
 
+@pytest.mark.slow
 async def test_a_run_ends_well_where_every_call_meets_a_proxys_answer_and_loses_its_own(
     server: Running, tmp_path: Path
 ) -> None:
@@ -280,6 +281,7 @@ async def test_no_proxy_sets_the_clock(server: Running, tmp_path: Path, far_s: o
         await one.close()
 
 
+@pytest.mark.slow
 async def test_an_apply_is_not_run_again_by_a_proxy_that_has_seen_it(server: Running, tmp_path: Path) -> None:
     """It has kept all answers of a whole run, and gives them once more to the listener's own process."""
     kept_: dict[tuple[str, str], Answer] = {}
@@ -323,6 +325,7 @@ async def applied(server: Running, apply: str) -> str:
     return run
 
 
+@pytest.mark.slow
 async def test_a_server_that_comes_back_from_a_backup_gets_no_apply_twice(server: Running, tmp_path: Path) -> None:
     """Its database knows nothing of the apply that this host has ended."""
     calls = tmp_path / "calls"

@@ -201,6 +201,7 @@ async def test_what_is_not_signed_by_the_provider_is_refused(site: Running, idp:
         assert (await deliver(site, browser, await answer(browser))).status_code == 200
 
 
+@pytest.mark.slow
 async def test_what_the_provider_signed_for_another_or_another_time_is_refused(site: Running, idp: IdP) -> None:
     data = "saml:Subject/saml:SubjectConfirmation/saml:SubjectConfirmationData"
 

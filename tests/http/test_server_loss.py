@@ -62,6 +62,7 @@ async def versions(server: Running, workspace: str) -> list[str]:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.slow
 async def test_a_person_sends_a_state_again(database_url: str, tmp_path: Path, when: str) -> None:
     (tmp_path / "data").mkdir()
     process = Process(tmp_path / "data", database_url)
@@ -86,6 +87,7 @@ async def test_a_person_sends_a_state_again(database_url: str, tmp_path: Path, w
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.slow
 async def test_a_listener_sends_a_state_again(database_url: str, tmp_path: Path, when: str) -> None:
     (tmp_path / "data").mkdir()
     process = Process(tmp_path / "data", database_url)
@@ -130,6 +132,7 @@ END
 
 
 @pytest.mark.parametrize("when", ["before the run", "while it applied"])
+@pytest.mark.slow
 async def test_a_server_from_an_older_backup_costs_no_state_that_a_listener_holds(tmp_path: Path, when: str) -> None:
     data, backup, home = tmp_path / "data", tmp_path / "backup", tmp_path / "home"
     data.mkdir()

@@ -373,6 +373,7 @@ async def test_a_state_and_its_json_form_may_come_along(server: Running) -> None
     assert len(files(server)) == 2
 
 
+@pytest.mark.slow
 async def test_many_slow_uploads_at_once_all_end(server: Running) -> None:
     """Each holds its first half until all have sent theirs."""
     begun = 0

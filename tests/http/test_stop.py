@@ -54,6 +54,7 @@ async def test_long_polls_end_at_once_and_with_nothing(process: Process, tmp_pat
         assert await process.ended(5) < 4
 
 
+@pytest.mark.slow
 async def test_an_upload_under_way_is_finished(process: Process) -> None:
     async with process.prepared() as server:
         await process.start()

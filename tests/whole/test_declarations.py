@@ -188,6 +188,7 @@ async def test_a_new_database_has_the_schema_that_all_migrations_lead_to(empty_u
         await database.close()
 
 
+@pytest.mark.slow
 async def test_administrators_and_labels_come_along_from_the_first_schema(empty_url: str) -> None:
     await database.open_(empty_url, app.MODELS)
     try:

@@ -158,6 +158,7 @@ def test_resources_of_another_form_cost_the_resources() -> None:
         assert "terraform" in found.reason
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_whatever_is_nested() -> None:
     tracemalloc.start()
     with pytest.raises(parse.Unreadable):

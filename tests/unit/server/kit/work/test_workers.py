@@ -44,6 +44,7 @@ async def test_documents_are_read_in_order(workers: Workers) -> None:
         ("raising", "failed .KeyError.$"), ("exiting", "exit code 3"), ("absent", "AttributeError"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 async def test_a_process_that_dies_is_an_error_of_its_document(workers: Workers, work: str, why: str) -> None:
     beside = asyncio.create_task(result(workers, "echoed", chunks(b"beside")))
     with pytest.raises(Died, match=why):

@@ -114,6 +114,13 @@ class Call:
     def has_related(self, name: str) -> bool:
         return name in self.relations
 
+    def required(self, name: str) -> Any:
+        """An attribute that must be sent. Raises Invalid where it was not."""
+        column = name.replace("-", "_")
+        if column not in self.attributes:
+            raise Invalid(f"{name} is required", pointer=f"/data/attributes/{name}")
+        return self.attributes[column]
+
     def related(self, name: str) -> str | None:
         """The id that a to-one relationship names, or None where it was not sent or is null."""
         linked = self.relations.get(name)

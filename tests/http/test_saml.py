@@ -34,7 +34,7 @@ ENTITY = f"{BASE}/api/v2/auth/saml/corp/metadata"
 def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IdP]:
     made = IdP(tmp_path_factory.mktemp("idp"), free_port())
     made.make_keys()
-    own = Saml(convert(made.settings, config.Saml)).metadata(f"{BASE}/api/v2/auth/callback", ENTITY)
+    own = Saml(convert(made.settings, config.Saml)).metadata(BASE)
     with made.serving(own):
         yield made
 

@@ -9,7 +9,7 @@ from terrapod_server.access import actions as access
 from terrapod_server.identity import actions, sessions
 from terrapod_server.identity.model import Session
 from terrapod_server.identity.oauth_api import CODE_FORM, exchange, rfc6749
-from terrapod_server.identity.signin.providers import CALLBACK, Attempt, SignIn
+from terrapod_server.identity.signin.providers import Attempt, SignIn
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Attr, Endpoint, Raw, Resource
 from terrapod_server.kit.api.render import encode
@@ -43,11 +43,8 @@ async def providers(call: Call) -> dict[str, Any]:
 async def metadata(call: Call) -> Response:
     """Who this server is to a SAML provider."""
     service: SignIn = call.services.sign_in
-    provider = service.known(call.path["provider"])
-    if provider.kind == "oidc":
-        raise NotFound
-    entity_id = service.entity_id(provider.settings, call.base)
-    return Response(provider.metadata(call.base + CALLBACK, entity_id), media_type="application/samlmetadata+xml")
+    document = service.known(call.path["provider"]).metadata(call.base)
+    return Response(document, media_type="application/samlmetadata+xml")
 
 
 @rfc6749

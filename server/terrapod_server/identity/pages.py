@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from terrapod_server.identity import actions, browser, oauth, rules, sessions
 from terrapod_server.identity.model import User
-from terrapod_server.identity.signin.providers import CALLBACK, Attempt, SignIn
+from terrapod_server.identity.signin.provider import CALLBACK
+from terrapod_server.identity.signin.providers import Attempt, SignIn
 from terrapod_server.kit import html
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Limit, Page, Recorded

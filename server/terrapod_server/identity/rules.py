@@ -28,14 +28,6 @@ _SYSTEMS = (("Android", "Android"), ("iPhone", "iPhone"), ("iPad", "iPad"), ("Cr
 
 
 @dataclass(frozen=True)
-class Secrets:
-    """What one sign-in keeps to itself until the person is back."""
-
-    nonce: str
-    verifier: str
-
-
-@dataclass(frozen=True)
 class Proof:
     """What a provider says of the person that it let in. `is_vouched`: that the address is this person's."""
 

@@ -24,8 +24,9 @@ from joserfc.errors import JoseError
 from terrapod_server.config import settings as config
 from terrapod_server.config.hosts import is_safe_url
 from terrapod_server.identity import rules
-from terrapod_server.identity.rules import Proof, Secrets
-from terrapod_shared.errors import BadGateway, Forbidden
+from terrapod_server.identity.rules import Proof
+from terrapod_server.identity.signin.provider import Assertion, Trip
+from terrapod_shared.errors import BadGateway, BadRequest, Forbidden, NotFound
 
 #: Signatures that only the provider can make; never `none`, never a shared secret. Each with its kind of key.
 ALGORITHMS = {
@@ -64,22 +65,22 @@ class Oidc:
             raise self._unreachable("it has no key that signatures may be checked by")
         await asyncio.to_thread(self._secret)
 
-    async def start(self, state: str, kept: Secrets, back: str) -> str:
+    async def start(self, trip: Trip) -> str:
         """The URL at the provider to which the browser goes."""
         asked = {
             "response_type": "code",
             "client_id": self.settings.client_id,
-            "redirect_uri": back,
+            "redirect_uri": trip.back,
             "scope": " ".join(self.settings.scopes),
-            "state": state,
-            "nonce": kept.nonce,
-            "code_challenge": rules.challenge_of(kept.verifier),
+            "state": trip.state,
+            "nonce": trip.nonce,
+            "code_challenge": rules.challenge_of(trip.verifier),
             "code_challenge_method": "S256",
         }
         url: str = (await self._discovered())["authorization_endpoint"]
         return f"{url}{'&' if urlsplit(url).query else '?'}{urlencode(asked)}"
 
-    async def finish(self, answer: Mapping[str, str], kept: Secrets, back: str) -> Proof:
+    async def finish(self, answer: Mapping[str, str], trip: Trip) -> Proof:
         """Who came back. Raises Forbidden where the provider, or what it sent, does not let them in."""
         metadata = await self._discovered()
         said = answer.get("iss")
@@ -89,14 +90,14 @@ class Oidc:
             raise self._refusal("its answer is from another provider")
         if "error" in answer:
             raise self._refusal(f"it answered {answer['error'][:80]!r}")
-        tokens = await self._exchange(metadata, answer.get("code", ""), kept.verifier, back)
+        tokens = await self._exchange(metadata, answer.get("code", ""), trip.verifier, trip.back)
         claims = await self._verified(str(tokens.get("id_token", "")))
         try:
             rules.check_id_token(
                 claims,
                 issuer=self.settings.issuer,
                 client_id=self.settings.client_id,
-                nonce=kept.nonce,
+                nonce=trip.nonce,
                 now=time.time(),
             )
         except ValueError as error:
@@ -104,6 +105,14 @@ class Oidc:
         if self.settings.userinfo:
             claims = {**await self._userinfo(metadata, str(tokens.get("access_token", "")), claims["sub"]), **claims}
         return self._proof(claims)
+
+    async def finish_posted(self, form: Mapping[str, str], trip: Trip) -> Assertion:
+        del form, trip
+        raise BadRequest(f"{self.settings.shown} answers by a redirect")
+
+    def metadata(self, base: str) -> bytes:
+        del base
+        raise NotFound
 
     def _proof(self, claims: Mapping[str, Any]) -> Proof:
         email, verified = rules.address_of(claims.get("email")), claims.get("email_verified")

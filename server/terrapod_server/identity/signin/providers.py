@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -18,13 +18,15 @@ from tortoise.exceptions import IntegrityError
 from terrapod_server.config.settings import Auth, SignInProvider
 from terrapod_server.identity import actions, onetime, rules
 from terrapod_server.identity.model import User, UserIdentity
-from terrapod_server.identity.rules import Proof, Secrets
+from terrapod_server.identity.rules import Proof
 from terrapod_server.identity.signin import passwords
 from terrapod_server.identity.signin.passwords import Passwords
+from terrapod_server.identity.signin.provider import Provider, Trip
 from terrapod_shared import clock
 from terrapod_shared.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound
 
-CALLBACK = "/api/v2/auth/callback"
+#: The kinds of providers: each is a module beside this one, and a list in the settings.
+_KINDS = {"oidc": "Oidc", "saml": "Saml"}
 #: How long somebody may take at the provider.
 _AWAY_S = 300.0
 _STATE, _PROOF, _ASSERTION = "sign-in", "proof of a sign-in", "assertion"
@@ -78,20 +80,18 @@ class SignIn:
     settings: Auth
     brake: Brake | None = None
     passwords: Passwords = field(init=False)
-    providers: dict[str, Any] = field(init=False)
+    providers: dict[str, Provider] = field(init=False)
 
     def __post_init__(self) -> None:
         self.passwords = Passwords(self.settings)
         # imported only when asked for: what they bring is a tenth of a small server's memory, and one is an extra
         self.providers = {}
-        if self.settings.oidc:
-            module = importlib.import_module("terrapod_server.identity.signin.oidc")
-            self.providers |= {each.name: module.Oidc(each) for each in self.settings.oidc}
-        if self.settings.saml:
-            module = importlib.import_module("terrapod_server.identity.signin.saml")
-            self.providers |= {each.name: module.Saml(each) for each in self.settings.saml}
+        for kind, name in _KINDS.items():
+            if configured := getattr(self.settings, kind):
+                make = getattr(importlib.import_module(f"terrapod_server.identity.signin.{kind}"), name)
+                self.providers |= {each.name: make(each) for each in configured}
 
-    def known(self, name: str) -> Any:
+    def known(self, name: str) -> Provider:
         """Raises NotFound."""
         if name not in self.providers:
             message = f"there is no sign-in provider {name[:60]!r}"
@@ -101,8 +101,7 @@ class SignIn:
     async def close(self) -> None:
         self.passwords.close()
         for provider in self.providers.values():
-            if provider.kind == "oidc":
-                await provider.close()
+            await provider.close()
 
     async def by_password(self, email: str, password: str, attempt: Attempt) -> User | None:
         """The user, or None: whoever asks does not learn whether address, password or account is the reason."""
@@ -127,23 +126,18 @@ class SignIn:
     async def depart(self, name: str, page: str, browser: str, base: str) -> str:
         """The URL at the provider; `page` is where the person goes on, `browser` what its answer must come from."""
         provider = self.known(name)
-        state, kept = secrets.token_urlsafe(32), Secrets(secrets.token_urlsafe(32), secrets.token_urlsafe(48))
-        request_id, back = f"_{secrets.token_hex(20)}", base + CALLBACK
-        if provider.kind == "oidc":
-            url = await provider.start(state, kept, back)
-        else:
-            url = provider.start(request_id, state, back, self.entity_id(provider.settings, base))
-        data = {
-            "provider": name,
-            "page": page,
-            "browser": browser,
-            "base": base,
-            "nonce": kept.nonce,
-            "verifier": kept.verifier,
-            "request": request_id,
-        }
-        await onetime.put(_STATE, state, _AWAY_S, data)
-        return str(url)
+        trip = Trip(
+            state=secrets.token_urlsafe(32),
+            nonce=secrets.token_urlsafe(32),
+            verifier=secrets.token_urlsafe(48),
+            request=f"_{secrets.token_hex(20)}",
+            base=base,
+        )
+        url = await provider.start(trip)
+        data = {"provider": name, "page": page, "browser": browser, **asdict(trip)}
+        del data["state"]  # is the key by which the rest is found
+        await onetime.put(_STATE, trip.state, _AWAY_S, data)
+        return url
 
     async def arrive(self, answer: Mapping[str, str], browser: str) -> Arrival:
         """By the redirect of an OIDC provider, or by the handle that `deliver` gave. Raises Forbidden, BadRequest."""
@@ -153,11 +147,7 @@ class SignIn:
             return msgspec.convert(kept, Arrival)
         kept = await onetime.take(_STATE, answer.get("state", ""))
         data = self._check_browser(kept, browser)
-        provider = self.known(data["provider"])
-        if provider.kind != "oidc":
-            message = f"{provider.settings.shown} answers by POST"
-            raise BadRequest(message)
-        proof = await provider.finish(answer, Secrets(data["nonce"], data["verifier"]), data["base"] + CALLBACK)
+        proof = await self.known(data["provider"]).finish(answer, _trip(answer["state"], data))
         return Arrival(proof, data["browser"], data["page"])
 
     async def deliver(self, form: Mapping[str, str]) -> str:
@@ -167,12 +157,7 @@ class SignIn:
         """
         state = form.get("RelayState", "")
         data = await onetime.look(_STATE, state) or _gone()
-        provider = self.known(data["provider"])
-        if provider.kind == "oidc":
-            message = f"{provider.settings.shown} answers by a redirect"
-            raise BadRequest(message)
-        entity_id = self.entity_id(provider.settings, data["base"])
-        found = await provider.finish(form.get("SAMLResponse", ""), data["request"], data["base"] + CALLBACK, entity_id)
+        found = await self.known(data["provider"]).finish_posted(form, _trip(state, data))
         if await onetime.take(_STATE, state) is None:
             _gone()
         left_s = (found.good_until - clock.now()).total_seconds()
@@ -181,11 +166,6 @@ class SignIn:
         arrival = Arrival(found.proof, data["browser"], data["page"])
         await onetime.put(_PROOF, handle, _HANDLE_S, msgspec.to_builtins(arrival))
         return handle
-
-    @staticmethod
-    def entity_id(settings: Any, base: str) -> str:
-        """Our name at a SAML provider."""
-        return str(settings.entity_id or f"{base}/api/v2/auth/saml/{settings.name}/metadata")
 
     @staticmethod
     def _check_browser(data: dict[str, Any] | None, browser: str) -> dict[str, Any]:
@@ -240,6 +220,10 @@ class SignIn:
         except IntegrityError:  # of a user who is gone, or made by another sign-in just now
             await UserIdentity.filter(id=_identity(proof)).update(**values)
         return user
+
+
+def _trip(state: str, data: Mapping[str, Any]) -> Trip:
+    return Trip(state, data["nonce"], data["verifier"], data["request"], data["base"])
 
 
 def _identity(proof: Proof) -> str:

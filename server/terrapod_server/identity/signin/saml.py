@@ -26,8 +26,9 @@ from signxml.verifier import SignatureConfiguration, XMLVerifier
 from terrapod_server.config import settings as config
 from terrapod_server.identity import rules
 from terrapod_server.identity.rules import Proof
+from terrapod_server.identity.signin.provider import CALLBACK, Assertion, Trip
 from terrapod_shared import clock
-from terrapod_shared.errors import Forbidden
+from terrapod_shared.errors import BadRequest, Forbidden
 
 SAML = "urn:oasis:names:tc:SAML:2.0:assertion"
 SAMLP = "urn:oasis:names:tc:SAML:2.0:protocol"
@@ -41,15 +42,6 @@ _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE--
 _LONGEST = 255
 
 
-@dataclass(frozen=True)
-class Assertion:
-    """What is left of an answer once it is believed: the proof, and what makes a second use of it known."""
-
-    proof: Proof
-    id: str
-    good_until: datetime
-
-
 @dataclass
 class Saml:
     """One identity provider of the settings."""
@@ -59,54 +51,65 @@ class Saml:
 
     kind = "saml"
 
-    def start(self, request_id: str, state: str, back: str, entity_id: str) -> str:
+    async def start(self, trip: Trip) -> str:
         """The URL at the provider to which the browser goes, by the HTTP-Redirect binding."""
         now = clock.now().strftime("%Y-%m-%dT%H:%M:%SZ")
         request = (
-            f'<samlp:AuthnRequest xmlns:samlp="{SAMLP}" xmlns:saml="{SAML}" ID={quoteattr(request_id)} Version="2.0" '
+            f'<samlp:AuthnRequest xmlns:samlp="{SAMLP}" xmlns:saml="{SAML}" ID={quoteattr(trip.request)} Version="2.0" '
             f'IssueInstant="{now}" Destination={quoteattr(self.settings.sign_on_url)} ProtocolBinding="{_POST}" '
-            f"AssertionConsumerServiceURL={quoteattr(back)}><saml:Issuer>{_text(entity_id)}</saml:Issuer>"
+            f"AssertionConsumerServiceURL={quoteattr(trip.back)}><saml:Issuer>{_text(self.entity_id(trip.base))}</saml:Issuer>"
             f'<samlp:NameIDPolicy AllowCreate="true"/></samlp:AuthnRequest>'
         )
         packer = zlib.compressobj(9, zlib.DEFLATED, -15)
         packed = base64.b64encode(packer.compress(request.encode()) + packer.flush()).decode()
         url = self.settings.sign_on_url
-        query = urlencode({"SAMLRequest": packed, "RelayState": state})
+        query = urlencode({"SAMLRequest": packed, "RelayState": trip.state})
         return f"{url}{'&' if urlsplit(url).query else '?'}{query}"
 
-    def metadata(self, back: str, entity_id: str) -> bytes:
+    def entity_id(self, base: str) -> str:
+        """Our name at the provider."""
+        return self.settings.entity_id or f"{base}/api/v2/auth/saml/{self.settings.name}/metadata"
+
+    def metadata(self, base: str) -> bytes:
         """Who we are, as providers import it."""
         return (
             f'<?xml version="1.0"?><md:EntityDescriptor xmlns:md="urn:oasis:names:tc:SAML:2.0:metadata" '
-            f'entityID={quoteattr(entity_id)}><md:SPSSODescriptor AuthnRequestsSigned="false" '
+            f'entityID={quoteattr(self.entity_id(base))}><md:SPSSODescriptor AuthnRequestsSigned="false" '
             f'WantAssertionsSigned="true" protocolSupportEnumeration="{SAMLP}">'
-            f'<md:AssertionConsumerService Binding="{_POST}" Location={quoteattr(back)} index="0" isDefault="true"/>'
+            f'<md:AssertionConsumerService Binding="{_POST}" Location={quoteattr(base + CALLBACK)} index="0" isDefault="true"/>'
             "</md:SPSSODescriptor></md:EntityDescriptor>"
         ).encode()
 
-    async def finish(self, response: str, request_id: str, back: str, entity_id: str) -> Assertion:
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    async def finish(self, answer: Mapping[str, str], trip: Trip) -> Proof:
+        del answer, trip
+        raise BadRequest(f"{self.settings.shown} answers by POST")
+
+    async def finish_posted(self, form: Mapping[str, str], trip: Trip) -> Assertion:
         """Whom the answer to our request lets in. Raises Forbidden."""
         try:
-            return await asyncio.to_thread(self._judged, response, request_id, back, entity_id)
+            return await asyncio.to_thread(self._judged, form.get("SAMLResponse", ""), trip)
         except ValueError as error:
             raise Forbidden(f"{self.settings.shown} did not let you in: {error}") from None
 
-    def _judged(self, response: str, request_id: str, back: str, entity_id: str) -> Assertion:
+    def _judged(self, response: str, trip: Trip) -> Assertion:
         document = _parsed(response)
         if document.tag != f"{{{SAMLP}}}Response":
             raise ValueError("its answer is no SAML response")
         code = document.find(f"{{{SAMLP}}}Status/{{{SAMLP}}}StatusCode")
         if code is None or code.get("Value") != _SUCCESS:
             raise ValueError(f"it answered {'' if code is None else str(code.get('Value'))[:120]!r}")
-        if document.get("Destination") not in (None, "", back):
+        if document.get("Destination") not in (None, "", trip.back):
             raise ValueError("its answer is for another address")
         signed = self._signed_assertion(document)
         at = clock.now()
         issuer = signed.findtext(f"{{{SAML}}}Issuer")
         if (issuer or "").strip() != self.settings.issuer:
             raise ValueError(f"its assertion is issued by {str(issuer)[:120]!r}")
-        _check_conditions(signed, entity_id, at)
-        until = _confirmed_until(signed, request_id, back, at)
+        _check_conditions(signed, self.entity_id(trip.base), at)
+        until = _confirmed_until(signed, trip.request, trip.back, at)
         if signed.find(f"{{{SAML}}}AuthnStatement") is None:
             raise ValueError("its assertion does not say that anybody signed in")
         identity = signed.get("ID", "")

@@ -16,7 +16,8 @@ from tortoise.models import Model
 from kit.postgres import free_port
 from kit.serving import Running, until
 from terrapod_server.kit.db import database, row_versions
-from terrapod_server.kit.db.row_cache import Reader, Where
+from terrapod_server.kit.db.conditions import Where
+from terrapod_server.kit.db.row_cache import Reader
 from terrapod_server.kit.paging import PageRequest
 from terrapod_server.runs.model import Phase, Run
 from terrapod_server.workspaces import actions

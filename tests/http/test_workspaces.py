@@ -8,7 +8,7 @@ import pytest
 from kit.serving import Running, running, tar
 from terrapod_server.identity import actions as identity
 from terrapod_server.kit.caller import Principal
-from terrapod_server.kit.db.row_cache import Where
+from terrapod_server.kit.db.conditions import Where
 from terrapod_server.kit.services import Services
 from terrapod_server.runs import actions
 from terrapod_server.workspaces import ports

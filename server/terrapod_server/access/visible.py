@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from terrapod_server.access.rules import OPEN, Pair, Rights, Role
-from terrapod_server.kit.db.row_cache import Where
+from terrapod_server.kit.db.conditions import Where
 
 
 @dataclass(frozen=True)

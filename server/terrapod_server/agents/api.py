@@ -29,7 +29,7 @@ from terrapod_server.kit.api.declare import (
     Value,
 )
 from terrapod_server.kit.caller import Access, Level
-from terrapod_server.kit.db.row_cache import Where, like
+from terrapod_server.kit.db.conditions import Where, like
 from terrapod_server.kit.paging import Rows
 from terrapod_server.runs import leases
 from terrapod_server.workspaces import actions as workspaces

@@ -8,6 +8,7 @@ from terrapod_server.agents.rules import ONLINE
 from terrapod_server.kit.api.declare import Attr, Extension
 from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db import database
+from terrapod_server.kit.db.conditions import shifted
 from terrapod_server.runs import actions as runs
 from terrapod_server.runs import states
 from terrapod_server.runs.states import Status
@@ -45,7 +46,7 @@ async def facts(run_ids: Sequence[str], principal: Principal) -> dict[str, dict[
     readable = workspaces.in_readable(principal)
     shift = len(run_ids) + 1
     marks = ", ".join(f"${number}" for number in range(1, shift))
-    shown = database.shifted(readable.sql, shift) if readable.sql else "1 = 1"
+    shown = shifted(readable.sql, shift) if readable.sql else "1 = 1"
     seen = f"${shift}"
     is_postgres = database.is_postgres()
     joined = "string_agg(ranked.run_id, ',')" if is_postgres else "group_concat(ranked.run_id, ',')"

@@ -9,7 +9,7 @@ import msgspec
 from terrapod_server.audit.chain_heads import Head, Heads, Ledger
 from terrapod_server.audit.model import AuditEntry
 from terrapod_server.kit.db import database
-from terrapod_server.kit.db.row_cache import Where
+from terrapod_server.kit.db.conditions import Where
 from terrapod_server.kit.paging import PageRequest, Rows
 from terrapod_shared import clock, ids
 

@@ -17,8 +17,8 @@ from terrapod_server.identity.model import ApiToken, User, UserIdentity
 from terrapod_server.identity.ports import Leases
 from terrapod_server.identity.sessions import fingerprint
 from terrapod_server.kit.caller import Level, Principal
+from terrapod_server.kit.db.conditions import Where, like
 from terrapod_server.kit.db.database import in_transaction
-from terrapod_server.kit.db.row_cache import Where, like
 from terrapod_server.kit.http.signed import Signer
 from terrapod_server.kit.work.bus import Bus
 from terrapod_shared import clock, ids

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 from terrapod_server.configs import actions as configs
 from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db import database
-from terrapod_server.kit.db.row_cache import Reader, Record, Where
+from terrapod_server.kit.db.conditions import Where
+from terrapod_server.kit.db.row_cache import Reader, Record
 from terrapod_server.kit.services import Services
 from terrapod_server.runs import engines, ports, readers, states, unknown
 from terrapod_server.runs.change import Change, Repeats

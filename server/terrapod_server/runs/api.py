@@ -21,7 +21,8 @@ from terrapod_server.kit.api.declare import (
     Thing,
 )
 from terrapod_server.kit.caller import Access, Level
-from terrapod_server.kit.db.row_cache import Record, Where, like
+from terrapod_server.kit.db.conditions import Where, like
+from terrapod_server.kit.db.row_cache import Record
 from terrapod_server.kit.paging import Rows
 from terrapod_server.runs import actions, composing, framing, leases, logs, readers, states, stream
 from terrapod_server.runs.events import Event

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 
 from terrapod_server.configs import actions as configs
 from terrapod_server.kit.db import database
-from terrapod_server.kit.db.row_cache import Where
+from terrapod_server.kit.db.conditions import Where, shifted
 from terrapod_server.kit.services import Services
 from terrapod_server.runs import engines, logs, readers, states, unknown
 from terrapod_server.runs.actions import get
@@ -73,7 +73,7 @@ async def offer(listener_id: str, pool_id: str, condition: Where) -> Phase | Non
             JOIN run r ON r.id = p.run_id
             JOIN workspace w ON w.id = p.workspace_id
             WHERE p.pool_id = $2 AND p.lease_state = 'ready' AND {readers.condition()}
-              AND r.engine_version <> '' AND {database.shifted(condition.sql, 2)}
+              AND r.engine_version <> '' AND {shifted(condition.sql, 2)}
             ORDER BY p.id LIMIT 1 {lock}
         )
         UPDATE run_phase SET lease_state = 'offered', lease_listener_id = $1,

@@ -13,8 +13,9 @@ from terrapod_server.access import rules as access
 from terrapod_server.access import visible
 from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.db import database, database_errors
+from terrapod_server.kit.db.conditions import Where
 from terrapod_server.kit.db.database import in_transaction
-from terrapod_server.kit.db.row_cache import Reader, Record, Where
+from terrapod_server.kit.db.row_cache import Reader, Record
 from terrapod_server.kit.services import Services
 from terrapod_server.workspaces import ports, rules
 from terrapod_server.workspaces.model import DeletedWorkspace, RemoteStateConsumer, Workspace, WorkspaceLabel

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from terrapod_server.kit.caller import Principal
-from terrapod_server.kit.db.row_cache import Where
+from terrapod_server.kit.db.conditions import Where
 from terrapod_server.kit.ports import MultiPort, Port
 from terrapod_server.kit.services import Services
 from terrapod_server.workspaces.model import Workspace

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from terrapod_server.agents import accepting
-from terrapod_server.kit.db.row_cache import Where
+from terrapod_server.kit.db.conditions import Where
 from terrapod_server.runs import actions as runs
 from terrapod_server.runs import leases
 

@@ -41,7 +41,6 @@ __all__ = [
     "place",
     "query",
     "rows",
-    "shifted",
     "tables",
     "version",
 ]
@@ -414,12 +413,6 @@ def _spoken(sql: str, values: Sequence[Any]) -> tuple[str, list[Any]]:
 @functools.lru_cache(1024)
 def _marked(sql: str) -> str:
     return _MARK.sub(r"?\1", sql)
-
-
-@functools.lru_cache(1024)
-def shifted(sql: str, by: int) -> str:
-    """The statement with each `$n` counted `by` further, to stand behind another."""
-    return _MARK.sub(lambda mark: f"${int(mark[1]) + by}", sql)
 
 
 async def clock() -> float:

@@ -12,10 +12,8 @@ asks for ids and revisions first, and then for the rows that it has not seen.
 """
 
 import functools
-import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -24,11 +22,10 @@ from tortoise.models import Model
 
 from terrapod_server.kit.caller import Level
 from terrapod_server.kit.db import database, row_versions
+from terrapod_server.kit.db.conditions import Where
 from terrapod_server.kit.paging import PageRequest, Rows
 
 M = TypeVar("M", bound=Model)
-#: A column in a condition.
-_NAMED = re.compile(r't\."(\w+)"')
 #: How many conditions' counts are remembered by one reader.
 _COUNTS = 4096
 _PAGES = 1024
@@ -86,44 +83,6 @@ def _values(columns: Mapping[str, Any], raw: str) -> list[Any]:
         bytes.fromhex(value) if isinstance(field, fields.BinaryField) and value is not None else value
         for field, value in zip(columns.values(), msgspec.json.decode(raw), strict=True)
     ]
-
-
-@dataclass(frozen=True)
-class Where:
-    """A condition in SQL about the table `t`, with `$1`, `$2` … for its values.
-
-    `tables` are those that its subqueries look into and whose changes raise a
-    generation of their own, or come with one of `t`'s. None: not known, so a
-    count under such a condition is not remembered.
-    """
-
-    sql: str = ""
-    values: tuple[Any, ...] = ()
-    tables: frozenset[str] | None = None
-
-    @functools.cached_property
-    def columns(self) -> frozenset[str]:
-        """The columns of `t` that it looks at."""
-        return frozenset(_NAMED.findall(self.sql))
-
-    @functools.cached_property
-    def depends(self) -> frozenset[str] | None:
-        """What a count depends on besides `t` itself."""
-        return frozenset() if self.tables is None and "SELECT" not in self.sql else self.tables
-
-    def __and__(self, other: "Where") -> "Where":
-        """Both; the other's marks are counted on."""
-        if not self.sql or not other.sql:
-            return self if self.sql else other
-        sql = f"({self.sql}) AND ({database.shifted(other.sql, len(self.values))})"
-        one, two = self.depends, other.depends
-        return Where(sql, self.values + other.values, None if one is None or two is None else one | two)
-
-
-def like(column: str, text: str, *, is_whole: bool = False) -> Where:
-    """Rows in whose column the text is found (or is all), whatever the case; `*` in it stands for anything."""
-    pattern = re.sub(r"[\\%_]", lambda found: "\\" + found[0], text).replace("*", "%")
-    return Where(f"upper({column}) LIKE upper($1) ESCAPE '\\'", (pattern if is_whole else f"%{pattern}%",))
 
 
 class Reader(Generic[M]):
@@ -258,4 +217,4 @@ class Reader(Generic[M]):
         return [Record(model, tuple(row)[:width]) for row in found], tuple(found[0])[width:]
 
 
-__all__ = ["Reader", "Record", "Where", "like"]
+__all__ = ["Reader", "Record"]

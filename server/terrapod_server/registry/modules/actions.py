@@ -8,8 +8,9 @@ from tortoise.exceptions import IntegrityError
 from terrapod_server.access import visible
 from terrapod_server.identity import actions as identity
 from terrapod_server.kit.caller import Principal
+from terrapod_server.kit.db.conditions import Where, like
 from terrapod_server.kit.db.database import in_transaction
-from terrapod_server.kit.db.row_cache import Reader, Where, like
+from terrapod_server.kit.db.row_cache import Reader
 from terrapod_server.kit.services import Services
 from terrapod_server.registry.modules import rules
 from terrapod_server.registry.modules.model import Module, ModuleLabel, ModuleVersion

@@ -26,6 +26,7 @@ _WAITS = "why the runs of a page wait is one statement"
 _DEPTH = "how much waits in all pools is one statement"
 EXCEPTIONS = {
     ("kit/db/row_versions.py", "__put_in__"): "triggers on each table whose model asks for them",
+    ("kit/work/claims.py", "__put_in__"): "leases rows of the table that a room gives",
     ("agents/depth.py", "run"): _DEPTH,
     ("agents/depth.py", "run_phase"): _DEPTH,
     ("agents/waits.py", "configuration_version"): _WAITS,
@@ -38,6 +39,8 @@ EXCEPTIONS = {
 }
 #: Functions that make SQL of a bare table or FROM clause, with the place of that argument.
 _TAKES_TABLES = {"Thing": 1, "Kind": 0, "SealedColumn": 0, "SealedObjects": 0}
+#: Functions that lease rows of the table that is their first argument.
+_CLAIMS = {"due", "again", "claim"}
 _SQL = re.compile(
     r"\b(SELECT|UPDATE|INTO|FROM|JOIN|TRUNCATE|TABLE)\b|(?i:\bselect\b.+\bfrom\b|\bupdate\b.+\bset\b|\b(delete\s+from|insert\s+into)\b)",
     re.DOTALL,
@@ -110,6 +113,8 @@ def _walk(node: ast.AST, constants: Mapping[str, str]) -> Iterator[str]:
         case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=args) if name in _TAKES_TABLES:
             yield _Clause(f"FROM {_joined(args[_TAKES_TABLES[name]], constants)}")
             return
+        case ast.Call(func=ast.Attribute(attr=name), args=[ast.Constant(value=str(table)), *_]) if name in _CLAIMS:
+            yield f"UPDATE {table} SET"
     if isinstance(node, ast.expr) and (text := _joined(node, constants)) is not None:
         yield text
     for each in ast.iter_child_nodes(node):  # what is put in may have strings of its own
@@ -161,6 +166,7 @@ def test_no_sql_reaches_through_a_wall() -> None:
         ("runs", 'query("select 1 from listener")', "listener"),
         ("agents", 'query("delete  from run where id = $1")', "run"),
         ("agents", 'query("TRUNCATE run")', "run"),
+        ("agents", 'claims.due("run", lease_s=1, most=1)', "run"),
         ("runs", 'query(f"SELECT {x} FROM run r JOIN agent_pool a ON {y}")', "agent_pool"),
         ("runs", 'query("SELECT * FROM run r," " listener l")', "listener"),
         ("runs", 'sql = "SELECT 1 " + f"FROM {x} WHERE EXISTS (SELECT 1 FROM " + "late_state l)"', "late_state"),

@@ -17,7 +17,7 @@ from terrapod_server.encryption import known_keys
 from terrapod_server.encryption.known_keys import KnownKeys, Unusable, Witnesses
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity.ports import LEASES
-from terrapod_server.identity.signin.providers import SignIn
+from terrapod_server.identity.signin.providers import SIGN_IN, SignIn
 from terrapod_server.kit import room
 from terrapod_server.kit.api.render import Registry
 from terrapod_server.kit.asgi import idempotency
@@ -67,8 +67,7 @@ ROOMS = (
     "metrics",
     "system",
 )
-HOUSE = House((KIT, *room.load(ROOMS)))
-HOUSE.provide(DECLARED.by(HOUSE))
+HOUSE = House((KIT, *room.load(ROOMS)), own=(DECLARED, SIGN_IN))
 MODELS, RESOURCES, ENDPOINTS, JOBS, TAGS = HOUSE.models, HOUSE.resources, HOUSE.endpoints, HOUSE.jobs, HOUSE.tags
 
 
@@ -92,7 +91,9 @@ def build(config: Config, house: House = HOUSE) -> App:
     keyring = known_keys.load(config.keys) or KeyRing.fresh()
     signer = Signer(*_signing_keys(keyring))
     bus = Bus(None if config.database.startswith("sqlite:") else database.postgres_dsn(config.database))
-    providers, addresses = Providers(house.provides), Addresses(config.trusted_proxies, config.forwarded_header)
+    own = (DECLARED.by(house), SIGN_IN.by(SignIn(config.auth, lockout)))
+    providers = Providers((*house.provides, *own))
+    addresses = Addresses(config.trusted_proxies, config.forwarded_header)
     authenticator = identity.Authenticator(signer, providers.ask(LEASES), bus)
     guard = Guard(authenticator.bearer, listener_auth.authenticate, levels.level, authenticator.session)
     services = Services(
@@ -107,7 +108,6 @@ def build(config: Config, house: House = HOUSE) -> App:
         workers=Workers(config.limits.readers, config.limits.reader_bytes),
         guard=guard,
         authenticator=authenticator,
-        sign_in=SignIn(config.auth, lockout),
         recorder=Writer.made(config, keyring, addresses) if config.audit.enabled else NotRecorded(),
         providers=providers,
     )
@@ -185,7 +185,7 @@ async def opened(config: Config) -> AsyncIterator[App]:
             await known_keys_of(config).settle(app.services.cipher)
             yield app
     finally:
-        await app.services.sign_in.close()
+        await app.services.ask(SIGN_IN).close()
         await app.services.store.close()
 
 

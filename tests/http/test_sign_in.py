@@ -17,7 +17,7 @@ from terrapod_server.commands import accounts
 from terrapod_server.identity import onetime, sessions
 from terrapod_server.identity.model import OneTime, Session, User
 from terrapod_server.identity.rules import challenge_of
-from terrapod_server.identity.signin.providers import Attempt
+from terrapod_server.identity.signin.providers import SIGN_IN, Attempt
 from terrapod_shared import clock
 
 PASSWORD = "a heron stands in shallow water"
@@ -104,7 +104,7 @@ async def test_a_code_is_good_once_however_many_show_it(server: Running, browser
 
 async def test_a_code_needs_all_that_it_was_asked_with(server: Running, browser: Browser) -> None:
     await account(server)
-    server.services.sign_in.brake = None  # it would end so many tries
+    server.services.ask(SIGN_IN).brake = None  # it would end so many tries
     for error, changed in (
         ("invalid_grant", {"code_verifier": "x" * 43}),
         ("invalid_grant", {"redirect_uri": "http://localhost:10006/login"}),
@@ -239,7 +239,7 @@ async def test_a_wrong_address_and_a_wrong_password_look_the_same(server: Runnin
 
 async def test_an_unknown_address_takes_as_long_as_a_wrong_password(server: Running) -> None:
     await account(server)
-    service = server.services.sign_in
+    service = server.services.ask(SIGN_IN)
     kept = (await User.get(email=ANN)).password_hash
     taken: dict[str, list[float]] = {"": [], kept: []}
     for _ in range(5):
@@ -566,7 +566,7 @@ async def test_a_device_is_known_to_its_owner_only(server: Running, browser: Bro
             assert attempt[3] == device
             right.append(device)
 
-    server.services.sign_in.brake = Counting()
+    server.services.ask(SIGN_IN).brake = Counting()  # type: ignore[assignment]
     await browser.open("/account")
     await browser.submit(action="/sign-out")
     await browser.sign_in(ANN, "wrong")
@@ -711,4 +711,4 @@ async def test_settings_end_tokens_and_take_passwords_away(database_url: str, tm
         assert browser.read.forms == []
         assert "No way of signing in" in page.text
         assert (await browser.client.get(f"{server.url}/api/v2/auth/providers")).json()["providers"] == []
-        assert await server.services.sign_in.by_password(ANN, PASSWORD, Attempt(None, "sign-in", "")) is None
+        assert await server.services.ask(SIGN_IN).by_password(ANN, PASSWORD, Attempt(None, "sign-in", "")) is None

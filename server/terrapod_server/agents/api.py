@@ -16,8 +16,10 @@ from terrapod_server.identity.api import TOKEN
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import (
     Accepts,
+    Added,
     Attr,
     Endpoint,
+    Extension,
     Limit,
     Many,
     One,
@@ -37,17 +39,14 @@ from terrapod_shared import clock, wire
 from terrapod_shared.errors import Invalid
 
 
-async def _prepare(rows: Sequence[Pool], call: Call) -> None:
-    found = await depth.of([row.id for row in rows])
-    pool_ids = [row.id for row in rows]
-    entries = await PoolWorkspace.filter(pool_id__in=pool_ids)
-    barred = await PoolExcluded.filter(pool_id__in=pool_ids)
+async def _load_openness(pool_ids: Sequence[str], call: Call) -> dict[str, pools.Openness]:
+    """Those of the workspaces that each pool is open to, or closed to, which the caller may read."""
+    entries = await PoolWorkspace.filter(pool_id__in=list(pool_ids))
+    barred = await PoolExcluded.filter(pool_id__in=list(pool_ids))
     named = await workspaces.by_ids({each.workspace_id for each in entries} | {each.workspace_id for each in barred})
     shown = {workspace.id for workspace in call.readable(named)}
     allowed, excluded = _by_pool(entries, shown), _by_pool(barred, shown)
-    for row in rows:
-        row.depth = found.get(row.id, depth.Depth())
-        row.allowed, row.excluded = allowed.get(row.id, []), excluded.get(row.id, [])
+    return {each: pools.Openness(allowed.get(each, []), excluded.get(each, [])) for each in pool_ids}
 
 
 def _by_pool(entries: Sequence[PoolWorkspace | PoolExcluded], shown: set[str]) -> dict[str, list[str]]:
@@ -59,12 +58,6 @@ def _by_pool(entries: Sequence[PoolWorkspace | PoolExcluded], shown: set[str]) -
     return found
 
 
-def _depth(name: str) -> Value:
-    """How much waits and can be taken; one that nobody has counted has nothing."""
-    return lambda row, _call: getattr(getattr(row, "depth", _EMPTY), name)
-
-
-_EMPTY = depth.Depth()
 POOL = Resource(
     type="agent-pools",
     attributes=(
@@ -80,6 +73,34 @@ POOL = Resource(
         Attr("service-account-name", str, "kept, not used", write=True, kept=True, maximum=254),
         Attr("labels", dict, "key and value pairs; they decide rights", write=True, parse=access.labels),
         Attr("force", bool, "also where the caller loses rights by it", write=True, only_in="sent"),
+        Attr("created-at", str, "when it was made"),
+    ),
+    relations=(One("organization", "organizations", key=lambda *_: "default"),),
+    unsupported=(Accepts("allowed-projects", "projects whose workspaces may use it", ([],), related=True),),
+    load=pools.by_ids,
+    has_rights=True,
+)
+
+
+OPENNESS = Extension(
+    of="agent-pools",
+    relations=(
+        Many("allowed-workspaces", "workspaces", write=True, keys=lambda added, _: added.fact.allowed or ()),
+        Many("excluded-workspaces", "workspaces", write=True, keys=lambda added, _: added.fact.excluded or ()),
+        Many("workspaces", "workspaces", keys=lambda added, _: added.fact.allowed or ()),
+    ),
+    load=_load_openness,
+)
+
+
+def _depth(name: str) -> Value:
+    return lambda added, _call: getattr(added.fact or _EMPTY, name)
+
+
+_EMPTY = depth.Depth()
+DEPTH = Extension(
+    of="agent-pools",
+    attributes=(
         Attr("agent-count", int, "listeners that are there", value=_depth("listeners")),
         Attr("slots", int, "runs at once of the listeners that are there and take work", value=_depth("slots")),
         Attr("free-slots", int, "of them not in use", value=_depth("free")),
@@ -88,24 +109,9 @@ POOL = Resource(
         Attr("queue-oldest-seconds", float, "how long the oldest of them has waited", value=_depth("oldest_s")),
         Attr("running", int, "phases at listeners", value=_depth("running")),
         Attr("held", int, "applies whose listener is lost", value=_depth("held")),
-        Attr("created-at", str, "when it was made"),
     ),
-    relations=(
-        One("organization", "organizations", key=lambda *_: "default"),
-        Many("allowed-workspaces", "workspaces", write=True, keys=lambda p, _: getattr(p, "allowed", ())),
-        Many("excluded-workspaces", "workspaces", write=True, keys=lambda p, _: getattr(p, "excluded", ())),
-        Many("workspaces", "workspaces", keys=lambda p, _: getattr(p, "allowed", ())),
-    ),
-    unsupported=(Accepts("allowed-projects", "projects whose workspaces may use it", ([],), related=True),),
-    load=pools.by_ids,
-    prepare=_prepare,
-    has_rights=True,
+    load=lambda pool_ids, _call: depth.of(pool_ids),
 )
-
-
-def _free_slots(row: Listener, _call: Call) -> int:
-    """Counted from leases: what a listener says of itself is as old as its last heartbeat."""
-    return max(0, row.capacity - row.working) if _status(row) == "online" else 0
 
 
 LISTENER = Resource(
@@ -114,8 +120,6 @@ LISTENER = Resource(
         Attr("name", str, "unique name"),
         Attr("status", str, "online, offline, draining or revoked", value=lambda row, _: _status(row)),
         Attr("capacity", int, "runs at once"),
-        Attr("free-slots", int, "of them free for work now; none unless it is online", value=_free_slots),
-        Attr("running", int, "phases that it works on, lost ones included", value=lambda row, _: row.leases),
         Attr("drain-requested", bool, "whether somebody asked it to take no more work"),
         Attr("version", str, "of its program"),
         Attr("isolation", str, "how it keeps runs apart"),
@@ -139,14 +143,28 @@ LISTENER = Resource(
         Attr("created-at", str, "when it joined"),
     ),
     relations=(One("agent-pool", "agent-pools", key=lambda row, _: row.pool_id),),
-    prepare=lambda rows, _call: _leases(rows),
 )
 
 
-async def _leases(rows: Sequence[Listener]) -> None:
-    found = await leases.counts_of([row.id for row in rows])
-    for row in rows:
-        row.working, row.leases = found.get(row.id, (0, 0))
+def _free_slots(added: Added, _call: Call) -> int:
+    """Counted from leases: what a listener says of itself is as old as its last heartbeat."""
+    working, _ = added.fact or (0, 0)
+    return max(0, added.row.capacity - working) if _status(added.row) == "online" else 0
+
+
+LEASES = Extension(
+    of="listeners",
+    attributes=(
+        Attr("free-slots", int, "of them free for work now; none unless it is online", value=_free_slots),
+        Attr(
+            "running",
+            int,
+            "phases that it works on, lost ones included",
+            value=lambda added, _: (added.fact or (0, 0))[1],
+        ),
+    ),
+    load=lambda listener_ids, _call: leases.counts_of(listener_ids),
+)
 
 
 def _status(row: Listener) -> str:
@@ -303,6 +321,7 @@ async def remove(call: Call) -> Response:
 
 
 RESOURCES = (POOL, LISTENER)
+EXTENSIONS = (OPENNESS, DEPTH, LEASES)
 THINGS = (
     Thing("pool", "agent_pool t"),
     Thing("listener", 'listener l JOIN agent_pool t ON t."id" = l."pool_id"', 'l."id"'),

@@ -15,6 +15,7 @@ from terrapod_server.commands import options
 from terrapod_server.config.settings import Config
 from terrapod_server.identity import actions as identity
 from terrapod_server.identity.signin import passwords
+from terrapod_server.identity.signin.providers import SIGN_IN
 from terrapod_server.kit.caller import Deed
 from terrapod_server.kit.services import Services
 from terrapod_shared import clock
@@ -90,7 +91,7 @@ async def set_password(services: Services, email: str, password: str) -> None:
 
 async def _hashed(services: Services, email: str, password: str) -> str:
     await passwords.check_quality(password, email)
-    hashed: str = await services.sign_in.passwords.hash(password)
+    hashed: str = await services.ask(SIGN_IN).passwords.hash(password)
     return hashed
 
 

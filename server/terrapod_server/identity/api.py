@@ -8,6 +8,7 @@ from terrapod_server.access import actions as access
 from terrapod_server.identity import actions
 from terrapod_server.identity.model import ApiToken, User
 from terrapod_server.identity.signin import passwords
+from terrapod_server.identity.signin.providers import SIGN_IN
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Attr, Endpoint, One, Raw, Resource
 from terrapod_server.kit.caller import Access, Level
@@ -195,7 +196,7 @@ async def _hashed(call: Call, email: str) -> str:
     """The password that was sent, as it is kept. Raises Invalid for a weak one."""
     password = call.attributes["password"]
     await passwords.check_quality(password, email)
-    hashed: str = await call.services.sign_in.passwords.hash(password)
+    hashed: str = await call.services.ask(SIGN_IN).passwords.hash(password)
     return hashed
 
 

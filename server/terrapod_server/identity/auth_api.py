@@ -9,7 +9,7 @@ from terrapod_server.access import actions as access
 from terrapod_server.identity import actions, sessions
 from terrapod_server.identity.model import Session
 from terrapod_server.identity.oauth_api import CODE_FORM, exchange, rfc6749
-from terrapod_server.identity.signin.providers import Attempt, SignIn
+from terrapod_server.identity.signin.providers import SIGN_IN, Attempt
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Attr, Endpoint, Raw, Resource
 from terrapod_server.kit.api.render import encode
@@ -31,7 +31,7 @@ PASSWORD = Resource(
 
 async def providers(call: Call) -> dict[str, Any]:
     """Where people can sign in."""
-    service: SignIn = call.services.sign_in
+    service = call.services.ask(SIGN_IN)
     found = [{"name": actions.LOCAL, "type": "local", "display_name": "Password"}] if service.settings.local else []
     found += [
         {"name": name, "type": provider.kind, "display_name": provider.settings.shown}
@@ -42,7 +42,7 @@ async def providers(call: Call) -> dict[str, Any]:
 
 async def metadata(call: Call) -> Response:
     """Who this server is to a SAML provider."""
-    service: SignIn = call.services.sign_in
+    service = call.services.ask(SIGN_IN)
     document = service.known(call.path["provider"]).metadata(call.base)
     return Response(document, media_type="application/samlmetadata+xml")
 
@@ -146,7 +146,7 @@ async def change_password(call: Call) -> None:
         message = "password_confirmation is not the same as password"
         raise Invalid(message, pointer="/data/attributes/password_confirmation")
     user = await actions.user(call.principal.id)
-    service: SignIn = call.services.sign_in
+    service = call.services.ask(SIGN_IN)
     attempt = Attempt(service.brake, "sign-in", call.address, user.email)
     await service.replace_password(
         user, sent["current_password"], sent["password"], attempt, but=call.principal.session_id

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from terrapod_server.identity import actions, oauth
 from terrapod_server.identity.browser import person
 from terrapod_server.identity.model import Session, User
-from terrapod_server.identity.signin.providers import Attempt
+from terrapod_server.identity.signin.providers import SIGN_IN, Attempt
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Endpoint, Raw
 from terrapod_server.kit.api.render import encode
@@ -26,7 +26,7 @@ async def exchange(call: Call, gives: Literal["token", "session"]) -> tuple[oaut
     """A code for what it stands for; guesses are counted. Raises oauth.Refused."""
     call.limit_bytes = FIELDS_BYTES
     form = await fields_of(call.request.headers.get("content-type", ""), call.stream())
-    attempt = Attempt(call.services.sign_in.brake, "code", call.address)
+    attempt = Attempt(call.services.ask(SIGN_IN).brake, "code", call.address)
     await attempt.begin()
     grant, user, session = await oauth.redeem(form, gives)
     await attempt.succeeded()

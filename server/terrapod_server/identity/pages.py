@@ -13,7 +13,7 @@ from starlette.responses import Response
 from terrapod_server.identity import actions, browser, oauth, rules, sessions
 from terrapod_server.identity.model import User
 from terrapod_server.identity.signin.provider import CALLBACK
-from terrapod_server.identity.signin.providers import Attempt, SignIn
+from terrapod_server.identity.signin.providers import SIGN_IN, Attempt
 from terrapod_server.kit import html
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Limit, Page, Recorded
@@ -41,7 +41,7 @@ class Way:
 
 
 def _sign_in_page(call: Call, goes_on: str, email: str = "", error: str = "", status: int = 200) -> Response:
-    service: SignIn = call.services.sign_in
+    service = call.services.ask(SIGN_IN)
     return html.page(
         "identity/sign_in.html", call.browser, status=status, title="Sign in", wrong=bool(error), goes_on=goes_on,
         ways=[Way(name, provider.settings.shown) for name, provider in service.providers.items()],
@@ -59,7 +59,7 @@ async def sign_in(call: Call) -> Response:
     """Sign in with a password of this server."""
     form = call.form
     email, goes_on = form.get("email", ""), rules.own_page(form.get("next", ""))
-    service: SignIn = call.services.sign_in
+    service = call.services.ask(SIGN_IN)
     attempt = await _attempt(call, email)
     try:
         user = await service.by_password(email, form.get("password", ""), attempt)
@@ -78,7 +78,7 @@ async def _attempt(call: Call, email: str) -> Attempt:
     if user:  # whose password is guessed; what is nobody's address may be a password in the wrong field
         call.about("users", user.id)
     device = browser.device(call, user)
-    return Attempt(call.services.sign_in.brake, "sign-in", call.address, account or email, device)
+    return Attempt(call.services.ask(SIGN_IN).brake, "sign-in", call.address, account or email, device)
 
 
 async def _begin_session(
@@ -154,7 +154,7 @@ async def change_password(call: Call) -> Response:
         error = "The new password was not typed the same twice."
     else:
         try:
-            service: SignIn = call.services.sign_in
+            service = call.services.ask(SIGN_IN)
             attempt = Attempt(service.brake, "sign-in", call.address, user.email, device)
             await service.replace_password(user, form.get("current", ""), new, attempt, but=session.id)
             await call.services.authenticator.changed()
@@ -213,7 +213,7 @@ async def depart(call: Call) -> Response:
         asked = {"client_id": "terrapod-cli", "response_type": "code", "code_challenge_method": "S256", **query}
         page = f"/oauth/authorize?{oauth.ask_of(asked).query()}"
     name = query.get("provider", actions.LOCAL)
-    service: SignIn = call.services.sign_in
+    service = call.services.ask(SIGN_IN)
     if name == actions.LOCAL:
         return html.redirect(html.sign_in(page))
     return html.redirect(await service.depart(name, page, call.browser.id, call.base))
@@ -221,7 +221,7 @@ async def depart(call: Call) -> Response:
 
 async def arrive(call: Call) -> Response:
     """Back from a provider, with a person or with a reason why not."""
-    service: SignIn = call.services.sign_in
+    service = call.services.ask(SIGN_IN)
     arrival = await service.arrive(single(call.request.query_params.multi_items()), call.browser.id)
     user = await service.by_proof(arrival.proof)
     return await _begin_session(call, user, arrival.proof.provider, arrival.proof.roles, arrival.page)
@@ -229,7 +229,7 @@ async def arrive(call: Call) -> Response:
 
 async def deliver(call: Call) -> Response:
     """A SAML provider's answer, by way of the browser but without its cookies: it is sent on to show them."""
-    handle = await call.services.sign_in.deliver(call.form)
+    handle = await call.services.ask(SIGN_IN).deliver(call.form)
     return html.redirect(f"{CALLBACK}?{urlencode({'proof': handle})}")
 
 

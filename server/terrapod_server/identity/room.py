@@ -1,6 +1,7 @@
 """The room of accounts, tokens and sessions, and of the ways to sign in."""
 
 from terrapod_server.identity import api, auth_api, jobs, oauth, oauth_api, pages, ports, rules
+from terrapod_server.identity.signin.providers import SIGN_IN
 from terrapod_server.kit.room import Room
 from terrapod_server.kit.services import Services
 
@@ -11,7 +12,7 @@ async def _start(services: Services) -> None:
 
 async def _stop(services: Services) -> None:
     await services.authenticator.stop()
-    await services.sign_in.close()
+    await services.ask(SIGN_IN).close()
 
 
 ROOM = Room(
@@ -31,7 +32,7 @@ ROOM = Room(
             "ports": list(rules.PORTS),
         }
     },
-    needs=(ports.LEASES,),
+    needs=(ports.LEASES, SIGN_IN),
     start=_start,
     stop=_stop,
 )

@@ -6,6 +6,7 @@ the rooms from the floor up, and is the only place that knows them all.
 
 import contextlib
 import importlib
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +19,8 @@ from terrapod_server.kit.services import Services
 from terrapod_server.kit.work.periodic import Job
 from terrapod_server.store.sealed import SealedColumn, SealedObjects
 from terrapod_shared.operator_errors import OperatorError
+
+_PARAMETER = re.compile(r"\{\w+\}")
 
 
 class Misfit(OperatorError):
@@ -51,9 +54,12 @@ def load(names: Iterable[str]) -> tuple["Room", ...]:
 
 
 class House:
-    """All rooms, from the floor up, as one declaration. `check` says what does not fit."""
+    """All rooms, from the floor up, as one declaration. `check` says what does not fit.
 
-    def __init__(self, rooms: Sequence[Room]) -> None:
+    `own` are ports that no room provides, but whoever makes a server of them.
+    """
+
+    def __init__(self, rooms: Sequence[Room], own: tuple[ports.Port[Any], ...] = ()) -> None:
         self.rooms = tuple(rooms)
         self.models = tuple(f"terrapod_server.{room.name}.{each}" for room in rooms for each in room.models)
         self.sealed = tuple(each for room in rooms for each in room.sealed)
@@ -61,15 +67,8 @@ class House:
         self.jobs = tuple(each for room in rooms for each in room.jobs)
         self.tags = {room.name: room.tag for room in rooms if room.tag}
         self.discovery = {name: where for room in rooms for name, where in room.discovery.items()}
-        self._provisions = [(room.name, each) for room in reversed(self.rooms) for each in room.provides]
-
-    @property
-    def provides(self) -> tuple[Provision, ...]:
-        return tuple(each for _, each in self._provisions)
-
-    def provide(self, provision: Provision, by: str = "app") -> None:
-        """Adds what whoever puts the rooms together provides."""
-        self._provisions.append((by, provision))
+        self.provides = tuple(each for room in reversed(self.rooms) for each in room.provides)
+        self.own = own
 
     async def start(self, services: Services) -> None:
         """Starts the rooms from the floor up."""
@@ -101,15 +100,17 @@ class House:
 
     def check(self) -> list[str]:
         """What does not fit, each as a line."""
-        needs = [(room.name, port) for room in self.rooms for port in room.needs]
+        needs = [(room.name, port) for room in self.rooms for port in room.needs if port not in self.own]
+        provisions = [(room.name, each) for room in reversed(self.rooms) for each in room.provides]
         return [
             *_twice("room", [room.name for room in self.rooms]),
             *_twice("resource", [each.type for each in self.resources]),
+            *_twice("endpoint", [f"{each.method} {_PARAMETER.sub('{}', each.path)}" for each in self.endpoints]),
             *_twice("thing", [each.parameter for each in self.things]),
             *_twice("job", [each.name for each in self.jobs]),
             *_twice("service", [name for room in self.rooms for name in room.discovery]),
             *self._extension_problems(),
-            *ports.check(needs, self._provisions),
+            *ports.check(needs, provisions),
         ]
 
     def _extension_problems(self) -> list[str]:
@@ -124,9 +125,9 @@ class House:
                         f"room {room.name} extends {each.of} of the higher room {self.rooms[floor[each.of]].name}"
                     )
                 problems += [
-                    f"room {room.name} adds {each.of}.{member.name}, which cannot be written: an extension is read-only"
+                    f"room {room.name} adds {each.of}.{member.name}, which only the room of {each.of} could let clients write"
                     for member in (*each.attributes, *each.relations)
-                    if member.write
+                    if member.write and floor.get(each.of) != place
                 ]
         for resource in self.resources:
             for members in (resource.attributes, resource.relations):

@@ -102,7 +102,6 @@ class Services:
     workers: Workers
     memory: Budget
     authenticator: Authenticator
-    sign_in: Any  #: of identity: passwords, and the providers at which people sign in
     recorder: Recorder = field(default_factory=NotRecorded)
     providers: Providers = field(default_factory=Providers)  #: what rooms do for lower ones
     #: What this process counts for Prometheus.

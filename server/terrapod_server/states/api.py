@@ -7,7 +7,7 @@ from starlette.responses import RedirectResponse, Response
 
 from terrapod_server.identity import actions as identity
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Attr, Endpoint, Limit, Many, One, Raw, Recorded, Resource, Thing
+from terrapod_server.kit.api.declare import Attr, Endpoint, Extension, Limit, Many, One, Raw, Recorded, Resource, Thing
 from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.db.row_cache import Record
 from terrapod_server.kit.paging import Rows
@@ -301,6 +301,16 @@ async def show_output(call: Call) -> StateOutput:
 
 
 RESOURCES = (STATE, OUTPUT)
+EXTENSION = Extension(
+    of="workspaces",
+    relations=(
+        Many(
+            "outputs",
+            OUTPUT.type,
+            link=lambda added, _: f"/api/v2/workspaces/{added.row.id}/current-state-version-outputs",
+        ),
+    ),
+)
 THINGS = (
     Thing("state_version", 'state_version s JOIN workspace t ON t."id" = s."workspace_id"', 's."id"'),
     Thing("state_version_output", 'state_output o JOIN workspace t ON t."id" = o."workspace_id"', 'o."id"'),

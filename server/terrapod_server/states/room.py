@@ -10,6 +10,7 @@ ROOM = Room(
     models=("model",),
     sealed=model.SEALED,
     resources=api.RESOURCES,
+    extends=(api.EXTENSION,),
     endpoints=api.ENDPOINTS,
     things=api.THINGS,
     needs=(ports.RUNS,),

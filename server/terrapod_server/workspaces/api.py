@@ -179,11 +179,6 @@ WORKSPACE = Resource(
         One("current-state-version", "state-versions"),
         One("agent-pool", "agent-pools"),
         One("locked-by", lambda w: "users" if w.locked else "runs", key=_locked_by),
-        Many(
-            "outputs",
-            "state-version-outputs",
-            link=lambda w, _: f"{BY_ID.format(workspace=w.id)}/current-state-version-outputs",
-        ),
         Many("tags", "tags", write=True, link=lambda w, _: f"{BY_ID.format(workspace=w.id)}/relationships/tags"),
         Many(
             "tag-bindings", "tag-bindings", write=True, link=lambda w, _: f"{BY_ID.format(workspace=w.id)}/tag-bindings"

@@ -22,6 +22,7 @@ from terrapod_server.identity.rules import Proof
 from terrapod_server.identity.signin import passwords
 from terrapod_server.identity.signin.passwords import Passwords
 from terrapod_server.identity.signin.provider import Provider, Trip
+from terrapod_server.kit.ports import Port
 from terrapod_shared import clock
 from terrapod_shared.errors import BadRequest, Conflict, Forbidden, Invalid, NotFound
 
@@ -220,6 +221,10 @@ class SignIn:
         except IntegrityError:  # of a user who is gone, or made by another sign-in just now
             await UserIdentity.filter(id=_identity(proof)).update(**values)
         return user
+
+
+#: Of a server; `app` provides it, since it is made of the settings.
+SIGN_IN = Port[SignIn]("identity.signin.providers.SIGN_IN")
 
 
 def _trip(state: str, data: Mapping[str, Any]) -> Trip:

@@ -161,7 +161,7 @@ class Added:
 class LoadFacts(Protocol):
     """Gives what a room knows of the rows with these ids, by id; for all of them in one statement."""
 
-    def __call__(self, ids: Sequence[str], call: Any) -> Awaitable[Mapping[str, Any]]: ...
+    def __call__(self, ids: Sequence[str], call: Any, /) -> Awaitable[Mapping[str, Any]]: ...
 
 
 @dataclass(frozen=True)

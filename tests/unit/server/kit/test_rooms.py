@@ -1,11 +1,15 @@
 """Rooms that do not fit together are refused, each fault in one line."""
 
+import sys
 from typing import Any, Protocol
 
 import pytest
+from starlette.responses import Response
 
 from terrapod_server import app
-from terrapod_server.kit.api.declare import Attr, Extension, Many, Resource
+from terrapod_server.kit.api.call import Call
+from terrapod_server.kit.api.declare import Attr, Extension, Many, Raw, Resource
+from terrapod_server.kit.caller import Access
 from terrapod_server.kit.ports import MultiPort, Port, Providers
 from terrapod_server.kit.room import House, Room
 
@@ -22,6 +26,10 @@ class Polite:
 GREETS = Port[Greets]("low.ports.GREETS")
 EVERYBODY = MultiPort[Greets]("low.ports.EVERYBODY")
 THING = Resource("things", attributes=(Attr("name", str, "its name"),))
+
+
+async def nothing(_call: Call) -> Response:
+    return Response()
 
 
 def low(**more: Any) -> Room:
@@ -58,14 +66,25 @@ def test_who_provides_a_port_is_asked() -> None:
 
 def test_each_port_of_a_room_is_among_its_needs() -> None:
     """So a port that nobody provides is found at the start, and not by the first request that asks for it."""
-    declared = {port for room in app.HOUSE.rooms for port in room.needs}
-    provided = {each.port for each in app.HOUSE.provides}
-    assert provided == declared
+    needed = {port for room in app.HOUSE.rooms for port in room.needs}
+    assert {each.port for each in app.HOUSE.provides} | set(app.HOUSE.own) == needed
+    declared = {
+        value
+        for name, module in list(sys.modules.items())
+        if name.startswith("terrapod_server.")
+        for value in vars(module).values()
+        if isinstance(value, Port | MultiPort)
+    }
+    assert declared == needed
 
 
 def test_what_is_declared_twice_is_refused() -> None:
     assert House((low(), Room(name="low"))).check() == ["room low is declared twice"]
     assert House((low(), high(resources=(THING,)))).check() == ["resource things is declared twice"]
+    two = [Raw("GET", path, nothing, Access.USER) for path in ("/things/{thing}", "/things/{name}")]
+    assert House((low(endpoints=two[:1]), high(endpoints=two[1:]))).check() == [
+        "endpoint GET /things/{} is declared twice"
+    ]
     services = House((low(discovery={"things.v1": "/"}), high(discovery={"things.v1": "/"})))
     assert services.check() == ["service things.v1 is declared twice"]
 
@@ -102,7 +121,7 @@ def test_an_extension_adds_to_a_resource() -> None:
         ),
         (
             (low(), high(extends=(Extension("things", (Attr("size", int, "how large", write=True),)),))),
-            "room high adds things.size, which cannot be written: an extension is read-only",
+            "room high adds things.size, which only the room of things could let clients write",
         ),
     ],
 )  # fmt: skip

@@ -4,11 +4,9 @@ import logging
 import time
 from datetime import timedelta
 
-from terrapod_server.agents import listeners
+from terrapod_server.agents import listeners, nonces
 from terrapod_server.agents.protocol import dispatch
-from terrapod_server.agents.protocol.auth import NONCE_S
 from terrapod_server.kit.caller import Deed
-from terrapod_server.kit.db import database
 from terrapod_server.kit.services import Services
 from terrapod_server.kit.work.periodic import Job
 from terrapod_shared import clock
@@ -17,14 +15,6 @@ log = logging.getLogger(__name__)
 #: For so long a server hears its listeners before it forgets any.
 _HEARING_S = 3600.0
 _SINCE = "listeners are heard since"
-
-
-async def purge_nonces(_services: Services) -> None:
-    if database.is_postgres():  # SQLite has none: its one process remembers them
-        old = f"clock_timestamp() - interval '{NONCE_S} seconds'"
-        await database.query(
-            f"WITH gone AS (DELETE FROM listener_nonce WHERE at < {old} RETURNING 1) SELECT count(*) FROM gone"  # noqa: S608
-        )
 
 
 async def forget_listeners(services: Services) -> None:
@@ -48,7 +38,7 @@ async def forget_listeners(services: Services) -> None:
 
 
 JOBS = (
-    Job("purge nonces", 30, purge_nonces),
+    Job("purge nonces", 30, nonces.purge),
     Job("forget listeners", 600, forget_listeners),
     Job("write down idle listeners", 2, dispatch.write_down),
 )

@@ -2,6 +2,7 @@
 
 import base64
 import logging
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -171,6 +172,19 @@ async def get(listener_id: str) -> Listener:
     if row is None:
         raise NotFound
     return row
+
+
+async def note_seen(listener_ids: Sequence[str], at: datetime) -> None:
+    """Notes that listeners were heard of at that time, or later where that is known."""
+    marks = ", ".join(f"${number}" for number in range(2, len(listener_ids) + 2))
+    await query(
+        f"""
+        WITH one AS (SELECT 1)
+        UPDATE listener SET last_seen_at = $1
+        WHERE id IN ({marks}) AND (last_seen_at IS NULL OR last_seen_at < $1) RETURNING 1
+        """,  # noqa: S608  only marks are put in
+        [at, *listener_ids],
+    )
 
 
 async def set_drain(services: Services, row: Listener, *, wanted: bool) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial, wraps
 
@@ -10,12 +9,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from starlette.requests import Request
 from starlette.responses import Response
 
-from terrapod_server.agents import ca
+from terrapod_server.agents import ca, nonces
 from terrapod_server.agents.model import Listener
 from terrapod_server.agents.rules import GRACE
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.caller import Principal
-from terrapod_server.kit.db import database
 from terrapod_server.kit.db.row_cache import Reader
 from terrapod_server.kit.services import Services
 from terrapod_shared import clock, signing, wire
@@ -24,16 +22,12 @@ from terrapod_shared.errors import (
     ClockSkew,
     NotFound,
     ProtocolMismatch,
-    SeenBefore,
     Unauthorized,
     UnknownListener,
 )
 
-NONCE_S = 120
 Do = Callable[[Call], Awaitable[Response]]
 _READER = Reader(Listener)
-#: Nonces that this process has seen, with the time when they may be forgotten; all there is on SQLite.
-_seen: dict[str, float] = {}
 
 
 async def authenticate(request: Request, services: Services) -> Principal:
@@ -62,7 +56,7 @@ async def verify_once(request: Request, services: Services) -> tuple[Listener, s
     request.scope["vouch"] = partial(_vouch, key, row.id, verified.nonce)
     if request.path_params.get("listener", row.id) != row.id:
         raise NotFound
-    await _spend(f"{row.id} {verified.nonce}")
+    await nonces.spend(f"{row.id} {verified.nonce}")
     return row, verified
 
 
@@ -122,29 +116,6 @@ def _may_late(request: Request) -> bool:
     path = request.url.path.rstrip("/")
     is_delivery = request.method == "PUT" and path.endswith(("/state", "/log"))
     return is_delivery or request.method == "PATCH" or path.endswith(("/renew", "/heartbeat"))
-
-
-async def _spend(nonce: str) -> None:
-    now = time.monotonic()
-    while _seen and next(iter(_seen.values())) < now:  # the oldest are first
-        del _seen[next(iter(_seen))]
-    fresh = nonce not in _seen
-    if fresh:
-        _seen[nonce] = now + NONCE_S
-    if fresh and database.is_postgres():
-        # by the database's clock, as they are purged: a server whose own is ahead would forget them too early
-        fresh = bool(
-            await database.query(
-                """
-                WITH one AS (SELECT 1)
-                INSERT INTO listener_nonce (id, at) VALUES ($1, clock_timestamp()) ON CONFLICT DO NOTHING RETURNING id
-                """,
-                [nonce],
-            )
-        )
-    if not fresh:
-        message = "this signed request was seen before"
-        raise SeenBefore(message)
 
 
 def signs(do: Do) -> Do:

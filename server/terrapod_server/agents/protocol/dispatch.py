@@ -16,9 +16,9 @@ from datetime import datetime
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
+from terrapod_server.agents import listeners
 from terrapod_server.agents.model import Listener
 from terrapod_server.agents.rules import ONLINE
-from terrapod_server.kit.db import database
 from terrapod_server.kit.services import Services
 from terrapod_server.kit.work.bus import Bus, Subscription
 from terrapod_shared import clock
@@ -130,7 +130,7 @@ async def heard(row: Listener) -> None:
     """An idle listener's poll is its heartbeat. Written down soon, with those of others; at once where it was away."""
     now = clock.now()
     if row.last_seen_at is None or row.last_seen_at < now - ONLINE:
-        await Listener.filter(id=row.id).update(last_seen_at=now)
+        await listeners.note_seen([row.id], now)
     elif row.last_seen_at < now - _FRESH:
         _heard.setdefault(row.id, now)
 
@@ -140,11 +140,4 @@ async def write_down(_services: Services) -> None:
     while _heard:
         ids = list(_heard)[:_AT_ONCE]
         at = min(_heard.pop(listener_id) for listener_id in ids)
-        marks = ", ".join(f"${number}" for number in range(2, len(ids) + 2))
-        await database.query(
-            f"""
-            WITH one AS (SELECT 1)
-            UPDATE listener SET last_seen_at = $1 WHERE id IN ({marks}) AND last_seen_at < $1 RETURNING 1
-            """,  # noqa: S608  only marks are put in
-            [at, *ids],
-        )
+        await listeners.note_seen(ids, at)

@@ -32,7 +32,7 @@ from terrapod_server.kit.http.budget import Budget
 from terrapod_server.kit.http.rate_limits import Limiter
 from terrapod_server.kit.http.signed import Signer
 from terrapod_server.kit.ports import Providers
-from terrapod_server.kit.room import House, Misfit, Room
+from terrapod_server.kit.room import Composition, InvalidComposition, Room
 from terrapod_server.kit.services import NotRecorded, Services
 from terrapod_server.kit.work.bus import Bus
 from terrapod_server.kit.work.periodic import Periodic
@@ -67,8 +67,14 @@ ROOMS = (
     "metrics",
     "system",
 )
-HOUSE = House((KIT, *room.load(ROOMS)), own=(DECLARED, SIGN_IN))
-MODELS, RESOURCES, ENDPOINTS, JOBS, TAGS = HOUSE.models, HOUSE.resources, HOUSE.endpoints, HOUSE.jobs, HOUSE.tags
+COMPOSITION = Composition((KIT, *room.load(ROOMS)), own=(DECLARED, SIGN_IN))
+MODELS, RESOURCES, ENDPOINTS, JOBS, TAGS = (
+    COMPOSITION.models,
+    COMPOSITION.resources,
+    COMPOSITION.endpoints,
+    COMPOSITION.jobs,
+    COMPOSITION.tags,
+)
 
 
 @dataclass
@@ -80,19 +86,21 @@ class App:
     asgi: Server
 
 
-def build(config: Config, house: House = HOUSE) -> App:
+def build(config: Config, composition: Composition = COMPOSITION) -> App:
     """Puts all parts together. Opens nothing but the key file; where there is none, a new key is in memory until the
     database has shown that it is a new one too. Raises OperatorError.
     """
-    levels, registry = access.Levels(house.things), Registry(house.resources)
-    if wrong := [*house.check(), *registry.check(), *_unfound(house, levels)]:
-        raise Misfit("; ".join(wrong))
+    if wrong := composition.check():
+        raise InvalidComposition("; ".join(wrong))
+    levels, registry = access.Levels(composition.things), Registry(composition.resources)
+    if wrong := [*registry.check(), *_unfound(composition, levels)]:
+        raise InvalidComposition("; ".join(wrong))
     make_folder(config.folder, "the data folder (`data`)")
     keyring = known_keys.load(config.keys) or KeyRing.fresh()
     signer = Signer(*_signing_keys(keyring))
     bus = Bus(None if config.database.startswith("sqlite:") else database.postgres_dsn(config.database))
-    own = (DECLARED.by(house), SIGN_IN.by(SignIn(config.auth, lockout)))
-    providers = Providers((*house.provides, *own))
+    own = (DECLARED.by(composition), SIGN_IN.by(SignIn(config.auth, lockout)))
+    providers = Providers((*composition.provides, *own))
     addresses = Addresses(config.trusted_proxies, config.forwarded_header)
     authenticator = identity.Authenticator(signer, providers.ask(LEASES), bus)
     guard = Guard(authenticator.bearer, listener_auth.authenticate, levels.level, authenticator.session)
@@ -111,13 +119,15 @@ def build(config: Config, house: House = HOUSE) -> App:
         recorder=Writer.made(config, keyring, addresses) if config.audit.enabled else NotRecorded(),
         providers=providers,
     )
-    life = _Lifespan(services, house)
-    return App(config, services, Server(Routes(house.endpoints), registry, services, guard, life.start, life.stop))
+    life = _Lifespan(services, composition)
+    return App(
+        config, services, Server(Routes(composition.endpoints), registry, services, guard, life.start, life.stop)
+    )
 
 
 def known_keys_of(config: Config) -> KnownKeys:
-    columns = [each for each in HOUSE.sealed if isinstance(each, SealedColumn)]
-    objects = [each for each in HOUSE.sealed if isinstance(each, SealedObjects)]
+    columns = [each for each in COMPOSITION.sealed if isinstance(each, SealedColumn)]
+    objects = [each for each in COMPOSITION.sealed if isinstance(each, SealedObjects)]
 
     def opened_store(ring: KeyRing) -> EncryptedStore:
         return EncryptedStore(open_store(config), ring)
@@ -126,11 +136,11 @@ def known_keys_of(config: Config) -> KnownKeys:
     return KnownKeys(config.keys, opened_store, witnesses)
 
 
-def _unfound(house: House, levels: access.Levels) -> list[str]:
+def _unfound(composition: Composition, levels: access.Levels) -> list[str]:
     """Endpoints that need a level on a thing which nobody knows how to find."""
     return [
         f"{endpoint.method} {endpoint.path}: no thing is declared for {endpoint.guarded}"
-        for endpoint in house.endpoints
+        for endpoint in composition.endpoints
         if isinstance(endpoint.needs, Level) and not levels.knows(endpoint.guarded)
     ]
 
@@ -143,20 +153,20 @@ def _signing_keys(keyring: KeyRing) -> tuple[bytes, tuple[bytes, ...]]:
 class _Lifespan:
     """What begins and ends with the server."""
 
-    def __init__(self, services: Services, house: House) -> None:
-        self._services, self._house = services, house
+    def __init__(self, services: Services, composition: Composition) -> None:
+        self._services, self._composition = services, composition
         url, turned = services.config.database, services.measured.turned
-        self._periodic = Periodic(house.jobs, services, turned, url)
+        self._periodic = Periodic(composition.jobs, services, turned, url)
 
     async def start(self) -> None:
         config, services = self._services.config, self._services
-        await database.open_(config.database, self._house.models, config.database_pool)
+        await database.open_(config.database, self._composition.models, config.database_pool)
         try:
             with database_errors.explained(config.database):
                 await database.migrate()
                 await known_keys_of(config).settle(services.cipher)
                 await services.bus.start()
-                await self._house.start(services)
+                await self._composition.start(services)
         except BaseException:
             await self.stop()
             raise
@@ -170,7 +180,7 @@ class _Lifespan:
             ending.push_async_callback(services.store.close)
             ending.push_async_callback(services.workers.close)
             ending.push_async_callback(services.bus.stop)
-            ending.push_async_callback(self._house.stop, services)
+            ending.push_async_callback(self._composition.stop, services)
             await self._periodic.stop()
             services.bus.close()
 

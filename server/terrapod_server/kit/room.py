@@ -23,7 +23,7 @@ from terrapod_shared.operator_errors import OperatorError
 _PARAMETER = re.compile(r"\{\w+\}")
 
 
-class Misfit(OperatorError):
+class InvalidComposition(OperatorError):
     """The rooms do not fit together."""
 
 
@@ -53,7 +53,7 @@ def load(names: Iterable[str]) -> tuple["Room", ...]:
     return tuple(importlib.import_module(f"terrapod_server.{name}.room").ROOM for name in names)
 
 
-class House:
+class Composition:
     """All rooms, from the floor up, as one declaration. `check` says what does not fit.
 
     `own` are ports that no room provides, but whoever makes a server of them.

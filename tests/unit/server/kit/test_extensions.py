@@ -11,7 +11,7 @@ from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Attr, Extension, Many, One, Resource
 from terrapod_server.kit.api.render import Registry
 from terrapod_server.kit.paging import Rows
-from terrapod_server.kit.room import House, Room
+from terrapod_server.kit.room import Composition, Room
 
 Facts = Mapping[str, Any]
 
@@ -41,9 +41,9 @@ class Asked:
 
 
 def registry(*extensions: Extension) -> Registry:
-    house = House((Room(name="low", resources=(THING, OWNER)), Room(name="high", extends=extensions)))
-    assert house.check() == []
-    return Registry(house.resources)
+    composition = Composition((Room(name="low", resources=(THING, OWNER)), Room(name="high", extends=extensions)))
+    assert composition.check() == []
+    return Registry(composition.resources)
 
 
 def call(query: str = "") -> Call:

@@ -41,6 +41,7 @@ class Room:
     pages: tuple[Page, ...] = ()
     things: tuple[Thing, ...] = ()  #: how the things are found whose level its paths are about
     jobs: tuple[Job[Services], ...] = ()
+    outlets: tuple[Any, ...] = ()  #: who is told of the events of runs, each by its name
     discovery: Mapping[str, Any] = field(default_factory=dict)  #: its services in `/.well-known/terraform.json`
     needs: tuple[ports.Port[Any] | ports.MultiPort[Any], ...] = ()  #: what it asks of higher rooms
     provides: tuple[Provision, ...] = ()  #: what it does for lower rooms
@@ -65,6 +66,7 @@ class Composition:
         self.sealed = tuple(each for room in rooms for each in room.sealed)
         self.things = tuple(each for room in rooms for each in room.things)
         self.jobs = tuple(each for room in rooms for each in room.jobs)
+        self.outlets = tuple(each for room in rooms for each in room.outlets)
         self.tags = {room.name: room.tag for room in rooms if room.tag}
         self.discovery = {name: where for room in rooms for name, where in room.discovery.items()}
         self.provides = tuple(each for room in reversed(self.rooms) for each in room.provides)
@@ -108,6 +110,7 @@ class Composition:
             *_twice("endpoint", [f"{each.method} {_PARAMETER.sub('{}', each.path)}" for each in self.endpoints]),
             *_twice("thing", [each.parameter for each in self.things]),
             *_twice("job", [each.name for each in self.jobs]),
+            *_twice("outlet", [each.name for each in self.outlets]),
             *_twice("service", [name for room in self.rooms for name in room.discovery]),
             *self._extension_problems(),
             *ports.check(needs, provisions),

@@ -23,7 +23,7 @@ from terrapod_server.store.port import Store
 P = TypeVar("P")
 
 
-class Rights(Protocol):
+class Demands(Protocol):
     """What a handler asks of the guard, where the path alone does not say which thing a request is about."""
 
     async def identify(self, request: Request) -> Principal:
@@ -96,7 +96,7 @@ class Services:
     cipher: KeyRing
     bus: Bus
     signer: Signer
-    guard: Rights
+    guard: Demands
     addresses: Addresses
     limits: Limiter
     workers: Workers

@@ -111,15 +111,17 @@ async def _made(postgres: Postgres) -> None:
 
 
 @pytest.fixture
-async def postgres_url(postgres: Postgres, migrated_postgres: str) -> str:
-    return await postgres.fresh(f"t{next(_numbers)}", migrated_postgres)
+async def postgres_url(postgres: Postgres, migrated_postgres: str) -> AsyncIterator[str]:
+    name = f"t{next(_numbers)}"
+    yield await postgres.fresh(name, migrated_postgres)
+    postgres.done(name)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "postgres":
-        postgres: Postgres = request.getfixturevalue("postgres")
-        return await postgres.fresh(f"t{next(_numbers)}", request.getfixturevalue("migrated_postgres"))
+        url: str = request.getfixturevalue("postgres_url")
+        return url
     file = tmp_path / "terrapod.sqlite3"
     shutil.copyfile(request.getfixturevalue("migrated_sqlite"), file)
     return f"sqlite://{file}"

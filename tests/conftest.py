@@ -42,9 +42,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test is imported, since its own settings are made of these."""
-    if config.getoption("--quick"):
-        hypothesis.settings.register_profile("quick", max_examples=20)
-        hypothesis.settings.load_profile("quick")
+    examples = 20 if config.getoption("--quick") else 100
+    hurried = [hypothesis.HealthCheck.too_slow]  # on a busy host every example is
+    hypothesis.settings.register_profile("ours", max_examples=examples, deadline=None, suppress_health_check=hurried)
+    hypothesis.settings.load_profile("ours")
 
 
 def _is_quick(item: pytest.Item) -> bool:

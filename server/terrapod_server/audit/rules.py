@@ -3,7 +3,7 @@
 The entries of a server process form a chain. Each carries an HMAC over its
 own values and the one before it, under a key that is not in the database: an
 entry cannot be altered, moved, put in or taken out without the key. What is cut
-off at the end is told by checkpoints (`heads`), which are signed and also kept
+off at the end is told by checkpoints (`chain_heads`), which are signed and also kept
 outside the database.
 """
 

@@ -19,7 +19,7 @@ class Repeat(Table):
 
 
 class Generation(Table):
-    """How often the rows of a table that is listed were changed; written by triggers, see `generations`."""
+    """How often the rows of a table that is listed were changed; written by triggers, see `db.row_versions`."""
 
     topic = fields.CharField(primary_key=True, max_length=64)
     number = fields.BigIntField(default=0)

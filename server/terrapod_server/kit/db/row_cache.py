@@ -3,7 +3,7 @@
 Building the statement and making a model's object of a wide row takes the ORM
 most of such a request's time. Here a statement is text, a row stays what came
 of the database, and it becomes an object only where somebody looks into it.
-What came also stands for all that an answer shows of the row, so `documents`
+What came also stands for all that an answer shows of the row, so `render`
 remembers what it once rendered of it: a changed row is another key.
 
 PostgreSQL gives a tuple; SQLite the row as the text of a JSON array, since
@@ -118,7 +118,7 @@ class Reader(Generic[M]):
         """The page that the client asked for, and the count of all that match.
 
         A count is remembered as long as nothing that it depends on was changed
-        (see `generations`): the statement that reads the rows tells whether it
+        (see `row_versions`): the statement that reads the rows tells whether it
         still holds. Else the same statement counts anew. Where looking for the
         rows costs much, which rows they were is remembered with it.
         """

@@ -56,11 +56,18 @@ def _is_quick(item: pytest.Item) -> bool:
     return not is_parametrised and not {"postgres", "postgres_url", "pg_server"} & set(item.fixturenames)
 
 
+def _is_wanted(item: pytest.Item) -> bool:
+    """False for the PostgreSQL of a test that says that the database does not matter to it."""
+    database = item.callspec.params.get("database_url") if hasattr(item, "callspec") else None
+    return database != "postgres" or not item.get_closest_marker("sqlite_alone")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Each worker gets a block of the list, and begins with its share of the slow ones."""
-    if config.getoption("--quick"):
-        config.hook.pytest_deselected(items=[item for item in items if not _is_quick(item)])
-        items[:] = [item for item in items if _is_quick(item)]
+    wanted = [item for item in items if _is_wanted(item) and (not config.getoption("--quick") or _is_quick(item))]
+    kept = set(wanted)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = wanted
     workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
     slow = [item for item in items if item.get_closest_marker("slow")]
     rest = [item for item in items if item not in slow]

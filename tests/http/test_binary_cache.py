@@ -20,6 +20,10 @@ from terrapod_server.engines.model import EngineFile
 from terrapod_server.runs.model import Run
 from terrapod_shared import errors
 
+pytestmark = pytest.mark.sqlite_alone(
+    reason="sites, signatures and files; what is kept of them is one table without a condition of its own"
+)
+
 
 @pytest.fixture
 async def cached(database_url: str, tmp_path: Path) -> AsyncIterator[tuple[Running, ReleaseSite]]:

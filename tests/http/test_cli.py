@@ -15,6 +15,10 @@ from kit.postgres import free_port
 from kit.serving import Running, running
 from kit.site import BIN
 
+pytestmark = pytest.mark.sqlite_alone(
+    reason="the command line shows what the API answers, and tests/http ask the API on both"
+)
+
 
 @pytest.fixture
 def cli(server: Running, tmp_path: Path) -> Cli:

@@ -6,11 +6,15 @@ import os
 import re
 from pathlib import Path
 
+import pytest
+
 from kit.browser import Browser
 from kit.cli import Here
 from kit.serving import Running
 from kit.site import BIN
 from terrapod_server.commands import accounts
+
+pytestmark = pytest.mark.sqlite_alone(reason="the command line's end of signing in; test_sign_in is on both")
 
 ANN, PASSWORD = "ann@example.org", "a heron stands in shallow water"
 

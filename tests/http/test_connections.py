@@ -23,6 +23,8 @@ from terrapod_server.kit.http.connections import Connections, Exchange, Room, Te
 from terrapod_server.store.cipher import KeyRing
 from terrapod_shared import wire
 
+pytestmark = pytest.mark.sqlite_alone(reason="connections end before a database is asked")
+
 GET = b"GET /api/v2/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
 PUT = b"POST /api/v2/runs HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n" + b"x" * 60_000
 #: Handshakes take two milliseconds of each side: this is what a test has time for. Each left 280 KiB.

@@ -18,6 +18,7 @@ from terrapod_server.runs.model import Phase, Run
 from terrapod_shared import clock
 
 
+@pytest.mark.sqlite_alone(reason="the listener's end; what it calls is in test_listeners and test_protocol, on both")
 async def test_an_idle_listener_that_the_server_drains_leaves(server: Running, tmp_path: Path) -> None:
     me = await joined(server, tmp_path / "home")
     process = await listener("run", "--home", str(tmp_path / "home"))
@@ -30,6 +31,7 @@ async def test_an_idle_listener_that_the_server_drains_leaves(server: Running, t
             process.kill()
 
 
+@pytest.mark.sqlite_alone(reason="the listener's end; what it calls is in test_listeners and test_protocol, on both")
 async def test_a_certificate_is_renewed_when_the_server_says_so(server: Running, tmp_path: Path) -> None:
     """The host's own clock may be wrong by days."""
     me = await joined(server, tmp_path / "home")
@@ -44,6 +46,7 @@ async def test_a_certificate_is_renewed_when_the_server_says_so(server: Running,
 
 
 @pytest.mark.slow
+@pytest.mark.sqlite_alone(reason="the listener's end; what it calls is in test_listeners and test_protocol, on both")
 async def test_who_was_removed_and_joined_again_goes_on_without_a_restart(server: Running, tmp_path: Path) -> None:
     first = await joined(server, tmp_path / "home")
     async with running_listener(tmp_path / "home"):
@@ -58,6 +61,7 @@ async def test_who_was_removed_and_joined_again_goes_on_without_a_restart(server
         await until(lambda: Run.exists(id=run, status="planned"))
 
 
+@pytest.mark.sqlite_alone(reason="the listener's end; what it calls is in test_listeners and test_protocol, on both")
 async def test_the_log_says_how_long_the_run_waited(server: Running, tmp_path: Path) -> None:
     """Behind the three header lines, which the CLI drops of an apply's log."""
     await joined(server, tmp_path / "home")
@@ -134,6 +138,7 @@ async def _answer(value: bool) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.sqlite_alone(reason="the listener's end; what it calls is in test_listeners and test_protocol, on both")
 async def test_the_join_token_comes_from_a_file_or_a_pipe(server: Running, tmp_path: Path) -> None:
     """Whoever looks at the host's processes sees no token."""
     file = tmp_path / "token"

@@ -20,6 +20,8 @@ from terrapod_server.identity import sessions
 from terrapod_server.identity.model import ApiToken, Session
 from terrapod_shared import clock
 
+pytestmark = pytest.mark.sqlite_alone(reason="pages show what the API reads, and tests/http ask the API on both")
+
 PASSWORD = "a heron stands in shallow water"
 ANN, BEA, CEM = "ann@example.org", "bea@example.org", "cem@example.org"
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"

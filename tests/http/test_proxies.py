@@ -30,6 +30,8 @@ from terrapod_server.runs.model import Phase, Run
 from terrapod_server.workspaces.model import Workspace
 from terrapod_shared import errors, wire
 
+pytestmark = pytest.mark.sqlite_alone(reason="what stands between listener and server sees no database")
+
 STATE = state_bytes(serial=1, lineage="line")
 
 

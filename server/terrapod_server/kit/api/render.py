@@ -52,6 +52,8 @@ class Remembered:
 
 #: What the extensions of a resource have loaded: for each of them the facts by the row's id.
 Facts = Sequence[Mapping[str, Any]]
+#: What the extensions of a resource show of a row: for each of them its attributes and relationships.
+ShownBeside = Sequence[tuple[Document, Document]]
 
 
 class Renderer:
@@ -89,11 +91,17 @@ class Renderer:
         """Whether facts are loaded for the row."""
         return any(each.loads(row) for each in self.resource.extensions)
 
-    def part(self, row: Row, call: Call, view: str | None, facts: Facts) -> bytes:
-        """What the extensions show of the row, as text: the rest of what is rendered depends on the row alone."""
-        return encode([each.shown(row, call, view, facts[place], self) for place, each in enumerate(self._extensions)])
+    def shown_beside(self, row: Row, call: Call, view: str | None, facts: Facts) -> ShownBeside:
+        """What the extensions show of the row: the rest of what is rendered is of the row itself."""
+        if not self._extensions:
+            return ()
+        row_id = self.resource.id(row)
+        return [
+            each.shown(Added(row, found.get(row_id)), call, view)
+            for each, found in zip(self._extensions, facts, strict=True)
+        ]
 
-    def render(self, row: Row, call: Call, view: str | None, facts: Facts) -> Document:
+    def render(self, row: Row, call: Call, view: str | None, beside: ShownBeside) -> Document:
         document: Document = {
             "id": self.resource.id(row),
             "type": self.resource.type,
@@ -104,8 +112,7 @@ class Renderer:
             },
         }
         relationships = {relation.name: _relationship(relation, keys, row, call) for relation, keys in self._relations}
-        for place, each in enumerate(self._extensions):
-            attributes, related = each.shown(row, call, view, facts[place], self)
+        for attributes, related in beside:
             document["attributes"] |= attributes
             relationships |= related
         if relationships:
@@ -115,14 +122,14 @@ class Renderer:
             document["links"] = {name: link for name, link in links.items() if link is not None}
         return document
 
-    def encoded(self, row: Row, call: Call, view: str | None, facts: Facts) -> msgspec.Raw:
-        return msgspec.Raw(encode(self.render(row, call, view, facts)))
+    def encoded(self, row: Row, call: Call, view: str | None, beside: ShownBeside) -> msgspec.Raw:
+        return msgspec.Raw(encode(self.render(row, call, view, beside)))
 
     def related(self, row: Row, name: str, call: Call, facts: Facts) -> tuple[str, list[str]] | None:
         """The type and ids at the other side of a relation, or None where there is no such relation."""
         candidates: list[tuple[One | Many, Any, Row]] = [(*each, row) for each in self._relations]
-        for place, extended in enumerate(self._extensions):
-            added = extended.added(self.resource.id(row), row, facts[place])
+        for extended, loaded in zip(self._extensions, facts, strict=True):
+            added = Added(row, loaded.get(self.resource.id(row)))
             candidates += [(*each, added) for each in extended.relations]
         for relation, keys, subject in candidates:
             if relation.name != name or keys is None:
@@ -155,15 +162,8 @@ class Extended:
         ids = [resource.id(row) for row in rows if self._extension.is_loaded(row)]
         return await self._extension.load(ids, call) if ids else {}
 
-    @staticmethod
-    def added(row_id: str, row: Row, facts: Mapping[str, Any]) -> Added:
-        return Added(row, facts.get(row_id))
-
-    def shown(
-        self, row: Row, call: Call, view: str | None, facts: Mapping[str, Any], renderer: Renderer
-    ) -> tuple[Document, Document]:
+    def shown(self, added: Added, call: Call, view: str | None) -> tuple[Document, Document]:
         """Its attributes and relationships."""
-        added = self.added(renderer.resource.id(row), row, facts)
         attributes = {
             name: value(added, call) for name, value, only_in in self._attributes if only_in is None or only_in == view
         }
@@ -212,7 +212,9 @@ class Registry:
         else:
             rows = [opened(row) for row in rows]
             facts = await renderer.prepare(rows, call)
-            documents = [renderer.encoded(row, call, view, facts) for row in rows]
+            documents = [
+                renderer.encoded(row, call, view, renderer.shown_beside(row, call, view, facts)) for row in rows
+            ]
         return documents[0] if single else documents
 
     @staticmethod
@@ -233,15 +235,14 @@ class Registry:
         facts = await renderer.prepare(rows, call) if rows else ()
         for place, row in zip(missing, rows, strict=True):
             record = records[place]
+            beside = renderer.shown_beside(row, call, view, facts)
             if not renderer.lasts(row):
-                documents[place] = renderer.encoded(row, call, view, facts)
+                documents[place] = renderer.encoded(row, call, view, beside)
                 continue
-            key: Hashable = record.as_read
-            if renderer.is_extended(row):
-                key = (record.as_read, renderer.part(row, call, view, facts))
+            key: Hashable = (record.as_read, encode(beside)) if renderer.is_extended(row) else record.as_read
             document = known[record.level].get(key)
             if document is None:
-                document = renderer.encoded(row, call, view, facts)
+                document = renderer.encoded(row, call, view, beside)
                 renderer.remembered.put(contexts[record.level], key, document)
             documents[place] = document
         return documents

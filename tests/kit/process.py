@@ -63,7 +63,7 @@ class Process:
         base = f"{self.url}/api/v2/"
         async with httpx.AsyncClient(base_url=base, headers=headers, timeout=60, verify=self.verify) as api:
             try:
-                yield Running(self.url, token, api, made.services, self.folder)
+                yield Running(self.url, token, api, made.services, self.folder, made.asgi)
             finally:
                 await self.kill()
 

@@ -30,6 +30,7 @@ from terrapod_server.config.settings import Config
 from terrapod_server.identity import actions as identity
 from terrapod_server.kit.api import openapi
 from terrapod_server.kit.api.declare import Route
+from terrapod_server.kit.asgi.application import Server
 from terrapod_server.kit.services import Services
 from terrapod_shared import wire
 
@@ -63,6 +64,7 @@ class Running:
     api: httpx.AsyncClient
     services: Services
     folder: Path
+    asgi: Server
 
     async def post(
         self, path: str, attributes: DATA | None = None, kind: str = "", **relationships: Any
@@ -188,7 +190,7 @@ async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterat
         async with httpx.AsyncClient(
             base_url=f"{url}/api/v2/", headers={"Authorization": f"Bearer {token}"}, timeout=30, verify=PLAIN
         ) as api:
-            yield Running(url, token, api, built[0].services, data)
+            yield Running(url, token, api, built[0].services, data, built[0].asgi)
     finally:
         stop.set()
         await asyncio.wait({task}, timeout=4)

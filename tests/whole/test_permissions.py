@@ -259,6 +259,10 @@ async def callers(server: Running, tmp_path: Path) -> AsyncIterator[tuple[dict[s
     found["token for another workspace"] = Caller(
         await server.person("one@example.org", "s-admin", workspace_id="ws-elsewhere"), is_limited=True
     )
+    # what is no page looks at no cookie
+    await server.person("root@example.org", "admin")
+    root = await session_of("root@example.org")
+    found["an admin's cookie without a token"] = Caller("", root, level=Level.ADMIN, is_known=False)
     gone = await server.person("gone@example.org", "admin")
     found["deactivated admin's session"] = Caller(await session_of("gone@example.org"), is_known=False)
     await User.filter(email="gone@example.org").update(is_active=False)

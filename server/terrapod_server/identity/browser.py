@@ -3,7 +3,6 @@
 import hashlib
 import secrets
 
-from starlette.requests import Request
 from starlette.responses import Response
 
 from terrapod_server.identity import sessions
@@ -11,7 +10,6 @@ from terrapod_server.identity.model import Session, User
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.caller import Principal
 from terrapod_server.kit.http.browser import SESSION
-from terrapod_server.kit.http.signed import Signer
 from terrapod_shared.errors import NotFound, Unauthorized
 
 _DEVICE = "terrapod-device"
@@ -51,15 +49,13 @@ def sign_out(call: Call, response: Response) -> None:
 
 def device(call: Call, user: User | None) -> str:
     """The name by which the user signed in here before, since the last change of password; else a new one."""
-    known = device_of(call.request, user, call.services.signer) if user else ""
-    return known or secrets.token_hex(16)
+    return (_known_device(call, user) if user else "") or secrets.token_hex(16)
 
 
-def device_of(request: Request, user: User, signer: Signer) -> str:
+def _known_device(call: Call, user: User) -> str:
     """The name of a device of the user's, or nothing."""
-    shown = request.cookies.get(f"__Host-{_DEVICE}") or request.cookies.get(_DEVICE, "")
     try:
-        user_id, mark, found = signer.check("device", shown).split(".")
+        user_id, mark, found = call.services.signer.check("device", call.browser.cookie(_DEVICE)).split(".")
     except (NotFound, ValueError):
         return ""
     return found if (user_id, mark) == (user.id, _password_mark(user)) else ""

@@ -34,8 +34,6 @@ EXCEPTIONS = {
     ("agents/waits.py", "run"): _WAITS,
     ("agents/waits.py", "run_phase"): _WAITS,
     ("agents/waits.py", "workspace"): _WAITS,
-    ("runs/leases.py", "workspace"): "a claim is one statement, and listeners choose by names and labels of workspaces",
-    ("states/actions.py", "workspace"): "the current version is read by one statement, which the workspace names",
 }
 #: Functions that make SQL of a bare table or FROM clause, with the place of that argument.
 _TAKES_TABLES = {"Thing": 1, "Kind": 0, "SealedColumn": 0, "SealedObjects": 0}

@@ -18,7 +18,7 @@ def open_to(pool: str, workspace_id: str) -> str:
 
 
 def condition(accepts: Mapping[str, Any], values: list[Any]) -> str:
-    """Of the phases `p` with their run `r` and workspace `w`, those that `accepts` (`wire.Accepts`) takes; AND comes first.
+    """Of the phases `p` with their run `r`, those that `accepts` (`wire.Accepts`) takes; AND comes first.
 
     Values are appended to `values`, whose places the text names.
     """
@@ -38,7 +38,9 @@ def condition(accepts: Mapping[str, Any], values: list[Any]) -> str:
         if allowed:
             parts.append(f"{column} IN ({', '.join(mark(each) for each in allowed)})")
     if patterns := accepts.get("workspaces"):
-        parts.append(f"({' OR '.join(like('w.name', each) for each in patterns)})")
+        parts.append(
+            workspaces.has_name("p.workspace_id", lambda column: " OR ".join(like(column, each) for each in patterns))
+        )
     for key, pattern in accepts.get("labels", {}).items():
-        parts.append(workspaces.has_label("w.id", mark(key), partial(like, pattern=pattern)))
+        parts.append(workspaces.has_label("p.workspace_id", mark(key), partial(like, pattern=pattern)))
     return "".join(f" AND {part}" for part in parts)

@@ -63,7 +63,7 @@ async def on_start() -> None:
 async def offer(listener_id: str, pool_id: str, condition: Where) -> Phase | None:
     """Offers the oldest phase of the pool that is ready and meets the condition to a listener, or None. One statement.
 
-    The condition is about the phase `p`, its run `r` and its workspace `w`.
+    The condition is about the phase `p` and its run `r`.
     """
     lock = "FOR UPDATE OF p SKIP LOCKED" if database.is_postgres() else ""
     rows = await database.query(
@@ -71,7 +71,6 @@ async def offer(listener_id: str, pool_id: str, condition: Where) -> Phase | Non
         WITH chosen AS (
             SELECT p.id AS id FROM run_phase p
             JOIN run r ON r.id = p.run_id
-            JOIN workspace w ON w.id = p.workspace_id
             WHERE p.pool_id = $2 AND p.lease_state = 'ready' AND {readers.condition()}
               AND r.engine_version <> '' AND {shifted(condition.sql, 2)}
             ORDER BY p.id LIMIT 1 {lock}

@@ -53,8 +53,7 @@ async def read_current(workspace_id: str) -> Record[StateVersion] | None:
     It is the one that the workspace names, as it was written under its row
     lock: ids are in the order of clocks, which servers do not have in common.
     """
-    named = 'JOIN workspace w ON t."id" = w."current_state_version_id"'
-    return await READER.one('w."id" = $1', workspace_id, joined=named)
+    return await READER.one(workspaces.names_current_state('t."id"', "$1"), workspace_id)
 
 
 async def current(workspace_id: str) -> StateVersion | None:

@@ -86,6 +86,16 @@ def consuming(workspace_id: str) -> Where:
     )
 
 
+def has_name(workspace_id: str, is_name: Callable[[str], str]) -> str:
+    """A condition in SQL: the workspace whose id is in a column has a name that `is_name`, a condition on a column, takes."""
+    return f"EXISTS (SELECT 1 FROM workspace w WHERE w.id = {workspace_id} AND ({is_name('w.name')}))"  # noqa: S608  our own words
+
+
+def names_current_state(version_id: str, workspace_id: str) -> str:
+    """A condition in SQL: the state version whose id is in a column is the one that the workspace names as current."""
+    return f'{version_id} = (SELECT w."current_state_version_id" FROM workspace w WHERE w."id" = {workspace_id})'  # noqa: S608
+
+
 def has_label(workspace_id: str, key: str, is_value: Callable[[str], str]) -> str:
     """A condition in SQL: the workspace whose id is in a column has the label; `is_value` judges the column of its value."""
     return (

@@ -109,9 +109,9 @@ class Reader(Generic[M]):
         #: Rows as they were read, by id and revision; the oldest go first.
         self._seen: OrderedDict[str, str | tuple[Any, ...]] = OrderedDict()
 
-    async def one(self, where: str, *values: Any, joined: str = "") -> Record[M] | None:
-        """The only row, or None. `joined` are further tables, with their conditions."""
-        found, _ = await self._records("", f"{joined} WHERE {where}", values)
+    async def one(self, where: str, *values: Any) -> Record[M] | None:
+        """The only row, or None."""
+        found, _ = await self._records("", f"WHERE {where}", values)
         return found[0] if found else None
 
     async def page(self, page: PageRequest, where: Where, order: str) -> Rows:

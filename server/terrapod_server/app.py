@@ -35,8 +35,10 @@ from terrapod_server.kit.ports import Providers
 from terrapod_server.kit.room import Composition, InvalidComposition, Room
 from terrapod_server.kit.services import NotRecorded, Services
 from terrapod_server.kit.work.bus import Bus
+from terrapod_server.kit.work.outbox import Outbox
 from terrapod_server.kit.work.periodic import Periodic
 from terrapod_server.kit.work.workers import Workers
+from terrapod_server.runs import change
 from terrapod_server.store.cipher import EncryptedStore, KeyRing
 from terrapod_server.store.sealed import SealedColumn, SealedObjects
 from terrapod_server.store.select import open_store
@@ -114,6 +116,7 @@ def build(config: Config, composition: Composition = COMPOSITION) -> App:
         limits=Limiter(config.rate_limits),
         memory=Budget(config.limits.memory_bytes),
         workers=Workers(config.limits.readers, config.limits.reader_bytes),
+        outbox=Outbox(composition.outlets, change.load, bus, config.database),
         guard=guard,
         authenticator=authenticator,
         recorder=Writer.made(config, keyring, addresses) if config.audit.enabled else NotRecorded(),
@@ -167,6 +170,7 @@ class _Lifespan:
                 await known_keys_of(config).settle(services.cipher)
                 await services.bus.start()
                 await self._composition.start(services)
+                await services.outbox.start(services)
         except BaseException:
             await self.stop()
             raise
@@ -181,6 +185,7 @@ class _Lifespan:
             ending.push_async_callback(services.workers.close)
             ending.push_async_callback(services.bus.stop)
             ending.push_async_callback(self._composition.stop, services)
+            await services.outbox.stop()
             await self._periodic.stop()
             services.bus.close()
 

@@ -21,6 +21,7 @@ from terrapod_server.config.settings import Config
 from terrapod_server.kit.db import database, filelock
 from terrapod_server.kit.http.certificates import Certificate
 from terrapod_server.kit.http.connections import Connections, Terms
+from terrapod_server.kit.room import Composition
 from terrapod_server.kit.work import memory
 from terrapod_shared.notify import Manager
 from terrapod_shared.operator_errors import OperatorError
@@ -39,11 +40,11 @@ class CannotListen(OperatorError):
     """The address or the port is not to be had; the text is for the user."""
 
 
-def run(config: Config) -> None:
+def run(config: Config, composition: Composition = app.COMPOSITION) -> None:
     """Serves until SIGTERM or SIGINT; SIGHUP loads the certificate again."""
     log_as(config.log_level)
     allow_connections()
-    uvloop.run(until_signalled(lambda stop: serve_until(config, stop, hangup=_on_hangup())))
+    uvloop.run(until_signalled(lambda stop: serve_until(config, stop, hangup=_on_hangup(), composition=composition)))
 
 
 def allow_connections() -> None:
@@ -84,13 +85,14 @@ async def serve_until(
     made: list[app.App] | None = None,
     before: Callable[[app.App], Awaitable[None]] | None = None,
     hangup: asyncio.Event | None = None,
+    composition: Composition = app.COMPOSITION,
 ) -> None:
     """Serves until `stop` is set; then requests under way finish, and long polls end with nothing.
 
     `before` is done once the database is open and nobody is served yet; `ready` is set once it serves; the app is put into `made`. The certificate is loaded again when its files change, and when `hangup` is set. systemd is told, where it asks. Raises CannotListen, app.Unusable, and what else a start raises.
     """
     with bound(config.host, config.port) as listening, contextlib.ExitStack() as stack:
-        built = app.build(config)
+        built = app.build(config, composition)
         try:
             stack.enter_context(database.only_server(config.database))
         except filelock.Held as other:

@@ -31,6 +31,7 @@ from terrapod_server.identity import actions as identity
 from terrapod_server.kit.api import openapi
 from terrapod_server.kit.api.declare import Route
 from terrapod_server.kit.asgi.application import Server
+from terrapod_server.kit.room import Composition, Room
 from terrapod_server.kit.services import Services
 from terrapod_shared import wire
 
@@ -156,7 +157,11 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterator[Running]:
-    """Starts and stops a server; the release sites of its settings are nowhere, so that no test asks the internet."""
+    """Starts and stops a server; the release sites of its settings are nowhere, so that no test asks the internet.
+
+    `composition`: the rooms that it is made of, instead of all.
+    """
+    composition: Composition = settings.pop("composition", app.COMPOSITION)
     port = settings.get("port") or free_port()
     nowhere = {
         "terraform_url": "http://127.0.0.1:9/terraform",
@@ -177,7 +182,7 @@ async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterat
     )
     stop, ready = asyncio.Event(), asyncio.Event()
     built: list[app.App] = []
-    task = asyncio.create_task(serving.serve_until(config, stop, ready, built))
+    task = asyncio.create_task(serving.serve_until(config, stop, ready, built, composition=composition))
     waiting = asyncio.create_task(ready.wait())
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED, timeout=30)
     if not ready.is_set():
@@ -214,6 +219,11 @@ def _noted(services: Services) -> dict[tuple[str, str, int], Route]:
 
     services.recorder.record = note  # type: ignore[method-assign]
     return found
+
+
+def extended(*rooms: Room) -> Composition:
+    """All rooms of the server, and these above them."""
+    return Composition((*app.COMPOSITION.rooms, *rooms), own=app.COMPOSITION.own)
 
 
 def tar(files: dict[str, bytes], form: int = tarfile.DEFAULT_FORMAT) -> bytes:

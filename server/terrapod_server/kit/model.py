@@ -40,6 +40,33 @@ class SchemaVersion(Table):
         table = "schema_version"
 
 
+class Delivery(Table):
+    """An event on its way to an outlet; times are unix seconds of the database's clock. See `kit.work.outbox`."""
+
+    id = fields.BigIntField(primary_key=True, generated=True)
+    event_id = fields.BigIntField()
+    outlet = fields.CharField(max_length=80)
+    #: Events of one key are delivered in their order: the run, or the workspace where there is none.
+    key = fields.CharField(max_length=40)
+    due_at = fields.FloatField()
+    #: How often it was claimed; who comes back after a later claim changes nothing.
+    attempts = fields.IntField(default=0, db_default=0)
+    leased_until = fields.FloatField(default=0.0, db_default=0.0)
+    failed_at: float | None = fields.FloatField(null=True)
+
+    class Meta:
+        abstract = True
+
+
+class Outbox(Delivery):
+    """What the outlets of this server have not been given yet, and what they did not take."""
+
+    class Meta:
+        table = "outbox"
+        unique_together = (("event_id", "outlet"),)
+        indexes = (("outlet", "id"), ("outlet", "key", "id"), ("outlet", "leased_until"))
+
+
 class Brake(Table):
     """How much of its tries something has used up: all of them are back at `full_at`.
 

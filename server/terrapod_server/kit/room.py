@@ -16,6 +16,7 @@ from terrapod_server.kit import ports
 from terrapod_server.kit.api.declare import Endpoint, Extension, Page, Raw, Resource, Route, Thing
 from terrapod_server.kit.ports import Provision
 from terrapod_server.kit.services import Services
+from terrapod_server.kit.work.outbox import FanOut, Outlet
 from terrapod_server.kit.work.periodic import Job
 from terrapod_server.store.sealed import SealedColumn, SealedObjects
 from terrapod_shared.operator_errors import OperatorError
@@ -41,7 +42,7 @@ class Room:
     pages: tuple[Page, ...] = ()
     things: tuple[Thing, ...] = ()  #: how the things are found whose level its paths are about
     jobs: tuple[Job[Services], ...] = ()
-    outlets: tuple[Any, ...] = ()  #: who is told of the events of runs, each by its name
+    outlets: tuple[Outlet | FanOut, ...] = ()  #: where events of runs and workspaces go
     discovery: Mapping[str, Any] = field(default_factory=dict)  #: its services in `/.well-known/terraform.json`
     needs: tuple[ports.Port[Any] | ports.MultiPort[Any], ...] = ()  #: what it asks of higher rooms
     provides: tuple[Provision, ...] = ()  #: what it does for lower rooms

@@ -16,6 +16,7 @@ from terrapod_server.kit.http.rate_limits import Limiter
 from terrapod_server.kit.http.signed import Signer
 from terrapod_server.kit.ports import MultiPort, Port, Providers
 from terrapod_server.kit.work.bus import Bus
+from terrapod_server.kit.work.outbox import Outbox
 from terrapod_server.kit.work.workers import Workers
 from terrapod_server.store.cipher import KeyRing
 from terrapod_server.store.port import Store
@@ -101,6 +102,7 @@ class Services:
     limits: Limiter
     workers: Workers
     memory: Budget
+    outbox: Outbox  #: takes events to whoever wants them
     authenticator: Authenticator
     recorder: Recorder = field(default_factory=NotRecorded)
     providers: Providers = field(default_factory=Providers)  #: what rooms do for lower ones

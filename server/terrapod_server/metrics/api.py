@@ -25,6 +25,7 @@ _OTHERS = "(others)"
 async def show(call: Call) -> Response:
     """Figures in Prometheus' text format; a bearer token of an admin or auditor is needed."""
     lines = [*_build(), *await _runs(), *await _leases(), *await _pools(), *await _late(), *await _certificates(call)]
+    lines += await _outbox(call)
     writer = Writer.of(call.services)
     if writer is not None:
         about = "Audit entries that are in memory alone."
@@ -39,6 +40,18 @@ def _build() -> list[str]:
     labels = {"version": importlib.metadata.version("terrapod"), "python": platform.python_version()}
     labels["database"] = database.dialect()
     return list(family("terrapod_build_info", "gauge", "What runs here.", [(labels, 1)]))
+
+
+async def _outbox(call: Call) -> list[str]:
+    found = await call.services.outbox.figures()
+    waiting: list[Sample] = [({"outlet": name}, figures[0]) for name, figures in found.items()]
+    failed: list[Sample] = [({"outlet": name}, figures[1]) for name, figures in found.items()]
+    return [
+        *family("terrapod_outbox_waiting", "gauge", "Events that an outlet has not got yet.", waiting),
+        *family(
+            "terrapod_outbox_failed", "gauge", "Events that an outlet did not take, and that were given up.", failed
+        ),
+    ]
 
 
 async def _runs() -> list[str]:

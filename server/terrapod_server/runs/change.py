@@ -13,7 +13,7 @@ from terrapod_server.kit.db.database import in_transaction
 from terrapod_server.kit.services import Services
 from terrapod_server.runs import logs, readers, states, unknown
 from terrapod_server.runs.events import Entry, Event
-from terrapod_server.runs.model import Phase, Run
+from terrapod_server.runs.model import Phase, Run, RunEvent
 from terrapod_server.runs.states import Status
 from terrapod_server.workspaces import actions as workspaces
 from terrapod_shared import clock, ids
@@ -103,16 +103,19 @@ class Change:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        is_wanted = False
         if error is None:
             try:
                 await self._settle()
-                await write(self._events)
+                is_wanted = await write(self._services, self._events)
             except BaseException as late:
                 await self._transaction.__aexit__(type(late), late, late.__traceback__)
                 raise
         await self._transaction.__aexit__(kind, error, trace)
         if error is None:
             self._services.measured.ended_runs.update(self._ended)
+            if is_wanted:
+                self._services.outbox.wake()
             await self._services.bus.publish(*sorted(self._topics))
             for topic, seconds in self._later.items():
                 self._services.bus.publish_later(seconds, topic)
@@ -206,16 +209,20 @@ class Change:
         self.workspace.run_lock_id, self.workspace.run_lock_reason = None, ""
         return str(run_id)
 
-    def note(self, run: Run, event: Event, *, user_id: str = "", description: str = "") -> None:
-        """Writes an event that moves nothing. Raises ValueError for one that moves a run: that is `fire`'s."""
+    def note(self, run: Run | None, event: Event, *, user_id: str = "", description: str = "") -> None:
+        """Writes an event that moves nothing; one without a run is about the workspace alone.
+
+        Raises ValueError for an event that moves a run: that is `fire`'s.
+        """
         if event in states.MOVES:
             raise ValueError(event)
         self._write(run, event, user_id, description)
 
-    def _write(self, run: Run, event: Event, user_id: str, description: str) -> None:
+    def _write(self, run: Run | None, event: Event, user_id: str, description: str) -> None:
         """Events are written at the end of the transaction, all by one statement."""
-        self._events.append(entry(run, event, user_id=user_id, description=description))
-        self.wake(f"workspace:{run.workspace_id}")
+        about = self._workspace_id if run is None else run
+        self._events.append(entry(about, event, user_id=user_id, description=description))
+        self.wake(f"workspace:{self._workspace_id}")
 
     async def confirm(self, run: Run, *, user_id: str = "", **also: Any) -> None:
         """Confirms, and queues the apply unless something holds it."""
@@ -309,25 +316,26 @@ class Change:
             await workspaces.set_current_run(self._workspace_id, self._current)
 
 
-def entry(run: Run, event: Event, *, user_id: str = "", description: str = "") -> Entry:
-    """An event of a run as it is now."""
+def entry(about: Run | str, event: Event, *, user_id: str = "", description: str = "") -> Entry:
+    """An event of a run as it is now, or of a workspace alone, whose id is given then."""
+    run = None if isinstance(about, str) else about
     return Entry(
-        workspace_id=run.workspace_id,
-        run_id=run.id,
+        workspace_id=run.workspace_id if run else str(about),
+        run_id=run.id if run else None,
         event=event.value,
-        status=run.status.value,
+        status=run.status.value if run else "",
         user_id=user_id,
         description=description,
     )
 
 
-async def write(entries: Sequence[Entry]) -> list[Entry]:
-    """Writes events, in their order, and gives them with their ids.
+async def write(services: Services, entries: Sequence[Entry]) -> bool:
+    """Writes events in their order, and what outlets want of them into the outbox; whether one wants any.
 
     For whoever is inside a transaction that holds the workspace's row lock and is no `Change`: within a workspace ids
-    are in the order of commits.
+    are in the order of commits. After the commit `services.outbox.wake` is to be called.
     """
-    found: list[Entry] = []
+    written: list[Entry] = []
     for at in range(0, len(entries), _AT_ONCE):
         part = entries[at : at + _AT_ONCE]
         width = len(_COLUMNS)
@@ -340,5 +348,11 @@ async def write(entries: Sequence[Entry]) -> list[Entry]:
             [getattr(each, column) for each in part for column in _COLUMNS],
         )
         numbers = sorted(int(row["id"]) for row in rows)
-        found += [dataclasses.replace(each, id=number) for each, number in zip(part, numbers, strict=True)]
-    return found
+        written += [dataclasses.replace(each, id=number) for each, number in zip(part, numbers, strict=True)]
+    return await services.outbox.add(written)
+
+
+async def load(event_ids: Sequence[int]) -> dict[int, Entry]:
+    """Events by id, for outlets; those that are gone are left out."""
+    rows = await RunEvent.filter(id__in=list(event_ids)).values("id", *_COLUMNS)
+    return {row["id"]: Entry(**row) for row in rows}

@@ -8,13 +8,15 @@ workspace went may have come behind that.
 """
 
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
 
 from terrapod_server.kit.db import database
 from terrapod_server.kit.services import Services
+from terrapod_server.kit.work import outbox
 from terrapod_server.runs import leases, states
 from terrapod_server.runs.lease_clock import clock_sql
-from terrapod_server.runs.model import Phase, Run, RunEvent
+from terrapod_server.runs.model import Phase, Run
 from terrapod_server.states import kept_states
 from terrapod_server.store import keys
 from terrapod_server.workspaces import actions as workspaces
@@ -59,9 +61,20 @@ async def on_workspace_deleted(workspace_id: str) -> set[str]:
         [workspace_id],
     )
     await Phase.filter(workspace_id=workspace_id).exclude(lease_state="gone").delete()
-    await RunEvent.filter(workspace_id=workspace_id).delete()
+    await _forget_events("workspace_id = $1", [workspace_id])
     await Run.filter(workspace_id=workspace_id).delete()
     return {f"workspace:{workspace_id}", *(leases.lapsed(row["lease_listener_id"]) for row in told)}
+
+
+async def _forget_events(condition: str, values: Sequence[str] = ()) -> None:
+    """Removes events of workspaces that are gone, but for those that an outlet has yet to get."""
+    await database.query(
+        f"""
+        WITH one AS (SELECT 1)
+        DELETE FROM run_event WHERE {condition} AND NOT {outbox.waits_for("run_event.id")} RETURNING id
+        """,  # noqa: S608  our own words
+        values,
+    )
 
 
 async def clear(services: Services, workspace_id: str) -> None:
@@ -115,4 +128,11 @@ async def sweep(services: Services) -> None:
         log.info(
             "the state of the deleted workspace %s, serial %d, is removed for good", kept.workspace_id, kept.serial
         )
-    await deleted_workspaces.forget(kept_states.none_of("deleted_workspace.id"))
+    await _forget_events(deleted_workspaces.gone("workspace_id"))
+    left = "deleted_workspace.id"
+    await deleted_workspaces.forget(f"{kept_states.none_of(left)} AND {_no_event_of(left)}")
+
+
+def _no_event_of(column: str) -> str:
+    """A condition in SQL: no outlet has yet to get an event of the workspace that an id in `column` names."""
+    return f"NOT EXISTS (SELECT 1 FROM run_event e WHERE e.workspace_id = {column})"  # noqa: S608  our own words

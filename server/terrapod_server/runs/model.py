@@ -151,10 +151,10 @@ OVER = frozenset({"finished", "errored", "canceled", "unreachable"})
 
 
 class RunEvent(Table):
-    """What happened to a run; notifications, streams and audit read these rows."""
+    """What happened to a run, or to a workspace alone; written by `change.write` and by nothing else."""
 
     id = fields.BigIntField(primary_key=True, generated=True)
-    run_id = fields.CharField(max_length=40, db_index=True)
+    run_id: Any = fields.CharField(max_length=40, db_index=True, null=True)
     workspace_id = fields.CharField(max_length=40)
     event = fields.CharField(max_length=20)
     status = fields.CharField(max_length=24)

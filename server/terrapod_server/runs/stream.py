@@ -36,6 +36,7 @@ async def stream(call: Call) -> StreamingResponse:
 
 async def _events(call: Call, workspace_id: str, after: int) -> AsyncIterator[bytes]:
     bus = call.services.bus
+    found = RunEvent.filter(workspace_id=workspace_id, run_id__isnull=False)
     checked = time.monotonic()
     yield b": terrapod\n\n"
     async with bus.subscribe(f"workspace:{workspace_id}") as subscription:
@@ -44,7 +45,7 @@ async def _events(call: Call, workspace_id: str, after: int) -> AsyncIterator[by
                 if not await _may_still(call, workspace_id):
                     return
                 checked = time.monotonic()
-            rows = await RunEvent.filter(workspace_id=workspace_id, id__gt=after).order_by("id").limit(_BATCH)
+            rows = await found.filter(id__gt=after).order_by("id").limit(_BATCH)
             for row in rows:
                 after = row.id
                 body = encode(

@@ -12,6 +12,11 @@ async def find(workspace_id: str) -> DeletedWorkspace | None:
     return await DeletedWorkspace.get_or_none(id=workspace_id)
 
 
+def gone(column: str) -> str:
+    """A condition in SQL: the workspace that an id in `column` names was deleted, and is remembered."""
+    return f"{column} IN (SELECT id FROM deleted_workspace)"  # noqa: S608  our own words
+
+
 async def due(most: int) -> list[DeletedWorkspace]:
     """Those whose files are to be looked for now, the longest due first."""
     return await DeletedWorkspace.filter(sweep_at__lte=clock.now()).order_by("sweep_at").limit(most)

@@ -136,7 +136,8 @@ async def adopt(services: Services, late_id: str, principal: Principal, *, confi
         text = f"{principal.name} adopted the late state with serial {row.serial} as {kept_as}"
         run = await runs.find(row.run_id)
         if run is not None:
-            await changes.write([changes.entry(run, Event.STATE_ADOPTED, user_id=principal.id, description=text)])
+            adopted = changes.entry(run, Event.STATE_ADOPTED, user_id=principal.id, description=text)
+            await changes.write(services, [adopted])
 
     check_waits(row)
     await states.adopt(
@@ -150,6 +151,7 @@ async def adopt(services: Services, late_id: str, principal: Principal, *, confi
         chunks=services.store.get(row.key),
         fence=settle,
     )
+    services.outbox.wake()
     await services.store.delete(row.key)
     try:
         await services.ask(RUNS).on_workspace_unlocked(services, row.workspace_id)

@@ -33,6 +33,7 @@ __all__ = [
     "in_transaction",
     "insert",
     "is_postgres",
+    "lock_number",
     "migrate",
     "model_tables",
     "one_at_a_time",
@@ -270,7 +271,7 @@ async def one_at_a_time(name: str) -> AsyncIterator[None]:
 
     connection = await asyncpg.connect(_opened["dsn"])
     try:
-        await connection.execute("SELECT pg_advisory_lock($1)", _lock_number(name))
+        await connection.execute("SELECT pg_advisory_lock($1)", lock_number(name))
         yield
     finally:
         await connection.close()
@@ -423,5 +424,6 @@ async def clock() -> float:
     return float(rows[0]["now"])
 
 
-def _lock_number(name: str) -> int:
+def lock_number(name: str) -> int:
+    """The number of the advisory lock of that name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)

@@ -26,16 +26,6 @@ def now_sql() -> str:
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
-def least_sql(*parts: str) -> str:
-    """The least of some numbers, as an expression."""
-    return f"{'LEAST' if database.is_postgres() else 'MIN'}({', '.join(parts)})"
-
-
-def most_sql(*parts: str) -> str:
-    """The greatest of some numbers, as an expression."""
-    return f"{'GREATEST' if database.is_postgres() else 'MAX'}({', '.join(parts)})"
-
-
 async def due(table: str, lease_s: float, most: int) -> list[Any]:
     """Ids of at most so many rows that are due, those that are due longest, leased to this process alone."""
     rows = await claim(table, "$1", "$2", [lease_s, most], order="t.due_at, t.id")
@@ -67,14 +57,14 @@ async def claim(
     """The statement behind `due`, for tables with rules of their own. The row is `t`; `values` are those of all marks.
 
     `lease` and `most` are expressions, `where` is a further condition, `also` are further columns to set, `gives` further
-    ones to give back.
+    ones to give back. No index is asked for `leased_until`, which nearly all rows meet.
     """
     lock = "FOR UPDATE OF t SKIP LOCKED" if database.is_postgres() else ""
     now = now_sql()
     return await database.query(
         f"""
         WITH chosen AS (
-            SELECT t.id FROM {named(table)} t WHERE t.due_at <= {now} AND t.leased_until <= {now} {where}
+            SELECT t.id FROM {named(table)} t WHERE t.due_at <= {now} AND t.leased_until + 0 <= {now} {where}
             ORDER BY {order} LIMIT {most} {lock}
         )
         UPDATE {named(table)} SET leased_until = {now} + {lease} {also}

@@ -3,6 +3,7 @@
 import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -22,32 +23,45 @@ INCLUDE_DEPTH = 3
 INCLUDE_PATHS = 16
 
 
+@dataclass(frozen=True)
+class Partial:
+    """What a row says of its own document: for which extensions its facts are loaded, and whether the rest lasts."""
+
+    id: str
+    loaded: tuple[bool, ...]
+    lasts: bool
+
+
 class Remembered:
     """The rows that were rendered last, by what else they depend on; the oldest go when they grow too many."""
 
     def __init__(self, most: int = 4096, most_bytes: int = 8 << 20) -> None:
         self._most, self._most_bytes, self._bytes = most, most_bytes, 0
-        self._documents: dict[Hashable, dict[Hashable, msgspec.Raw]] = {}
+        self._documents: dict[Hashable, dict[Hashable, msgspec.Raw | Partial]] = {}
         self._order: deque[tuple[Hashable, Hashable]] = deque()
 
-    def of(self, context: Hashable) -> Mapping[Hashable, msgspec.Raw]:
+    def of(self, context: Hashable) -> Mapping[Hashable, msgspec.Raw | Partial]:
         return self._documents.get(context, {})
 
-    def put(self, context: Hashable, raw: Hashable, document: msgspec.Raw) -> None:
+    def put(self, context: Hashable, raw: Hashable, document: msgspec.Raw | Partial) -> None:
         known = self._documents.setdefault(context, {})
         if raw in known:
             return
         known[raw] = document
         self._order.append((context, raw))
-        self._bytes += len(memoryview(document))
+        self._bytes += _size(document)
         while len(self._order) > self._most or self._bytes > self._most_bytes:
             self._forget(*self._order.popleft())
 
     def _forget(self, context: Hashable, raw: Hashable) -> None:
         known = self._documents[context]
-        self._bytes -= len(memoryview(known.pop(raw)))
+        self._bytes -= _size(known.pop(raw))
         if not known:
             del self._documents[context]
+
+
+def _size(document: msgspec.Raw | Partial) -> int:
+    return 0 if isinstance(document, Partial) else len(memoryview(document))
 
 
 #: What the extensions of a resource have loaded: for each of them the facts by the row's id.
@@ -87,9 +101,30 @@ class Renderer:
         """Whether what the resource itself shows of the row depends on nothing but the row, the level and the base of URLs."""
         return self.resource.lasts is not None and self.resource.lasts(row)
 
-    def is_extended(self, row: Row) -> bool:
-        """Whether facts are loaded for the row."""
-        return any(each.loads(row) for each in self.resource.extensions)
+    def partial(self, row: Row) -> "Partial":
+        return Partial(
+            self.resource.id(row), tuple(each.loads(row) for each in self.resource.extensions), lasts=self.lasts(row)
+        )
+
+    async def facts(self, partials: Sequence["Partial"], records: Sequence[Record[Any]], call: Call) -> Facts:
+        """The facts of these rows; what else is fetched beforehand needs the rows themselves."""
+        if self.resource.prepare is not None:
+            await self.resource.prepare([record.row for record in records], call)
+        return [
+            await each.load_ids([partial.id for partial in partials if partial.loaded[place]], call)
+            for place, each in enumerate(self._extensions)
+        ]
+
+    def key(self, record: Record[Any], partial: "Partial", call: Call, view: str | None, facts: Facts) -> Hashable:
+        """By what the document of a row is kept: all that it depends on."""
+        if not any(partial.loaded):
+            return record.as_read
+        told = tuple(facts[place].get(partial.id) for place, is_loaded in enumerate(partial.loaded) if is_loaded)
+        try:
+            hash(told)
+        except TypeError:  # what is shown of them says as much
+            return record.as_read, encode(self.shown_beside(record.row, call, view, facts))
+        return record.as_read, told
 
     def shown_beside(self, row: Row, call: Call, view: str | None, facts: Facts) -> ShownBeside:
         """What the extensions show of the row: the rest of what is rendered is of the row itself."""
@@ -159,8 +194,10 @@ class Extended:
     async def load(self, resource: Resource, rows: Sequence[Row], call: Call) -> Mapping[str, Any]:
         if self._extension.load is None:
             return {}
-        ids = [resource.id(row) for row in rows if self._extension.is_loaded(row)]
-        return await self._extension.load(ids, call) if ids else {}
+        return await self.load_ids([resource.id(row) for row in rows if self._extension.is_loaded(row)], call)
+
+    async def load_ids(self, ids: Sequence[str], call: Call) -> Mapping[str, Any]:
+        return await self._extension.load(ids, call) if ids and self._extension.load else {}
 
     def shown(self, added: Added, call: Call, view: str | None) -> tuple[Document, Document]:
         """Its attributes and relationships."""
@@ -223,26 +260,37 @@ class Registry:
     ) -> list[msgspec.Raw]:
         """The records' documents, of which only those that were not kept are rendered.
 
-        A row with facts that change by themselves is remembered together with what is shown of them now.
+        A row with facts that change by themselves is kept together with them, and what is kept of the row alone is its
+        `Partial`: where the facts are as they were it is not even opened.
         """
         contexts = {
             level: (view, call.level if level is None else level, call.base) for level in {r.level for r in records}
         }
         known = {level: renderer.remembered.of(context) for level, context in contexts.items()}
         documents: list[Any] = [known[record.level].get(record.as_read) for record in records]
-        missing = [place for place, document in enumerate(documents) if document is None]
-        rows = [records[place].row for place in missing]
-        facts = await renderer.prepare(rows, call) if rows else ()
-        for place, row in zip(missing, rows, strict=True):
+        todo: dict[int, Partial] = {}
+        for place, kept in enumerate(documents):
+            if kept is None:
+                record = records[place]
+                todo[place] = partial = renderer.partial(record.row)
+                if partial.lasts and any(partial.loaded):
+                    renderer.remembered.put(contexts[record.level], record.as_read, partial)
+            elif isinstance(kept, Partial):
+                todo[place] = kept
+        if not todo:
+            return documents
+        facts = await renderer.facts(list(todo.values()), [records[place] for place in todo], call)
+        for place, partial in todo.items():
             record = records[place]
-            beside = renderer.shown_beside(row, call, view, facts)
-            if not renderer.lasts(row):
-                documents[place] = renderer.encoded(row, call, view, beside)
+            if not partial.lasts:
+                beside = renderer.shown_beside(record.row, call, view, facts)
+                documents[place] = renderer.encoded(record.row, call, view, beside)
                 continue
-            key: Hashable = (record.as_read, encode(beside)) if renderer.is_extended(row) else record.as_read
-            document = known[record.level].get(key)
+            key = renderer.key(record, partial, call, view, facts)
+            document = renderer.remembered.of(contexts[record.level]).get(key)
             if document is None:
-                document = renderer.encoded(row, call, view, beside)
+                beside = renderer.shown_beside(record.row, call, view, facts)
+                document = renderer.encoded(record.row, call, view, beside)
                 renderer.remembered.put(contexts[record.level], key, document)
             documents[place] = document
         return documents

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from tortoise import connections
@@ -52,6 +52,7 @@ class Bus:
     def __init__(self, dsn: str | None = None) -> None:
         self._dsn = dsn
         self._waiting: dict[str, set[Subscription]] = defaultdict(set)
+        self._watching: list[Callable[[str], None]] = []
         self._task: asyncio.Task[None] | None = None
         self._later: set[asyncio.Task[None]] = set()
         self.is_closing = False
@@ -127,6 +128,10 @@ class Bus:
         """For who does more than wait: its `wake` is called from the loop, and must not raise."""
         self._waiting[topic].add(subscription)
 
+    def watch(self, told: Callable[[str], None]) -> None:
+        """For who remembers things: `told` gets every topic, is called from the loop, and must not raise."""
+        self._watching.append(told)
+
     def remove(self, topic: str, subscription: Subscription) -> None:
         waiting = self._waiting[topic]
         waiting.discard(subscription)
@@ -134,6 +139,8 @@ class Bus:
             del self._waiting[topic]
 
     def _deliver(self, topic: str) -> None:
+        for told in self._watching:
+            told(topic)
         for subscription in list(self._waiting.get(topic, ())):
             subscription.wake()
 

@@ -88,7 +88,7 @@ async def test_what_waits_at_the_end_is_answered(file: Path) -> None:
 def test_rendered_rows_are_bounded_by_number_and_by_size() -> None:
     few = Remembered(most=3)
     few.put("level", "row", msgspec.Raw(b"{}"))
-    assert bytes(few.of("level")["row"]) == b"{}"
+    assert few.of("level")["row"] == msgspec.Raw(b"{}")
     for number in range(5):
         few.put("level" if number % 2 else "other", number, msgspec.Raw(b"{}"))
     assert list(few.of("other")) == [2, 4]

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "packaging" / "demo"))
 
 import audit
+import creating
 import fleet
 import following
 import footprint
@@ -34,6 +35,7 @@ PARTS = (
     "remote",
     "latency",
     "reads",
+    "creating",
     "rights",
     "audit",
     "memory",
@@ -57,6 +59,7 @@ def sections(folder: Path, only: list[str], listeners: list[int], *, quick: bool
             yield latency.measure(folder, site, quick=quick)
     others: dict[str, Callable[[], report.Section]] = {
         "reads": lambda: reads.measure(folder, archive, quick=quick),
+        "creating": lambda: creating.measure(folder, archive, quick=quick),
         "rights": lambda: rights.measure(folder, quick=quick),
         "audit": lambda: audit.measure(folder, quick=quick),
         "memory": lambda: footprint.measure(folder, idle, quick=quick),

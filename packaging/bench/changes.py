@@ -34,7 +34,7 @@ async def _client(order: dict[str, Any], rounds: list[list[str]], until: float, 
         length = _LENGTH.search(head)
         if length:
             await reader.readexactly(int(length[1]))
-        if int(head[9:12]) not in (200, 204, 401):
+        if int(head[9:12]) not in (200, 201, 204, 401):
             sys.exit(head.decode())
         number += 1
         if _CLOSE.search(head):

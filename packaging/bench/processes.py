@@ -31,6 +31,12 @@ def memory(pid: int, name: str = "VmRSS") -> float:
     raise KeyError(name)
 
 
+def processor_s(pid: int) -> float:
+    """Processor time that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _environment() -> dict[str, str]:
     """No settings of the user's, and release sites that are nowhere: nothing leaves loopback. One user makes the whole
     load, so there are no rate limits for users."""

@@ -23,8 +23,10 @@ SIZES = (10, 1_000, 10_000)
 TEXT = (
     "Rate at eight keep-alive clients as a share of the rate of a bare Starlette app on the same Hypercorn settings that "
     "answers the very same bytes from memory; both over HTTP without TLS, by turns. A page of 20 is timed by the server's "
-    "rate among 10, then 1,000, then 10,000 rows of the same kind; the ratio is how many times slower it becomes."
+    "rate among 10, then 1,000, then 10,000 rows of the same kind; the ratio is how many times slower it becomes. Queued runs "
+    "are read while 3,000 wait: half of them plan-only, for a listener, and half in the line of one workspace."
 )
+QUEUED = 3_000
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,27 @@ def _make_runs(site: Site, archive: bytes, count: int) -> tuple[str, str]:
     return key, made[0]
 
 
+def _queue_runs(site: Site, archive: bytes) -> dict[str, str]:
+    """Runs that wait; the paths to read. Each of them says why it waits, which stands in no row of its own."""
+
+    def run(workspace: str, *, plan_only: bool) -> str:
+        found = site.post("runs", "runs", {"plan-only": plan_only}, workspace=("workspaces", workspace))
+        return str(found["id"])
+
+    plans, line = (site.workspace(f"bench-{kind}", **{"terraform-version": ENGINE}) for kind in ("plans", "line"))
+    for workspace in (plans, line):
+        site.configuration(workspace, archive)
+    queued, _, pending = run(plans, plan_only=True), run(line, plan_only=False), run(line, plan_only=False)
+    for template in (queued, pending):
+        _fill_runs(site.data / "terrapod.sqlite3", template, QUEUED // 2, 0)
+    lists = {"queued": f"workspaces/{plans}/runs?page%5Bsize%5D=", "pending": f"workspaces/{line}/runs?page%5Bsize%5D="}
+    return {
+        "queued run": f"runs/{queued}",
+        "pending run": f"runs/{pending}",
+        **{f"list of {size} {kind} runs": f"{path}{size}" for kind, path in lists.items() for size in (20, 100)},
+    }
+
+
 def _fill_runs(database: Path, run: str, count: int, start: int) -> None:
     """Copies the run with both phases; they are older than it. What is sealed under its id is left out."""
     tail = run.partition("-")[2]
@@ -140,6 +163,7 @@ def measure(folder: Path, archive: bytes, *, quick: bool) -> Section:
         key, run = _make_runs(site, archive, 100)
         runs = f"workspaces/{key}/runs?page%5Bsize%5D="
         paths |= {"run": f"runs/{run}", "list of 20 runs": f"{runs}20", "list of 100 runs": f"{runs}100"}
+        paths |= _queue_runs(site, archive)
         answers = folder / "answers"
         answers.mkdir()
         for name, path in paths.items():

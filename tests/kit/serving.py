@@ -25,6 +25,7 @@ from terrapod_listener.link.identity import Identity
 from terrapod_listener.link.join import join
 from terrapod_server import app, serving
 from terrapod_server.commands import accounts
+from terrapod_server.config.check import LEAST_ARGON2_KIB
 from terrapod_server.config.load import load
 from terrapod_server.config.settings import Config
 from terrapod_server.identity import actions as identity
@@ -159,6 +160,7 @@ class Running:
 async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterator[Running]:
     """Starts and stops a server; the release sites of its settings are nowhere, so that no test asks the internet.
 
+    Passwords are hashed with as little as the settings allow: 7 ms of the processor instead of 120.
     `composition`: the rooms that it is made of, instead of all.
     """
     composition: Composition = settings.pop("composition", app.COMPOSITION)
@@ -168,6 +170,7 @@ async def running(data: Path, database_url: str, **settings: Any) -> AsyncIterat
         "tofu_url": "http://127.0.0.1:9/tofu",
         "tofu_index_url": "http://127.0.0.1:9/tofu.json",
     }
+    settings["auth"] = {"argon2_kib": LEAST_ARGON2_KIB, "argon2_passes": 1, **settings.get("auth", {})}
     config: Config = load(
         {},
         None,

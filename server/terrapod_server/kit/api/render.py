@@ -25,10 +25,10 @@ INCLUDE_PATHS = 16
 
 @dataclass(frozen=True)
 class Partial:
-    """What a row says of its own document: for which extensions its facts are loaded, and whether the rest lasts."""
+    """What a row says of its own document: which extensions load facts of it, by place, and whether the rest lasts."""
 
     id: str
-    loaded: tuple[bool, ...]
+    loaded: tuple[int, ...]
     lasts: bool
 
 
@@ -102,24 +102,23 @@ class Renderer:
         return self.resource.lasts is not None and self.resource.lasts(row)
 
     def partial(self, row: Row) -> "Partial":
-        return Partial(
-            self.resource.id(row), tuple(each.loads(row) for each in self.resource.extensions), lasts=self.lasts(row)
-        )
+        loaded = tuple(place for place, each in enumerate(self.resource.extensions) if each.loads(row))
+        return Partial(self.resource.id(row), loaded, lasts=self.lasts(row))
 
     async def facts(self, partials: Sequence["Partial"], records: Sequence[Record[Any]], call: Call) -> Facts:
         """The facts of these rows; what else is fetched beforehand needs the rows themselves."""
         if self.resource.prepare is not None:
             await self.resource.prepare([record.row for record in records], call)
         return [
-            await each.load_ids([partial.id for partial in partials if partial.loaded[place]], call)
+            await each.load_ids([partial.id for partial in partials if place in partial.loaded], call)
             for place, each in enumerate(self._extensions)
         ]
 
     def key(self, record: Record[Any], partial: "Partial", call: Call, view: str | None, facts: Facts) -> Hashable:
         """By what the document of a row is kept: all that it depends on."""
-        if not any(partial.loaded):
+        if not partial.loaded:
             return record.as_read
-        told = tuple(facts[place].get(partial.id) for place, is_loaded in enumerate(partial.loaded) if is_loaded)
+        told = tuple([facts[place].get(partial.id) for place in partial.loaded])
         try:
             hash(told)
         except TypeError:  # what is shown of them says as much
@@ -273,7 +272,7 @@ class Registry:
             if kept is None:
                 record = records[place]
                 todo[place] = partial = renderer.partial(record.row)
-                if partial.lasts and any(partial.loaded):
+                if partial.lasts and partial.loaded:
                     renderer.remembered.put(contexts[record.level], record.as_read, partial)
             elif isinstance(kept, Partial):
                 todo[place] = kept
@@ -287,11 +286,12 @@ class Registry:
                 documents[place] = renderer.encoded(record.row, call, view, beside)
                 continue
             key = renderer.key(record, partial, call, view, facts)
-            document = renderer.remembered.of(contexts[record.level]).get(key)
+            document = known[record.level].get(key)
             if document is None:
                 beside = renderer.shown_beside(record.row, call, view, facts)
                 document = renderer.encoded(record.row, call, view, beside)
                 renderer.remembered.put(contexts[record.level], key, document)
+                known[record.level] = renderer.remembered.of(contexts[record.level])
             documents[place] = document
         return documents
 

@@ -28,7 +28,10 @@ def command() -> None:
 @options.CONFIG
 @options.DATA
 def create(email: str, admin: bool, password_stdin: bool, file: Path | None, data: Path | None) -> None:
-    """Make a user, also while the server runs: the first administrator, say."""
+    """Make a user, such as the first administrator.
+
+    The server may be running.
+    """
     config, password = options.read_own(file, data), _password(password_stdin)
     accounts.in_app(config, lambda services: accounts.make_user(services, email, password, is_admin=admin))
     click.echo(f"{email.lower()} can sign in now")

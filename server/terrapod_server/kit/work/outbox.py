@@ -288,8 +288,9 @@ class _Deliverer:
         left = dict(self._tasks)
         for task in left:
             task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=0.5)
+        _, stuck = await asyncio.wait(left, timeout=0.5) if left else (set(), set())
+        if stuck:
+            log.error("outlet %s does not end when it is cancelled, and keeps the server from its end", self._name)
         try:
             await self._delete()
             for row in left.values():

@@ -106,9 +106,9 @@ def measure(folder: Path, idle: dict[str, float], *, quick: bool) -> Section:
     section.figures += [
         Figure(f"{256 // share} MiB of configuration: growth of the server", configuration, "MiB", 48),
         Figure(f"{512 // share} MiB of state: growth of the server", state, "MiB", 48),
-        Figure("server, idle", idle["server"], "MiB", 110),
-        Figure("listener, idle", idle["listener"], "MiB", 55),
-        Figure("ready at the first start", starts[0], "s", 1.5),
+        Figure("server, idle", idle["server"], "MiB", 80),
+        Figure("listener, idle", idle["listener"], "MiB", 53),
+        Figure("ready at the first start", starts[0], "s", 1.0),
         Figure("ready at later starts", statistics.median(starts[1:]), "s", 1.5),
     ]
     return section

@@ -46,8 +46,7 @@ async def begin(server: Running, wanted: str = "latest", **attributes: Any) -> s
 
 
 async def shown(server: Running, run: str) -> DATA:
-    found: DATA = (await server.api.get(f"/runs/{run}")).json()["data"]["attributes"]
-    return found
+    return await server.shown(run)
 
 
 async def go_offline(name: str = "one") -> None:

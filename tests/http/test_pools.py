@@ -120,7 +120,7 @@ async def test_an_excluded_workspace_may_not_use_a_pool(server: Running, tmp_pat
     run = (await server.run(mine)).json()["data"]["id"]
     assert await change(excluded=[mine]) == 200
     assert await listener.next_work(0.2) is None
-    waits = (await server.api.get(f"/runs/{run}")).json()["data"]["attributes"]["waits-for"]
+    waits = (await server.shown(run))["waits-for"]
     assert (waits["kind"], "is not open to workspace" in waits["text"]) == ("pool", True)
     assert (await server.run(mine)).status_code == 422
     found = (await server.api.get(f"{POOLS}?filter[allowed_workspaces][name]={await name_of(mine)}")).json()["data"]

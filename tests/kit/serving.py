@@ -100,6 +100,14 @@ class Running:
             related["configuration_version"] = {"type": "configuration-versions", "id": configuration_id}
         return await self.post("/runs", attributes, "runs", **related)
 
+    async def shown(self, run_id: str) -> DATA:
+        """A run's attributes as they are now: why it waits is remembered for a moment, unless its workspace has changed."""
+        path = f"/runs/{run_id}"
+        workspace = (await self.api.get(path)).json()["data"]["relationships"]["workspace"]["data"]["id"]
+        await self.services.bus.publish(f"workspace:{workspace}")
+        attributes: DATA = (await self.api.get(path)).json()["data"]["attributes"]
+        return attributes
+
     async def status(self, run_id: str) -> str:
         answer = await self.api.get(f"/runs/{run_id}")
         status: str = answer.json()["data"]["attributes"]["status"]

@@ -12,7 +12,7 @@ from terrapod_server.agents import accepting
 from terrapod_server.agents.model import JoinToken, Listener, Pool, PoolExcluded, PoolLabel, PoolWorkspace
 from terrapod_server.agents.rules import GRACE, ONLINE
 from terrapod_server.kit.caller import Principal
-from terrapod_server.kit.db.database import in_transaction, query
+from terrapod_server.kit.db.database import in_transaction, rows
 from terrapod_server.kit.db.row_cache import Reader
 from terrapod_server.runs import leases
 from terrapod_server.workspaces import actions as workspaces
@@ -125,16 +125,17 @@ async def pool_for(workspace: workspaces.Row) -> str:
     is_own = workspace.agent_pool_id is not None and workspace.execution_mode == "agent"
     column, value = ("id", workspace.agent_pool_id) if is_own else ("name", DEFAULT_POOL)
     is_open = accepting.open_to("a", "$2")
-    rows = await query(
-        f"SELECT a.id, a.name, {is_open} AS is_open FROM agent_pool a WHERE a.{column} = $1",  # noqa: S608  our own words
+    found = await rows(
+        f"SELECT a.id, a.name, {is_open} FROM agent_pool a WHERE a.{column} = $1",  # noqa: S608  our own words
         [value, workspace.id],
     )
     pointer = "/data/attributes/agent-pool-id"
-    if not rows:
+    if not found:
         raise Invalid(f"there is no pool {value}", pointer=pointer)
-    if not rows[0]["is_open"]:
-        raise Invalid(f"pool {rows[0]['name']} is not open to workspace {workspace.name}", pointer=pointer)
-    return str(rows[0]["id"])
+    pool_id, name, may_use = found[0]
+    if not may_use:
+        raise Invalid(f"pool {name} is not open to workspace {workspace.name}", pointer=pointer)
+    return str(pool_id)
 
 
 async def local_engines(pool_id: str) -> tuple[list[tuple[str, str]], bool]:
@@ -143,15 +144,15 @@ async def local_engines(pool_id: str) -> tuple[list[tuple[str, str]], bool]:
     A listener that is offline comes back with what it had, as long as its certificate lets it.
     """
     now = clock.now()
-    rows = await query(
+    announced = await rows(
         """
-        SELECT local_engines, max(CASE WHEN last_seen_at > $3 THEN 1 ELSE 0 END) AS is_there FROM listener
+        SELECT local_engines, max(CASE WHEN last_seen_at > $3 THEN 1 ELSE 0 END) FROM listener
         WHERE pool_id = $1 AND revoked_at IS NULL AND certificate_until > $2 GROUP BY local_engines
         """,
         [pool_id, now - GRACE, now - ONLINE],
     )
-    found = {(entry["tool"], entry["version"]) for row in rows for entry in msgspec.json.decode(row["local_engines"])}
-    return sorted(found), any(row["is_there"] for row in rows)
+    found = {(entry["tool"], entry["version"]) for text, _ in announced for entry in msgspec.json.decode(text)}
+    return sorted(found), any(is_there for _, is_there in announced)
 
 
 async def delete_for_workspace(workspace_id: str) -> None:

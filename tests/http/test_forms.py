@@ -232,6 +232,9 @@ async def test_a_form_that_is_sent_twice_does_no_more_than_once(server: Running,
 
     assert await twice("/account/tokens", token=token.id) == [303, 404]
     assert await twice("/account/sessions", session="others") == [303, 303]
+    assert "All other sessions were ended." in (await ann.open("/account")).text
+    assert await twice("/account/sessions", session="none") == [303, 303]
+    assert "There is no such session" in (await ann.open("/account")).text
     assert (await twice("/sign-out"))[0] == 200
     assert await Session.all().count() == 0
     assert (await ann.open("/account")).url.path == "/sign-in"

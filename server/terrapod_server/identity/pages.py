@@ -126,10 +126,12 @@ async def end_sessions(call: Call) -> Response:
     session, user = await browser.own_session(call)
     if call.form.get("session") == "others":
         await sessions.end_all(user.id, but=session.id)
+        call.browser.say("All other sessions were ended.")
+    elif await sessions.end(call.form.get("session", ""), user.id):
+        call.browser.say("The session was ended.")
     else:
-        await sessions.end(call.form.get("session", ""), user.id)
+        call.browser.say("There is no such session; it may have ended already.")
     await call.services.authenticator.changed()
-    call.browser.say("The session was ended.")
     return html.redirect("/account")
 
 

@@ -275,7 +275,9 @@ async def test_the_style_is_a_file_that_browsers_keep(server: Running) -> None:
             assert (await client.get(f"{path.rpartition('/')[0]}/{wrong}")).status_code == 404, wrong
 
 
-async def test_a_stream_ends_with_the_session(server: Running, ann: Browser, tmp_path: Path) -> None:
+async def test_a_stream_ends_with_the_session(
+    server: Running, ann: Browser, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     await server.post("/roles", {"name": "seers", "workspace-permission": "read", "allow-labels": {"seen": "yes"}})
     body = {"data": {"attributes": {"email": ANN, "roles": ["seers"]}}}
     assert (await server.api.put("/role-assignments", json=body)).status_code == 200
@@ -310,6 +312,7 @@ async def test_a_stream_ends_with_the_session(server: Running, ann: Browser, tmp
     assert 0 < await broken_off(lose_the_right) < len(log)
     assert (await server.api.put("/role-assignments", json=body)).status_code == 200
     assert 0 < await broken_off(end_the_session) < len(log)
+    assert [record.name for record in caplog.records if record.exc_info] == [], "no fault of the server"
     assert (await ann.client.get(url)).status_code == 303
 
 

@@ -143,8 +143,8 @@ class Server:
             if status == 0:
                 await self._send(_refusal(error, endpoint, request, request_id), request_id, scope, body, counted)
             else:
+                # the answer has no end, so Hypercorn closes the connection and the client knows
                 log.warning("request %s broke off: %s", request_id, error.detail)
-                raise
         except ClientDisconnect:
             log.debug("request %s: the client left", request_id)
         except Exception as error:  # one of the three edges: a handler's failure is a 5xx, never a dead server

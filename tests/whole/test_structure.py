@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,10 +141,17 @@ def test_a_module_that_says_that_it_is_pure_is(name: str) -> None:
 
 
 @functools.cache
+def contracts() -> list[dict[str, Any]]:
+    """The contracts of import-linter."""
+    found: list[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
+        "contracts"
+    ]
+    return found
+
+
 def drawers() -> list[set[str]]:
     """The names of modules that may stand in a room, from the top down, as the contract has them."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    lines = next(each["layers"] for each in contracts if each["name"] == "drawers are ordered")
+    lines = next(each["layers"] for each in contracts() if each["name"] == "drawers are ordered")
     return [{name.strip(" ()") for name in line.split(":")} for line in lines]
 
 
@@ -156,10 +164,16 @@ def of_rooms() -> list[str]:
 def test_every_module_of_a_room_stands_in_a_drawer() -> None:
     known = set().union(*drawers())
     assert "terrapod_server.runs.states" in of_rooms()
-    assert [name for name in of_rooms() if not known.issuperset(name.split(".")[2:])] == []
-    assert [
-        name for name in of_rooms() if name.split(".")[-1] in drawers()[-1] and not says_that_it_is_pure(name)
-    ] == []
+    unknown = [name for name in of_rooms() if not known.issuperset(name.split(".")[2:])]
+    assert unknown == [], 'the contract "drawers are ordered" in pyproject.toml does not have these names'
+    silent = [name for name in of_rooms() if name.split(".")[-1] in drawers()[-1] and not says_that_it_is_pure(name)]
+    assert silent == [], "the last drawer is of pure modules, and the docstrings of these do not say that they are"
+
+
+def test_the_tables_of_each_room_are_its_own() -> None:
+    guarded = {name for each in contracts() if each["type"] == "protected" for name in each["protected_modules"]}
+    open_ = [name for name in of_rooms() if name.split(".")[-1] == "model" and name not in guarded]
+    assert open_ == [], 'each needs a contract "the tables of ROOM are its own" in pyproject.toml'
 
 
 #: What is larger, and may not be another one.

@@ -22,10 +22,10 @@ class Pool(Table):
     owner_id = fields.CharField(max_length=40, default="")
     created_at = fields.DatetimeField(auto_now_add=True)
 
-    #: Raised by the database at each change; see `kit.generations`.
+    #: Raised by the database at each change; see `kit.db.row_versions`.
     revision = fields.BigIntField(default=0, db_default=0)
 
-    #: Columns by which lists are filtered; see `kit.generations`.
+    #: Columns by which lists are filtered; see `kit.db.row_versions`.
     counted = ("name", "labels", "owner_id")
 
     class Meta:

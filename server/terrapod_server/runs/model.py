@@ -65,7 +65,7 @@ class Run(Table):
     confirmed_at: datetime | None = fields.DatetimeField(null=True)
     created_at = fields.DatetimeField(auto_now_add=True)
 
-    #: Raised by the database at each change; see `kit.generations`.
+    #: Raised by the database at each change; see `kit.db.row_versions`.
     revision = fields.BigIntField(default=0, db_default=0)
 
     #: Which runs a list that is not filtered holds depends on this alone.

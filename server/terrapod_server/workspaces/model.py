@@ -60,7 +60,7 @@ class Workspace(Table):
     created_at = fields.DatetimeField(auto_now_add=True)
     updated_at = fields.DatetimeField(auto_now=True)
 
-    #: Raised by the database at each change; see `kit.generations`.
+    #: Raised by the database at each change; see `kit.db.row_versions`.
     revision = fields.BigIntField(default=0, db_default=0)
 
     #: Which workspaces a caller's list holds depends on these alone.

@@ -21,10 +21,10 @@ class Module(Table):
     created_at = fields.DatetimeField(auto_now_add=True)
     updated_at = fields.DatetimeField(auto_now=True)
 
-    #: Raised by the database at each change; see `kit.generations`.
+    #: Raised by the database at each change; see `kit.db.row_versions`.
     revision = fields.BigIntField(default=0, db_default=0)
 
-    #: Columns by which lists are filtered; see `kit.generations`.
+    #: Columns by which lists are filtered; see `kit.db.row_versions`.
     counted = ("name", "provider", "address", "labels", "owner_id")
 
     class Meta:

@@ -30,11 +30,6 @@ async def by_ids(version_ids: Sequence[str]) -> list[ConfigurationVersion]:
     return await ConfigurationVersion.filter(id__in=list(version_ids))
 
 
-async def is_uploaded(version_id: str) -> bool:
-    """Whether its bytes are here."""
-    return await ConfigurationVersion.exists(id=version_id, status="uploaded")
-
-
 def status_of(version_id: str) -> str:
     """In SQL: the status of the version that `version_id` names; NULL where there is none."""
     return f"(SELECT c.status FROM configuration_version c WHERE c.id = {version_id})"  # noqa: S608  our own words

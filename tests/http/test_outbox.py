@@ -271,15 +271,71 @@ async def test_who_returns_after_its_lease_changes_nothing(database_url: str, tm
         assert taken.words(run)[-2:] == ["queue", "cancel"]
 
 
-async def test_a_fault_of_an_outlet_is_no_fault_of_the_run(database_url: str, tmp_path: Path) -> None:
+async def test_a_fault_of_an_outlet_is_no_fault_of_the_run(
+    database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def wants(event: Any) -> bool:
-        return bool(event.event != "engine" and 1 // 0)
+        if event.event != "engine":
+            raise ValueError("a secret")
+        return False
 
     taken = Taken()
     async with serving(database_url, tmp_path, taken.outlet(wants=wants)) as server:
         run = await canceled(server, await ready(server))
         await until(is_empty)
         assert taken.words(run) == ["create", "queue", "cancel"], "what it cannot say it wants, it gets"
+    assert caplog.text.count("cannot say whether it wants") == 1, "once, not for each event"
+    assert "a secret" not in caplog.text
+
+
+@pytest.mark.parametrize("raised", [asyncio.CancelledError(), SystemExit(3), BaseExceptionGroup("", [SystemExit(3)])])
+async def test_whatever_an_outlet_raises_the_server_goes_on_and_asks_again(
+    database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, raised: BaseException
+) -> None:
+    async def end(_: Any) -> None:
+        if taken.asked == 1:
+            raise raised
+
+    taken = Taken(end)
+    async with serving(database_url, tmp_path, taken.outlet(pauses_s=QUICK)) as server:
+        run = await canceled(server, await ready(server))
+        await until(is_empty)
+        assert taken.words(run) == ["create", "queue", "cancel"]
+    assert f"attempt 1: {type(raised).__name__} at " in caplog.text
+
+
+async def test_what_a_receiver_says_makes_no_line_of_the_log(
+    database_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse(_: Any) -> None:
+        raise outbox.Undeliverable("gone\r\n2026-01-01 ERROR \x1b[31mforged " + "x" * 5000)
+
+    async with serving(database_url, tmp_path, Taken(refuse).outlet()) as server:
+        await canceled(server, await ready(server))
+        await until(lambda: rows("failed_at IS NOT NULL"))
+    said = [record.getMessage() for record in caplog.records if record.name == outbox.log.name]
+    assert any("gone 2026-01-01 ERROR [31mforged xxx" in line for line in said)
+    assert all(line.isprintable() and len(line) < 500 for line in said)
+
+
+@pytest.mark.parametrize("after_s", [float("inf"), float("nan"), 1e300, 10**400, 86_401])
+def test_a_receiver_asks_for_a_day_at_most(after_s: float) -> None:
+    assert outbox.Later(after_s).after_s == 86_400
+    assert outbox.Later(-after_s).after_s in (0, 86_400)
+
+
+async def test_what_a_clock_that_ran_ahead_has_put_off_goes_on(database_url: str, tmp_path: Path) -> None:
+    taken = Taken()
+    async with serving(database_url, tmp_path, taken.outlet()) as server:
+        workspace = await ready(server)
+        await server.services.outbox.stop()
+        run = await canceled(server, workspace)
+        year = 365 * 86_400
+        await change_rows(f"UPDATE outbox SET due_at = due_at + {year}, leased_until = due_at + {year}")
+        await server.services.outbox.purge()
+        await server.services.outbox.start(server.services)
+        await until(is_empty)
+        assert taken.words(run) == ["create", "queue", "cancel"]
 
 
 async def test_events_outlive_their_workspace_until_they_are_delivered(database_url: str, tmp_path: Path) -> None:

@@ -54,16 +54,24 @@ _REPEATED_S: Final = 60.0
 _MARGIN_S: Final = 0.05
 
 
+#: The longest pause that a receiver may ask for: what it says is not taken for more than a word.
+LATER_MOST_S: Final = 86_400.0
+#: No pause and no lease is that long: what says so was written by a clock that ran ahead.
+_AHEAD_S: Final = 2 * LATER_MOST_S
+#: So much of what a receiver said is logged.
+_SAID_MOST: Final = 300
+
+
 class Undeliverable(Exception):
     """Another attempt is of no use. The text is logged, so nothing secret is in it."""
 
 
 class Later(Exception):
-    """The receiver asked for a pause. The text is logged, so nothing secret is in it."""
+    """The receiver asked for a pause, of a day at most. The text is logged, so nothing secret is in it."""
 
     def __init__(self, after_s: float, why: str = "the receiver asked for a pause") -> None:
         super().__init__(why)
-        self.after_s = after_s
+        self.after_s = max(after_s, 0.0) if after_s < LATER_MOST_S else LATER_MOST_S  # what is no number is long too
 
 
 class Event(Protocol):
@@ -138,6 +146,7 @@ class Outbox:
         self._load, self._bus, self._url = load, bus, url
         self._deliverers: list[_Deliverer] = []
         self._tables = (TABLE, *(claims.named(fan_out.name) for fan_out in self._fan_outs))
+        self._said_at: dict[str, float] = {}
 
     async def add(self, events: Sequence[Event]) -> bool:
         """Writes a row for each outlet that wants an event, in the event's transaction; whether there was one.
@@ -148,10 +157,21 @@ class Outbox:
             (event.id, outlet.name, event.run_id or event.workspace_id)
             for event in events
             for outlet in self.outlets
-            if _wants(outlet, event)
+            if self._is_wanted(outlet, event)
         ]
         await _insert(TABLE, rows)
         return bool(rows)
+
+    def _is_wanted(self, outlet: Outlet, event: Event) -> bool:
+        try:
+            return outlet.wants(event)
+        except Exception as error:  # noqa: BLE001
+            # a fault of an outlet does not undo what has happened, nor does the outlet lose it
+            if time.monotonic() > self._said_at.get(outlet.name, 0.0):
+                self._said_at[outlet.name] = time.monotonic() + _REPEATED_S
+                text = "outlet %s cannot say whether it wants event %d, and gets it: %s"
+                log.warning(text, outlet.name, event.id, _said(error))
+            return True
 
     def wake(self) -> None:
         """Has this process look for rows at once."""
@@ -175,7 +195,8 @@ class Outbox:
         return found
 
     async def purge(self) -> None:
-        """Removes what failed long ago, and what waits for an outlet that no longer exists.
+        """Removes what failed long ago, and what waits for an outlet that no longer exists; frees what a clock that ran
+        ahead has put off.
 
         Servers of two releases run side by side, so a row of an outlet that this one does not know is left alone at first.
         """
@@ -184,6 +205,16 @@ class Outbox:
             await database.query(
                 f"WITH one AS (SELECT 1) DELETE FROM {table} WHERE failed_at < {old} RETURNING id"  # noqa: S608
             )
+            ahead = f"{claims.now_sql()} + {_AHEAD_S}"
+            freed = await database.query(
+                f"""
+                WITH one AS (SELECT 1)
+                UPDATE {table} SET due_at = {claims.now_sql()}, leased_until = 0
+                WHERE failed_at IS NULL AND (due_at > {ahead} OR leased_until > {ahead}) RETURNING id
+                """  # noqa: S608  our own name
+            )
+            if freed:
+                log.warning("%d events were put off by a clock that ran ahead: they go on now", len(freed))
         marks = "".join(f", ${number}" for number, _ in enumerate(self.outlets, 1))
         gone = await database.query(
             f"""
@@ -223,15 +254,6 @@ def waits_for(column: str) -> str:
         for table in tables
     )
     return f"({' OR '.join(each)})"
-
-
-def _wants(outlet: Outlet, event: Event) -> bool:
-    try:
-        return outlet.wants(event)
-    except Exception:
-        # a fault of an outlet does not undo what has happened, nor does the outlet lose it
-        log.exception("outlet %s cannot say whether it wants event %d: it gets it", outlet.name, event.id)
-        return True
 
 
 async def _insert(table: str, rows: Sequence[tuple[int, str, str]]) -> None:
@@ -404,7 +426,10 @@ class _Deliverer:
                 await self._fail(row, str(error))
             except Later as error:
                 await self._postpone(row, str(error), error.after_s)
-            except Exception as error:  # noqa: BLE001  whatever an outlet raises, there is another attempt
+            except BaseException as error:  # whatever an outlet raises, there is another attempt
+                task = asyncio.current_task()
+                if isinstance(error, GeneratorExit) or (task is not None and task.cancelling()):
+                    raise  # the server stops: an outlet does not end it, nor an attempt without a word
                 await self._postpone(
                     row, f"no end within {self._to.timeout_s:g} s" if limit.expired() else _said(error)
                 )
@@ -433,13 +458,13 @@ class _Deliverer:
         if time.monotonic() > self._said_at:
             self._said_at = time.monotonic() + _REPEATED_S
             text = "outlet %s did not take event %d, attempt %d: %s; again in %.0f s"
-            log.warning(text, self._name, row.event_id, row.attempts, why, pause_s)
+            log.warning(text, self._name, row.event_id, row.attempts, _in_one_line(why), pause_s)
         await self._set(row, f"due_at = {claims.now_sql()} + $3, leased_until = 0", pause_s)
 
     async def _fail(self, row: _Row, why: str) -> None:
         text = "outlet %s did not take event %d of %s after %d attempts, and it is given up: %s"
         if await self._set(row, f"failed_at = {claims.now_sql()}, leased_until = 0"):
-            log.error(text, self._name, row.event_id, row.key, row.attempts, why)
+            log.error(text, self._name, row.event_id, row.key, row.attempts, _in_one_line(why))
 
     async def _set(self, row: _Row, what: str, *values: Any) -> bool:
         """Changes a row that this claim still holds; whether it does."""
@@ -448,6 +473,12 @@ class _Deliverer:
             [row.id, row.attempts, *values],
         )
         return bool(rows)
+
+
+def _in_one_line(text: str) -> str:
+    """What a receiver said, so that it makes no line of the log of its own and moves no terminal."""
+    words = " ".join("".join(char if char.isprintable() else " " for char in text[: 4 * _SAID_MOST]).split())
+    return words if len(words) <= _SAID_MOST else words[:_SAID_MOST] + "..."
 
 
 def _said(error: BaseException) -> str:

@@ -113,8 +113,17 @@ class Composition:
             *_twice("job", [each.name for each in self.jobs]),
             *_twice("outlet", [each.name for each in self.outlets]),
             *_twice("service", [name for room in self.rooms for name in room.discovery]),
+            *self._unknown_resources(),
             *self._extension_problems(),
             *ports.check(needs, provisions),
+        ]
+
+    def _unknown_resources(self) -> list[str]:
+        known = {resource.type for resource in self.resources}
+        return [
+            f"{each.method} {each.path} shows {each.resource.type}, which is in the resources of no room"
+            for each in self.endpoints
+            if isinstance(each, Endpoint) and each.resource is not None and each.resource.type not in known
         ]
 
     def _extension_problems(self) -> list[str]:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from terrapod_server import app
 from terrapod_server.config.load import load
 from terrapod_server.kit.api.call import Call
-from terrapod_server.kit.api.declare import Attr, Extension, Many, Raw, Resource
+from terrapod_server.kit.api.declare import Attr, Endpoint, Extension, Many, Raw, Resource
 from terrapod_server.kit.caller import Access, Level
 from terrapod_server.kit.ports import MultiPort, Port, Providers
 from terrapod_server.kit.room import Composition, InvalidComposition, Room
@@ -91,6 +91,14 @@ def test_what_is_declared_twice_is_refused() -> None:
     ]
     services = Composition((low(discovery={"things.v1": "/"}), high(discovery={"things.v1": "/"})))
     assert services.check() == ["service things.v1 is declared twice"]
+
+
+def test_an_endpoint_shows_a_resource_of_a_room() -> None:
+    shows = Endpoint("GET", "/others", Resource("others"), nothing, Access.USER)
+    assert Composition((low(), high(endpoints=(shows,)))).check() == [
+        "GET /others shows others, which is in the resources of no room"
+    ]
+    assert Composition((low(), high(endpoints=(shows,), resources=(Resource("others"),)))).check() == []
 
 
 def test_a_server_is_not_made_of_rooms_that_do_not_fit(tmp_path: Path) -> None:

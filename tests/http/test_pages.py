@@ -301,3 +301,15 @@ async def test_one_log_is_read_by_many_at_once(server: Running, browser: Browser
     await browser.sign_in(ANN, PASSWORD)
     pages = await asyncio.gather(*(browser.client.get(server.url + path) for _ in range(20)))
     assert {page.status_code for page in pages} == {200}
+
+
+@pytest.mark.parametrize("host", ["[", "[::1", "[:::]", "a/b", "a b", '"><b>', "x:99999", "\xff"])
+async def test_a_host_that_can_be_none_breaks_no_page(server: Running, host: str) -> None:
+    port = int(server.url.rsplit(":", 1)[1])
+    answers = {}
+    for path in ("/sign-in", "/account", "/oauth/authorize"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode("latin-1"))
+        answers[path] = (await asyncio.wait_for(reader.read(), 30)).split()[1]
+        writer.close()
+    assert answers == {"/sign-in": b"200", "/account": b"303", "/oauth/authorize": b"303"}

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*")
 _NAME_MOST = 253
+_AUTHORITY = re.compile(r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
 def is_loopback(host: str) -> bool:
@@ -42,6 +43,16 @@ def not_a_name(setting: str, text: str) -> str:
     """What is said of a value that `is_name` refuses."""
     without = ": leave out scheme and port" if "/" in text or text.count(":") == 1 else ""
     return f"{setting}: {text!r} is neither a name nor an address of a host{without}"
+
+
+def is_authority(text: str) -> bool:
+    """Whether it is a host with or without its port, as a client names it that calls one."""
+    if not _AUTHORITY.fullmatch(text):
+        return False
+    try:
+        return urlsplit(f"//{text}").port != 0
+    except ValueError:
+        return False
 
 
 def is_safe_url(url: str) -> bool:

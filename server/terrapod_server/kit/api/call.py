@@ -8,6 +8,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
+from terrapod_server.config import hosts
 from terrapod_server.config.settings import Config
 from terrapod_server.kit.api.identifiers import Linked
 from terrapod_server.kit.caller import ANONYMOUS, Level, Principal
@@ -253,9 +254,9 @@ class Call:
 
 
 def base_of(request: Request, config: Config) -> str:
-    """How absolute URLs begin for this client: by the setting, else by the host that it named."""
+    """How absolute URLs begin for this client: by the setting, else by the host that it named, if it named one."""
     host = "" if config.public_url else request.headers.get("host", "")
-    return f"{request.scope['scheme']}://{host}" if host else config.url
+    return f"{request.scope['scheme']}://{host}" if hosts.is_authority(host) else config.url
 
 
 def too_large(limit_bytes: int, hint: str = "") -> TooLarge:

@@ -262,6 +262,8 @@ async def test_the_style_is_a_file_that_browsers_keep(server: Running) -> None:
                 path, headers={"If-None-Match": answer.headers["etag"], "Accept-Encoding": encoding}
             )
             assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", answer.headers["etag"])
+        unpacked = await client.get(path, headers={"Accept-Encoding": "br, gzip; q=0"})
+        assert ("content-encoding" in unpacked.headers, unpacked.text) == (False, plain.text)
         other = await client.get("/static/000000000000/style.css")  # of a server of another version
         assert (other.status_code, other.headers["cache-control"], other.text) == (200, "no-cache", plain.text)
         for wrong in (

@@ -7,6 +7,7 @@ then the file of this one is given, and not kept.
 
 import gzip
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,8 @@ _MEDIA = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _NAMES = frozenset(path.name for path in _FOLDER.iterdir() if path.suffix in _MEDIA)
 PATH = "/static/{digest}/{file}"
 _DIGEST = 12
+#: In an Accept-Encoding: `gzip;q=0` says that it may not be.
+_TAKES_GZIP = re.compile(r"(?:^|,)\s*(?:x-)?gzip\s*(?!\s*;\s*q\s*=\s*0(?:\.0*)?\s*(?:,|$))(?:[,;]|$)")
 _FOR_EVER = "public, max-age=31536000, immutable"
 
 
@@ -41,7 +44,7 @@ def answer(request: Request, digest: str, name: str) -> Response:
     if name not in _NAMES:
         raise NotFound
     raw, packed, current = _content(name)
-    takes_packed = "gzip" in request.headers.get("accept-encoding", "")
+    takes_packed = bool(_TAKES_GZIP.search(request.headers.get("accept-encoding", "").lower()))
     etag = f'"{current[:32]}{"-gzip" if takes_packed else ""}"'
     headers = {
         "Cache-Control": _FOR_EVER if digest == current[:_DIGEST] else "no-cache",

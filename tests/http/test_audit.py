@@ -19,18 +19,22 @@ import asyncpg
 import httpx
 import pytest
 
+from kit.browser import Browser
 from kit.postgres import free_port
 from kit.serving import DATA, Running, running, state_bytes, until
 from terrapod_listener.link.client import Server as ListenerClient
 from terrapod_server.audit import actions
 from terrapod_server.audit.rules import Entry
 from terrapod_server.audit.writer import Writer
-from terrapod_server.commands import audit
+from terrapod_server.commands import accounts, audit
 from terrapod_server.config.load import load
+from terrapod_server.identity import actions as identity
+from terrapod_server.identity import sessions
 from terrapod_server.store.cipher import KeyRing
 from terrapod_shared import wire
 
 LOG = "/admin/audit-log"
+PASSWORD = "a heron stands in shallow water"
 PROGRAM = Path(sys.executable).parent / "terrapod-server"
 ENGINES = [wire.LocalEngine(tool="terraform", version="1.15.5", sha256="0" * 64)]
 
@@ -588,3 +592,17 @@ async def test_switched_off_it_records_nothing(database_url: str, tmp_path: Path
     async with running(tmp_path / "data", database_url, audit={"enabled": False}) as server:
         await server.workspace("quiet")
     assert await Sql(database_url).copy("audit_entry") == []
+
+
+async def test_what_is_ended_on_the_account_is_recorded_by_its_id(server: Running) -> None:
+    await accounts.make_user(server.services, "ann@example.org", PASSWORD, is_admin=False)
+    ann = await identity.user("ann@example.org")
+    ended, _ = await sessions.begin(ann, "local", (), "", "")
+    async with Browser(server.url) as browser:
+        await browser.sign_in("ann@example.org", PASSWORD)
+        await browser.submit(action="/account/sessions", session=ended.id)
+        await entry(server, path="/account/sessions", resource_type="sessions", resource_id=ended.id)
+        await identity.create_token(ann.id, "one")
+        await browser.open("/account")
+        await browser.submit(action="/account/tokens", token="tpod_a secret in the wrong field")
+        await entry(server, path="/account/tokens", resource_type="authentication-tokens", resource_id=None)

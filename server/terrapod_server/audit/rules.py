@@ -74,15 +74,20 @@ class Shape(NamedTuple):
     id: str  #: name of the path's parameter; empty where it names none
 
 
+#: Parameters of paths that name nothing of their own, but a part of what stands before them.
+_NO_THINGS = frozenset({"{org}", "{phase}", "{artifact}"})
+
+
 @functools.cache
 def shape(path: str, of: str) -> Shape:
     """`of` is the type of the endpoint's resource, or empty.
 
     `/workspaces/{workspace}/actions/lock` is about that workspace,
-    `/workspaces/{workspace}/runs` about a run that the path does not name.
+    `/workspaces/{workspace}/runs` about a run that the path does not name,
+    `/runs/{run}/{phase}/log` about that run.
     """
     parts = [part for part in path.split("/") if part] or ["pages"]
-    places = [place for place, part in enumerate(parts) if part.startswith("{") and part != "{org}"]
+    places = [place for place, part in enumerate(parts) if part.startswith("{") and part not in _NO_THINGS]
     if not places:
         return Shape(of or parts[2 if parts[0] == "api" else 0], "")
     last = places[-1]

@@ -19,7 +19,7 @@ from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.api.declare import Limit, Page, Recorded
 from terrapod_server.kit.caller import Access
 from terrapod_server.kit.http.forms import single
-from terrapod_shared import clock
+from terrapod_shared import clock, ids
 from terrapod_shared.errors import Invalid, NotFound, TerrapodError
 
 #: Of a person's API tokens, on one page.
@@ -124,10 +124,12 @@ async def account(call: Call) -> dict[str, Any]:
 async def end_sessions(call: Call) -> Response:
     """End one of the person's other sessions, or all of them."""
     session, user = await browser.own_session(call)
-    if call.form.get("session") == "others":
+    session_id = call.form.get("session", "")
+    call.about("sessions", session_id if ids.is_valid(session_id, "ses") else "")
+    if session_id == "others":
         await sessions.end_all(user.id, but=session.id)
         call.browser.say("All other sessions were ended.")
-    elif await sessions.end(call.form.get("session", ""), user.id):
+    elif await sessions.end(session_id[:40], user.id):
         call.browser.say("The session was ended.")
     else:
         call.browser.say("There is no such session; it may have ended already.")
@@ -139,7 +141,7 @@ async def end_token(call: Call) -> Response:
     """End one of the person's API tokens."""
     _, user = await browser.own_session(call)
     token_id = call.form.get("token", "")
-    call.about("authentication-tokens", token_id)
+    call.about("authentication-tokens", token_id if ids.is_valid(token_id, "at") else "")
     if not await actions.end_token(token_id, user.id):
         raise NotFound("there is no such token of yours; it may have been ended already")
     await call.services.authenticator.changed()

@@ -58,6 +58,10 @@ def test_every_change_is_recorded_but_what_listeners_do_all_the_time() -> None:
         ("/api/v2/runs", "runs", ("runs", "")),
         ("/api/v2/state-versions/{state_version}/download", "", ("state-versions", "state_version")),
         ("/api/v2/agent-pools/join", "", ("agent-pools", "")),
+        ("/api/v2/listeners/{listener}/runs/{run}", "", ("runs", "run")),
+        ("/api/v2/listeners/{listener}/runs/{run}/{artifact}", "", ("runs", "run")),
+        ("/api/v2/listeners/{listener}/runs/{run}/{phase}/log", "", ("runs", "run")),
+        ("/app/{org}/{workspace_name}/runs/{run}/logs/{phase}", "", ("runs", "run")),
         ("/oauth/token", "", ("oauth", "")),
     ],
 )

@@ -478,6 +478,35 @@ async def test_one_of_two_servers_is_killed_between_claim_and_delivery(postgres_
         assert words_of(tmp_path / "outlet-two", run) == ["create", "queue", "cancel"]
 
 
+async def test_a_server_that_is_paused_while_it_claims_leaves_another_its_connections(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """Of more outlets than a server has connections: its locks are what it leaves to the others."""
+    taken = Taken()
+    outlets = [taken.outlet(f"taken-{number}") for number in range(12)]
+    async with serving(postgres_url, tmp_path, *outlets) as server:
+        workspace = await ready(server)
+        paused = await outbox_of(postgres_url)
+        async with paused.transaction():
+            for outlet in outlets:
+                number = database.lock_number(f"outbox {outlet.name}")
+                await paused.execute("SELECT pg_advisory_xact_lock($1)", number)
+            async with asyncio.timeout(10):
+                for _ in range(3):
+                    await canceled(server, workspace)
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            assert await paused.fetchval(waiting) <= 2, "of ten connections"
+            assert taken.events == []
+            async with asyncio.timeout(8):
+                await server.services.outbox.stop()
+            left = [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("outbox ")]
+            assert left == [], "they would hold the server that ends"
+        await server.services.outbox.start(server.services)
+        await paused.close()
+        await taken.got(3 * 3 * len(outlets))
+        await until(is_empty)
+
+
 async def outbox_of(url: str) -> Any:
     import asyncpg  # noqa: PLC0415  as the server itself: only where there is PostgreSQL
 

@@ -50,6 +50,9 @@ _LAST_ID: Final = (1 << 63) - 1
 _AT_ONCE: Final = 1000
 #: An outlet that is away is logged once in so long, and not for each event.
 _REPEATED_S: Final = 60.0
+#: So many deliverers of a process claim at once, each on a connection that the requests do without: where another server
+#: is paused within a claim, they wait for it.
+_CLAIMING_MOST: Final = 2
 #: The database's clock and this process's do not tick together.
 _MARGIN_S: Final = 0.05
 
@@ -147,6 +150,7 @@ class Outbox:
         self._deliverers: list[_Deliverer] = []
         self._tables = (TABLE, *(claims.named(fan_out.name) for fan_out in self._fan_outs))
         self._said_at: dict[str, float] = {}
+        self._claiming = asyncio.Semaphore(_CLAIMING_MOST)
 
     async def add(self, events: Sequence[Event]) -> bool:
         """Writes a row for each outlet that wants an event, in the event's transaction; whether there was one.
@@ -234,8 +238,8 @@ class Outbox:
                 f"WITH one AS (SELECT 1) UPDATE {table} SET leased_until = 0 WHERE leased_until > 0 RETURNING id"  # noqa: S608
             )
         self._deliverers = [
-            *(_Deliverer(self._load, services, self._url, outlet) for outlet in self.outlets),
-            *(_Deliverer(self._load, services, self._url, fan_out) for fan_out in self._fan_outs),
+            *(_Deliverer(self._load, services, self._url, outlet, self._claiming) for outlet in self.outlets),
+            *(_Deliverer(self._load, services, self._url, fan_out, self._claiming) for fan_out in self._fan_outs),
         ]
         for each in self._deliverers:
             each.start(self._bus)
@@ -283,8 +287,10 @@ class _Deliverer:
         services: Any,
         url: str,
         to: Outlet | FanOut,
+        claiming: asyncio.Semaphore,
     ) -> None:
         self._load, self._services, self._url, self._to = load, services, url, to
+        self._claiming = claiming
         self._name = to.name
         self._table = TABLE if isinstance(to, Outlet) else to.name
         self._most_here = to.most if isinstance(to, Outlet) else to.most_here
@@ -304,7 +310,10 @@ class _Deliverer:
         if self._woken is not None:
             self._woken.wake()
         if self._loop is not None:
-            await asyncio.wait([self._loop], timeout=_PATIENCE_S)
+            _, late = await asyncio.wait([self._loop], timeout=_PATIENCE_S)
+            for loop in late:  # it waits for a server that is paused within a claim, or for a database that is
+                loop.cancel()
+                await asyncio.wait(late, timeout=0.5)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_PATIENCE_S)
         left = dict(self._tasks)
@@ -379,7 +388,7 @@ class _Deliverer:
                 ORDER BY w.id LIMIT {_LOOK_MOST}
             ) AS first
         """  # noqa: S608  our own name
-        async with _one_claimer(f"{self._table} {outlet}"):
+        async with self._claiming, _one_claimer(f"{self._table} {outlet}"):
             found = (await database.query(look, [outlet]))[0]
             room = min(free, self._to.most - found["leased"])
             if room <= 0 or not found["due"]:

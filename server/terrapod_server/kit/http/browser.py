@@ -34,7 +34,7 @@ class Browser:
     """One browser's request, and the cookies of the answer. `base` is how our URLs begin for it."""
 
     def __init__(self, request: Request, signer: Signer, base: str) -> None:
-        self._request, self._signer = request, signer
+        self._headers, self._cookies, self._signer = request.headers, request.cookies, signer
         self._base = urlsplit(base)
         self.is_secure = self._base.scheme == "https"
         self.session = self.cookie(SESSION)  #: the session's token, or nothing
@@ -59,7 +59,7 @@ class Browser:
 
     def check_site(self) -> None:
         """Raises Forbidden for a request that a page of another site has made."""
-        headers = self._request.headers
+        headers = self._headers
         site, origin = headers.get("sec-fetch-site"), headers.get("origin")
         if site is not None:  # the browser's own word: it also knows which address it has really called
             if site not in ("same-origin", "none"):
@@ -75,12 +75,12 @@ class Browser:
             parts = urlsplit(origin)
         except ValueError:
             return False
-        hosts = {self._base.netloc, self._request.headers.get("host", "")} - {""}
+        hosts = {self._base.netloc, self._headers.get("host", "")} - {""}
         return parts.netloc in hosts and parts.scheme in ("https", self._base.scheme)
 
     def check_form(self, form: Mapping[str, str]) -> None:
         """Raises Forbidden for a form that was not made for this browser in this session."""
-        shown = form.get(CSRF) or self._request.headers.get(CSRF_HEADER, "")
+        shown = form.get(CSRF) or self._headers.get(CSRF_HEADER, "")
         try:
             is_ours = self._signer.check("form", shown) == self._bound()
         except NotFound:
@@ -119,7 +119,7 @@ class Browser:
         return response
 
     def cookie(self, name: str) -> str:
-        return self._request.cookies.get(f"__Host-{name}" if self.is_secure else name, "")
+        return self._cookies.get(f"__Host-{name}" if self.is_secure else name, "")
 
     def set(self, response: Response, name: str, value: str, max_age: int | None = None) -> None:
         """A cookie for this host; with `max_age` 0 it goes."""

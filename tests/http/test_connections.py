@@ -271,6 +271,28 @@ async def test_nothing_is_left_of_one_who_goes_in_the_middle_of_an_answer(tmp_pa
         gc.enable()
 
 
+async def test_nothing_is_left_of_those_who_close_before_their_answer(tmp_path: Path) -> None:
+    """The error of such a connection came of another one, whose frames held it too."""
+
+    def ask(port: int) -> None:
+        context = ssl._create_unverified_context()
+        for _ in range(50):
+            with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain) as wrapped:
+                wrapped.sendall(get("/"))
+
+    async def is_nothing_left() -> bool:
+        return not any(type(found) is Exchange for found in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with served(tmp_path) as app:
+            await asyncio.to_thread(ask, app.port)
+            await until(is_nothing_left)
+    finally:
+        gc.enable()
+
+
 async def test_an_answer_that_is_read_slowly_is_not() -> None:
     async with served(unread_s=0.5) as app:
         reader, writer = await app.open(get("/large"))

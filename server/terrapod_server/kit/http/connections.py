@@ -179,8 +179,11 @@ class Exchange(TCPServer):
         try:
             await super().run()
         finally:
-            if (error := self.reader.exception()) is not None:  # its frames hold the writer, and by that the reader
+            error: BaseException | None = self.reader.exception()
+            while error is not None:  # its frames, and those of what it came of, hold the writer and so the reader
+                earlier, error.__context__, error.__cause__ = error.__context__, None, None
                 error.with_traceback(None)
+                error = earlier
             for name in ("reader", "writer", "protocol", "_task_group"):  # nobody holds buffers by what is left of this
                 self.__dict__.pop(name, None)
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -43,7 +45,12 @@ async def serve(host: str, number: int, ask: Ask) -> asyncio.Server:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    return await asyncio.start_server(answered, host, number, limit=_HEAD_MOST)
+    try:
+        return await asyncio.start_server(answered, host, number, limit=_HEAD_MOST)
+    except OSError as error:
+        if error.errno is None:  # Python 3.13 says so where the host has none of the addresses
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL)) from error
+        raise
 
 
 async def _response(reader: asyncio.StreamReader, ask: Ask) -> bytes:

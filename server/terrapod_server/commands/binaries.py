@@ -10,7 +10,7 @@ import click
 from terrapod_server import app
 from terrapod_server.commands import options
 from terrapod_server.config.settings import Config
-from terrapod_server.engines import actions as mirror
+from terrapod_server.engines import actions as engine_cache
 from terrapod_shared.errors import TerrapodError
 
 
@@ -27,7 +27,7 @@ async def import_all(
     async with app.opened(config) as built:
         for file in files:
             try:
-                engine = await mirror.import_zip(
+                engine = await engine_cache.import_zip(
                     built.services, file, sums=sums, signature=signature, unsigned=unsigned
                 )
             except TerrapodError as error:

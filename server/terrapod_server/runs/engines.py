@@ -9,7 +9,7 @@ few seconds, since a site may answer again and a cache may be filled.
 import logging
 from typing import Any, Final
 
-from terrapod_server.engines import actions as mirror
+from terrapod_server.engines import actions as engine_cache
 from terrapod_server.engines import rules
 from terrapod_server.engines.actions import Settled
 from terrapod_server.kit.db import database
@@ -34,7 +34,9 @@ _WAITING: Final = tuple(
 async def settle(services: Services, pool_id: str, tool: str, wanted: str, patience_s: float = PATIENCE_S) -> Settled:
     """The engine for a run that is made now. Raises Invalid."""
     local, is_anybody_there = await services.ask(ports.POOLS).local_engines(pool_id)
-    return await mirror.settle(services, tool, wanted, local, may_come=not is_anybody_there, patience_s=patience_s)
+    return await engine_cache.settle(
+        services, tool, wanted, local, may_come=not is_anybody_there, patience_s=patience_s
+    )
 
 
 def note_waiting(change: Change, run: Run, why: str) -> None:

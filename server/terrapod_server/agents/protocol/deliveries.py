@@ -15,7 +15,7 @@ from terrapod_server.agents.late import actions as late
 from terrapod_server.agents.model import Listener
 from terrapod_server.agents.protocol import auth, claiming, dispatch, work
 from terrapod_server.configs import actions as configs
-from terrapod_server.engines import actions as mirror
+from terrapod_server.engines import actions as engine_cache
 from terrapod_server.kit.api import parse
 from terrapod_server.kit.api.call import Call
 from terrapod_server.kit.caller import Principal
@@ -433,5 +433,5 @@ async def get_artifact(call: Call) -> Response:
 
 async def get_engine(call: Call) -> Response:
     """The zip of an engine; fetched and verified first where it is not in the cache."""
-    row = await mirror.ensure(call.services, *(call.path[name] for name in ("tool", "version", "os", "arch")))
-    return await call.stored(mirror.key_of(row), _BYTES, row.size, {wire.DIGEST_HEADER: row.sha256})
+    row = await engine_cache.ensure(call.services, *(call.path[name] for name in ("tool", "version", "os", "arch")))
+    return await call.stored(engine_cache.key_of(row), _BYTES, row.size, {wire.DIGEST_HEADER: row.sha256})

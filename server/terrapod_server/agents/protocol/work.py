@@ -7,7 +7,7 @@ import msgspec
 
 from terrapod_server.agents.model import Listener
 from terrapod_server.configs import actions as configs
-from terrapod_server.engines import actions as mirror
+from terrapod_server.engines import actions as engine_cache
 from terrapod_server.kit.services import Services
 from terrapod_server.runs import actions as runs
 from terrapod_server.runs import leases, logs, waited
@@ -82,11 +82,11 @@ def _state_ref(state: states.Row) -> wire.StateRef:
 
 async def _engine(services: Services, listener: Listener, run: runs.Row) -> wire.Engine:
     tool: Literal["terraform", "tofu"] = "tofu" if run.engine_tool == "tofu" else "terraform"
-    mirror.check_floor(services, tool, run.engine_version)  # it may have risen since the run was made
+    engine_cache.check_floor(services, tool, run.engine_version)  # it may have risen since the run was made
     for entry in listener.local_engines:
         if (entry["tool"], entry["version"]) == (tool, run.engine_version):
             return wire.Engine(tool=tool, version=run.engine_version, sha256=entry["sha256"], local=True)
-    row = await mirror.ensure(services, tool, run.engine_version, listener.os, listener.arch)
+    row = await engine_cache.ensure(services, tool, run.engine_version, listener.os, listener.arch)
     return wire.Engine(tool=tool, version=run.engine_version, sha256=row.sha256)
 
 
